@@ -1,0 +1,37 @@
+"""edgeprune: vision-language models with debiased visual-token pruning inside the graph.
+
+    import edgeprune
+
+    edgeprune.export("llava-hf/llava-1.5-7b-hf", keep=0.3, output="bundle")
+    model = edgeprune.load("bundle")
+    print(model.generate("What is in the picture?", images=["street.jpg"]).text)
+
+Importing this package loads the standard library alone; every name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Heavy packages stay unloaded until a name is used.
+_PUBLIC = {
+    "load": "edgeprune.runtime",
+    "inspect": "edgeprune.bundle",
+    "EdgepruneError": "edgeprune.errors",
+    "BiasCurve": "edgeprune.curves",
+    "PruningPlan": "edgeprune.plans",
+    "Manifest": "edgeprune.manifest",
+}
+
+__all__ = ["BiasCurve", "EdgepruneError", "Manifest", "PruningPlan", "__version__", "export", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")

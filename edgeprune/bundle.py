@@ -1,0 +1,206 @@
+"""Reading and writing bundles.
+
+A bundle is a folder. It is written to a temporary sibling and renamed when complete, so a killed export
+leaves no half bundle and an earlier one is replaced only by a finished one. Reading checks the schema,
+refuses paths that leave the folder, and compares sizes and SHA-256 sums.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from edgeprune.errors import BundleError, OutputError
+from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
+
+_CHUNK = 1 << 22
+
+Progress = Callable[[int], None]
+
+
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
+    """SHA-256 of a file as 64 hex digits, read in chunks; `progress` is told the bytes of each chunk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if progress:
+                progress(len(chunk))
+    return digest.hexdigest()
+
+
+def copy_with_sha256(source: Path, target: Path, progress: Progress | None = None) -> FileEntry:
+    """Copies a file and hashes it in the same pass, in constant memory."""
+    digest = hashlib.sha256()
+    size = 0
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+            if progress:
+                progress(len(chunk))
+    return FileEntry(path=target.name, bytes=size, sha256=digest.hexdigest())
+
+
+@contextmanager
+def writing_to(output: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends without an error.
+
+    Raises:
+        OutputError: `output` exists and `force` is not set, cannot be written, or the disk is full.
+    """
+    output = Path(os.path.abspath(output))
+    if output.exists() or output.is_symlink():
+        if not force:
+            raise OutputError(f"{output} exists already: name another folder, or add --force to replace it")
+        if not (output / MANIFEST_NAME).is_file() and not (output.is_dir() and not any(output.iterdir())):
+            raise OutputError(
+                f"{output} exists and is not a bundle (it has no {MANIFEST_NAME}): --force replaces bundles only"
+            )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output.parent} cannot be written to ({error.strerror}): choose another -o") from error
+    try:
+        try:
+            yield scratch
+            # mkdtemp makes the folder private; a bundle is an ordinary folder.
+            scratch.chmod(0o777 & ~_umask())
+            _put_in_place(scratch, output)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputError(
+                    f"the disk of {output.parent} is full: free some space or choose another -o"
+                ) from error
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _put_in_place(scratch: Path, output: Path) -> None:
+    """Renames `scratch` to `output`; what stood there is removed only after the rename has succeeded."""
+    if not output.exists():
+        scratch.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+    output.rename(old / output.name)
+    try:
+        scratch.rename(output)
+    except OSError:
+        (old / output.name).rename(output)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def need_space(folder: Path, wanted: int) -> None:
+    """Raises OutputError when the disk of `folder` has less than `wanted` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise OutputError(
+            f"the disk of {folder} is full: {wanted / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free: "
+            "free some space or choose another -o"
+        )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `edgeprune.json` into `folder`, atomically."""
+    temporary = folder / f".{MANIFEST_NAME}.partial"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST_NAME)
+
+
+def read_manifest(folder: str | os.PathLike[str], check: str = "sizes", progress: Progress | None = None) -> Manifest:
+    """Reads and checks the manifest of a bundle.
+
+    Args:
+        folder: the bundle.
+        check: "sizes" compares every file's size (instant); "hashes" also compares SHA-256 sums.
+        progress: told the bytes hashed so far, chunk by chunk.
+
+    Raises:
+        BundleError: not a bundle; written by a newer version; a file is missing, altered or truncated; a
+            path leaves the folder.
+    """
+    root = Path(folder)
+    path = root / MANIFEST_NAME
+    if not root.is_dir():
+        raise BundleError(f"{root} is not a folder: expected a bundle, as `edgeprune export -o DIR` writes it")
+    if not path.is_file():
+        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; `edgeprune export` writes one")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{path} names no schema_version: it is not an edgeprune manifest; export again")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema {version}, written by a newer edgeprune; this one reads up to {SCHEMA_VERSION}: "
+            "upgrade edgeprune, or export again with this version"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path} is not valid at {where}: {first['msg']}; export the bundle again") from error
+    _check_files(root, manifest, check == "hashes", progress)
+    return manifest
+
+
+def _check_files(root: Path, manifest: Manifest, hashes: bool, progress: Progress | None) -> None:
+    listed = {entry.path for entry in manifest.files}
+    for name in _named_files(manifest):
+        if name not in listed:
+            raise BundleError(f"{root / MANIFEST_NAME} names the file {name} but does not list it: export again")
+    for entry in manifest.files:
+        file = inside(root, entry.path)
+        if not file.is_file():
+            raise BundleError(f"the bundle {root} lacks {entry.path}: copy the whole folder, or export again")
+        size = file.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(
+                f"{file} has {size} bytes and should have {entry.bytes}: it is truncated or altered; copy it again"
+            )
+        if hashes and sha256_of(file, progress) != entry.sha256:
+            raise BundleError(f"{file} does not match its SHA-256 sum: it was altered; copy it again")
+
+
+def _named_files(manifest: Manifest) -> list[str]:
+    names = [manifest.language.file, manifest.vision.file, manifest.prompt.tokenizer]
+    if manifest.prompt.chat_template:
+        names.append(manifest.prompt.chat_template)
+    return names
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root / relative`, refused where it would leave the bundle.
+
+    Raises:
+        BundleError: the path is absolute, climbs out of the folder, or is a link that leads out.
+    """
+    pure = PurePosixPath(relative)
+    path = root / pure
+    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or not relative
+    if leaves or not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"the bundle {root} names a path outside its folder ({relative!r}): do not use it")
+    return path

@@ -1,0 +1,148 @@
+"""The bundle's manifest `edgeprune.json`: everything a runtime needs to know, in one checked schema."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgeprune.curves import BiasCurve
+from edgeprune.plans import PruningPlan
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "edgeprune.json"
+
+DType = Literal["fp32", "fp16", "bf16"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Part):
+    """One input or output of a graph. A string in `shape` names a dynamic axis."""
+
+    name: str
+    dtype: Literal["float32", "float16", "bfloat16", "int64"]
+    shape: tuple[int | str, ...]
+
+
+class GraphSpec(_Part):
+    """One ONNX file and its interface."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class CacheGroup(_Part):
+    """Decoder layers `first` to `last` (inclusive), whose key/value caches share one length."""
+
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+
+
+class ModelInfo(_Part):
+    """What was exported. Sizes are in elements, counts of layers and heads as in the model's config."""
+
+    family: str
+    architecture: str
+    text_model: str
+    source: str
+    dtype: DType
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+
+
+class Preprocessing(_Part):
+    """How a picture becomes `pixel_values` [images, 3, height, width] and its visual tokens.
+
+    The steps run in the order of the fields. `resize` is either to a fixed (height, width) or so that the
+    shortest edge has a given length; `pad_to_square` letterboxes with `pad_color` before resizing.
+    `resample` is Pillow's filter number (0 nearest, 1 lanczos, 2 bilinear, 3 bicubic).
+    """
+
+    pad_to_square: bool = False
+    pad_color: tuple[int, int, int] = (0, 0, 0)
+    resize_shortest_edge: int | None = None
+    resize_to: tuple[int, int] | None = None
+    resample: int = 3
+    center_crop: tuple[int, int] | None = None
+    rescale_factor: float | None = 1 / 255
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class PaddingMask(_Part):
+    """How the padding mask is made of a picture's size; `none` marks every token as valid."""
+
+    kind: Literal["none", "share", "bilinear"]
+    threshold: float = 0.5
+
+
+class Prompt(_Part):
+    """Tokens and template of a prompt. `tokenizer` and `chat_template` name files of the bundle."""
+
+    tokenizer: str
+    chat_template: str | None
+    image_token: str
+    image_token_id: int
+    pad_token_id: int
+    bos_token: str | None = None
+    eos_token: str | None = None
+    eos_token_ids: tuple[int, ...]
+
+
+class FileEntry(_Part):
+    """A file of the bundle, by its path relative to the bundle's folder."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Check(_Part):
+    """One figure of the comparison with the original model."""
+
+    name: str
+    value: float
+    limit: float
+
+
+class Verification(_Part):
+    """What the export's comparison with the original model found; `skipped` says why it did not run."""
+
+    checks: tuple[Check, ...] = ()
+    skipped: str | None = None
+
+
+class Manifest(_Part):
+    """The root of `edgeprune.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    edgeprune_version: str
+    opset: int
+    model: ModelInfo
+    plan: PruningPlan
+    curve: BiasCurve | None
+    padding_mask: PaddingMask
+    language: GraphSpec
+    vision: GraphSpec
+    cache_groups: tuple[CacheGroup, ...]
+    max_visual_tokens: int
+    preprocessing: Preprocessing
+    prompt: Prompt
+    verification: Verification = Verification(skipped="not run")
+    files: tuple[FileEntry, ...] = ()
