@@ -1,0 +1,250 @@
+"""Which visual tokens are kept: the reference that every back end is compared with.
+
+A token's score is multiplied by its bias curve weight and its padding mask, the best K tokens of each
+prompt are kept, and they stay in their original order beside all text tokens (arXiv 2508.17807).
+
+Every back end follows the same total order, so that the same tokens are kept everywhere:
+
+1. a valid token with a number, the larger product first (+inf is the largest number);
+2. a valid token whose product is NaN or -inf, as if it were the lowest finite float32;
+3. a padded token, whatever its score.
+
+Within each of these, equal products go to the lower index. A valid token whose attention underflowed
+to 0 therefore still beats every padded one, which a plain product with the mask would leave to chance.
+K depends on V and the keep ratio alone, as a compiled engine needs it; where fewer than K tokens are
+valid, padded ones fill the remaining places, lowest index first, and `Selection.padded_kept` counts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from edgeprune.errors import InputError
+
+_LOWEST = np.finfo(np.float32).min
+_WHOLE = 10_000
+
+
+def keep_per_10000(keep: float | str) -> int:
+    """The keep ratio as the exact integer that the graph carries, so that every back end rounds alike.
+
+    Args:
+        keep: the share kept, 0 < keep <= 1, as a number or as text.
+
+    Returns:
+        The nearest number of ten-thousandths, halves rounded up, at least 1: 3000 for 0.3.
+
+    Raises:
+        InputError: not a number, NaN, or outside the range.
+    """
+    # Decimal reads 0.00015 as it was written; the binary float lies a little beside the half.
+    try:
+        share = Decimal(keep.strip() if isinstance(keep, str) else repr(float(keep)))
+    except (InvalidOperation, TypeError, ValueError, OverflowError):
+        share = Decimal("NaN")
+    if isinstance(keep, bool) or share.is_nan():
+        raise InputError(
+            f"the keep ratio is {keep!r}: expected a number above 0 and at most 1; give the share of visual "
+            "tokens to keep, for example 0.3"
+        )
+    if not 0 < share <= 1:
+        hint = f"{share / 100} keeps {share} %" if 1 < share <= 100 else "give a share, for example 0.3"
+        raise InputError(f"the keep ratio is {keep}: expected a number above 0 and at most 1; {hint}")
+    return max(1, int((share * _WHOLE).to_integral_value(ROUND_HALF_UP)))
+
+
+def kept_count(visual_tokens: int, keep: int) -> int:
+    """K, the number of visual tokens kept of V.
+
+    K = (2 * V * keep + 10000) // 20000, which is keep * V rounded half up in integers, and at least 1
+    where V > 0. Never more than V. 0 for V = 0.
+
+    Args:
+        visual_tokens: V >= 0.
+        keep: the keep ratio in ten-thousandths, from `keep_per_10000`.
+
+    Raises:
+        InputError: V is negative, or keep is not an integer from 1 to 10000.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or not 1 <= keep <= _WHOLE:
+        raise InputError(
+            f"keep is {keep!r}: expected an integer from 1 to {_WHOLE}, in ten-thousandths; "
+            "keep_per_10000() makes one of a share"
+        )
+    if visual_tokens < 0:
+        raise InputError(
+            f"the number of visual tokens is {visual_tokens}: expected 0 or more; check the grid"
+        )
+    if visual_tokens == 0:
+        return 0
+    # Python integers: a NumPy one could be too narrow for the product.
+    return max(1, (2 * int(visual_tokens) * int(keep) + _WHOLE) // (2 * _WHOLE))
+
+
+def effective_score(
+    score_v: NDArray[np.float32], visual_valid: NDArray[np.float32], bias_curve: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The debiased score, in float32: (score * w) * m, multiplied in this order.
+
+    NaN and -inf become the lowest finite float32; then padded tokens (m = 0) become -inf. The order of
+    the result is the one of the module's description. Formula: arXiv 2508.17807.
+
+    Args:
+        score_v: float32 [B, V], attention paid to each visual token.
+        visual_valid: float32 [B, V], the padding mask: 1 shows the picture, 0 is padding.
+        bias_curve: float32 [at least V]; the first V weights are used.
+
+    Returns:
+        float32 [B, V], free of NaN.
+
+    Raises:
+        InputError: a dtype or a shape is another, or the curve is shorter than V.
+    """
+    _check("score_v", score_v, np.float32, (None, None))
+    _check("visual_valid", visual_valid, np.float32, score_v.shape)
+    _check("bias_curve", bias_curve, np.float32, (None,))
+    visual = score_v.shape[1]
+    if len(bias_curve) < visual:
+        raise InputError(
+            f"the bias curve has {len(bias_curve)} weights for {visual} visual tokens: expected one each; "
+            f"make it with at least {visual} tokens"
+        )
+    with np.errstate(all="ignore"):  # what overflow and inf * 0 give is defined below
+        product = (score_v * bias_curve[:visual]) * visual_valid
+    product = np.where(np.isnan(product) | np.isneginf(product), _LOWEST, product)
+    return np.where(visual_valid == 0, np.float32(-np.inf), product).astype(np.float32)
+
+
+def select_visual(
+    score_v: NDArray[np.float32],
+    visual_valid: NDArray[np.float32],
+    bias_curve: NDArray[np.float32],
+    keep: int,
+) -> NDArray[np.int64]:
+    """The kept visual tokens: the top K of the effective score, equal ones to the lower index.
+
+    Args:
+        score_v, visual_valid, bias_curve: as for `effective_score`.
+        keep: the keep ratio in ten-thousandths.
+
+    Returns:
+        int64 [B, K], for each prompt ascending indices into its visual tokens (0..V-1).
+
+    Raises:
+        InputError: as `effective_score` and `kept_count`.
+    """
+    effective = effective_score(score_v, visual_valid, bias_curve)
+    kept = kept_count(effective.shape[1], keep)
+    # Negated, because only an ascending sort is stable towards the lower index.
+    best = np.argsort(-effective, axis=1, kind="stable")[:, :kept]
+    return np.sort(best, axis=1).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What one pruning stage keeps, of S positions with V visual tokens among them; S' = S - V + K.
+
+    Attributes:
+        kept_index: int64 [B, S'], ascending positions kept: all text tokens and K visual ones.
+        kept_visual: int64 [B, K], the kept ones of the visual tokens, ascending in 0..V-1.
+        padded_kept: int64 [B], how many of the kept visual tokens are padding.
+    """
+
+    kept_index: NDArray[np.int64]
+    kept_visual: NDArray[np.int64]
+    padded_kept: NDArray[np.int64]
+
+
+def select(
+    score: NDArray[np.float32],
+    visual_index: NDArray[np.int64],
+    visual_valid: NDArray[np.float32],
+    bias_curve: NDArray[np.float32],
+    keep: int,
+) -> Selection:
+    """One pruning stage. V = 0, as in every decode step, keeps everything.
+
+    Args:
+        score: float32 [B, S], attention the scoring rows pay each position.
+        visual_index: int64 [B, V], positions of the visual tokens, ascending and unique in each row.
+        visual_valid: float32 [B, V], the padding mask.
+        bias_curve: float32 [at least V]; all ones where the stage is not debiased.
+        keep: the keep ratio in ten-thousandths.
+
+    Raises:
+        InputError: a dtype or a shape is another, the curve is shorter than V, a position is outside
+            0..S-1, or positions do not ascend.
+    """
+    _check("score", score, np.float32, (None, None))
+    batch, sequence = score.shape
+    _check("visual_index", visual_index, np.int64, (batch, None))
+    outside = visual_index[(visual_index < 0) | (visual_index >= sequence)]
+    if outside.size:
+        raise InputError(
+            f"visual_index holds {outside[0]} for a sequence of {sequence}: expected positions from 0 to "
+            f"{sequence - 1}; count them within the sequence that is scored"
+        )
+    if (np.diff(visual_index, axis=1) <= 0).any():
+        raise InputError(
+            "visual_index does not ascend: expected each prompt's positions in order and without repeats; "
+            "sort them and remove repeats"
+        )
+    visual = visual_index.shape[1]
+    kept_visual = select_visual(
+        np.take_along_axis(score, visual_index, axis=1), visual_valid, bias_curve, keep
+    )
+    stays = np.ones((batch, sequence), dtype=bool)
+    np.put_along_axis(stays, visual_index, False, axis=1)
+    np.put_along_axis(stays, np.take_along_axis(visual_index, kept_visual, axis=1), True, axis=1)
+    kept_index = np.nonzero(stays)[1].reshape(batch, sequence - visual + kept_visual.shape[1])
+    padded = np.take_along_axis(visual_valid, kept_visual, axis=1) == 0
+    return Selection(kept_index.astype(np.int64), kept_visual, padded.sum(axis=1, dtype=np.int64))
+
+
+def random_visual(
+    rng: np.random.Generator, visual_valid: NDArray[np.float32], keep: int, among_content: bool
+) -> NDArray[np.int64]:
+    """A random selection of the same size, the baseline that a method has to beat.
+
+    Args:
+        rng: the source of randomness; the same state gives the same selection.
+        visual_valid: float32 [B, V], the padding mask.
+        keep: the keep ratio in ten-thousandths.
+        among_content: draw from the valid tokens, so that the comparison with a padding mask is fair; where
+            they are fewer than K all are kept, and padded ones fill up, lowest index first. Otherwise draw
+            from all tokens, padding included.
+
+    Returns:
+        int64 [B, K], ascending, drawn uniformly without replacement.
+
+    Raises:
+        InputError: a dtype or a shape is another, or keep is out of range.
+    """
+    _check("visual_valid", visual_valid, np.float32, (None, None))
+    batch, visual = visual_valid.shape
+    kept = kept_count(visual, keep)
+    chosen = np.empty((batch, kept), dtype=np.int64)
+    for row, valid in enumerate(visual_valid):
+        pool = np.flatnonzero(valid != 0) if among_content else np.arange(visual)
+        drawn = rng.choice(pool, size=min(kept, len(pool)), replace=False)
+        filling = np.flatnonzero(valid == 0)[: kept - len(drawn)]
+        chosen[row] = np.sort(np.concatenate([drawn, filling]))
+    return chosen
+
+
+def _check(name: str, array: NDArray[np.generic], dtype: DTypeLike, shape: tuple[int | None, ...]) -> None:
+    """Refuses an array of another dtype or shape; None in `shape` stands for any size."""
+    fits = array.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype == dtype and fits:
+        return
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise InputError(
+        f"{name} is {array.dtype} {list(array.shape)}: expected {np.dtype(dtype)} [{sizes}]; "
+        "convert it, or pass it with its axes in this order"
+    )
