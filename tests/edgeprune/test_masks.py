@@ -129,15 +129,15 @@ def test_a_share_on_the_threshold_is_valid_and_above_it_is_padding() -> None:
     assert letterbox_valid(400, 299, (4, 4), 336, 0.5)[:4].tolist() == [0] * 4
 
 
-def test_the_default_threshold_is_one_half() -> None:
-    for size in ((4, 3), (400, 299), (640, 427)):
-        np.testing.assert_array_equal(
-            letterbox_valid(*size, (24, 24), 336), letterbox_valid(*size, (24, 24), 336, 0.5)
-        )
-        np.testing.assert_array_equal(
-            letterbox_valid_bilinear(*size, (24, 24), 336),
-            letterbox_valid_bilinear(*size, (24, 24), 336, 0.5),
-        )
+@RULES
+def test_the_default_threshold_is_one_half(rule: Any) -> None:
+    def masks(*threshold: float) -> list[list[float]]:
+        # Pictures of every height: among them are shares just below and just above one half.
+        return [rule(199, height, (24, 24), 199, *threshold).tolist() for height in range(1, 199)]
+
+    assert masks() == masks(0.5)
+    assert masks() != masks(0.45)
+    assert masks() != masks(0.55)
 
 
 def test_a_picture_thinner_than_a_cell_counts_padding_of_both_sides() -> None:
