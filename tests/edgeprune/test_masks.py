@@ -132,8 +132,9 @@ def test_a_share_on_the_threshold_is_valid_and_above_it_is_padding() -> None:
 @RULES
 def test_the_default_threshold_is_one_half(rule: Any) -> None:
     def masks(*threshold: float) -> list[list[float]]:
-        # Pictures of every height: among them are shares just below and just above one half.
-        return [rule(199, height, (24, 24), 199, *threshold).tolist() for height in range(1, 199)]
+        # Every height at two sides: among them are values just below and just above one half.
+        sizes = [(side, height) for side in (185, 199) for height in range(1, side)]
+        return [rule(*size, (24, 24), size[0], *threshold).tolist() for size in sizes]
 
     assert masks() == masks(0.5)
     assert masks() != masks(0.45)
