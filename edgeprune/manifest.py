@@ -93,7 +93,10 @@ class PaddingMask(_Part):
 
 
 class Prompt(_Part):
-    """Tokens and template of a prompt. `tokenizer` and `chat_template` name files of the bundle."""
+    """Tokens and template of a prompt. `tokenizer` and `chat_template` name files of the bundle.
+
+    `template_variables` holds further special tokens that the chat template reads by name (`unk_token`).
+    """
 
     tokenizer: str
     chat_template: str | None
@@ -103,6 +106,7 @@ class Prompt(_Part):
     bos_token: str | None = None
     eos_token: str | None = None
     eos_token_ids: tuple[int, ...]
+    template_variables: dict[str, str] = {}
 
 
 class FileEntry(_Part):
