@@ -1,0 +1,353 @@
+"""A model's image processor and tokenizer, as the bundle's preprocessing and prompt.
+
+What the runtime cannot reproduce exactly is refused here by name, never approximated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.manifest import PaddingMask, Preprocessing, Prompt
+
+TOKENIZER_NAME = "tokenizer.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What an image processor class does where its JSON says nothing; null there means none, or no."""
+
+    size: dict[str, int]
+    crop_size: dict[str, int] | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    # LLaVA's own class letterboxes before it resizes; elsewhere do_pad means something else.
+    can_letterbox: bool = False
+
+
+_CLIP_CROP = {"height": 224, "width": 224}
+_SUPPORTED = {
+    "CLIPImageProcessor": _Defaults({"shortest_edge": 224}, _CLIP_CROP, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "LlavaImageProcessor": _Defaults(
+        {"shortest_edge": 224}, _CLIP_CROP, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, can_letterbox=True
+    ),
+    "SiglipImageProcessor": _Defaults(
+        {"height": 224, "width": 224}, None, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    ),
+}
+_WHAT_WORKS = (
+    f"Supported: {', '.join(_SUPPORTED)}, with a fixed output size; resampling "
+    f"{', '.join(_RESAMPLING.values())}; padding to a square by LlavaImageProcessor"
+)
+
+# The published padding masks by method (see `edgeprune.masks`); every other method takes FastV's.
+_MASKS = {
+    "pyramiddrop": PaddingMask(kind="share", threshold=0.01),
+    "sparsevlm": PaddingMask(kind="bilinear", threshold=0.5),
+}
+
+
+def read_preprocessing(folder: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> Preprocessing:
+    """The preprocessing of a model folder, from processor_config.json or preprocessor_config.json.
+
+    Args:
+        folder: the model, in Hugging Face's layout.
+        image_size: (height, width) of the vision tower's input.
+        grid: (rows, cols) of visual tokens per picture.
+
+    Raises:
+        InputError: there is no such file, or it is not valid.
+        UnsupportedModelError: a class or a setting that cannot be reproduced exactly.
+    """
+    raw = _image_processor_json(folder)
+    name = _class_name(raw)
+    if name not in _SUPPORTED:
+        raise UnsupportedModelError(f"the image processor {name} is not supported. {_WHAT_WORKS}")
+    defaults = _SUPPORTED[name]
+    pads = bool(raw.get("do_pad", False))
+    if pads and not defaults.can_letterbox:
+        raise _unsupported(f"do_pad of {name}")
+    resizes, rescales, normalizes = (
+        bool(raw.get(f"do_{step}", True)) for step in ("resize", "rescale", "normalize")
+    )
+    crops = bool(raw.get("do_center_crop", defaults.crop_size is not None))
+    resample = raw.get("resample", 3)
+    if resizes and not (isinstance(resample, int) and resample in _RESAMPLING):
+        raise _unsupported(f"resample {resample!r}")
+    size = raw.get("size", defaults.size)
+    if isinstance(size, int):
+        # A bare number is the shortest edge, unless the file says that it stands for a square.
+        square = raw.get("default_to_square", False)
+        size = {"height": size, "width": size} if square else {"shortest_edge": size}
+    by_edge = isinstance(size, dict) and set(size) == {"shortest_edge"}
+    mean = raw.get("image_mean", defaults.mean)
+    spec = Preprocessing(
+        pad_to_square=pads,
+        pad_color=_pad_color(mean) if pads and mean is not None else (0, 0, 0),
+        resize_shortest_edge=_positive("size", size["shortest_edge"]) if resizes and by_edge else None,
+        resize_to=_height_width("size", size) if resizes and not by_edge else None,
+        resample=resample if resizes else 3,
+        center_crop=_height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
+        rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)) if rescales else None,
+        mean=_channels("image_mean", mean) if normalizes else None,
+        std=_std(raw.get("image_std", defaults.std)) if normalizes else None,
+        image_size=image_size,
+        grid=grid,
+    )
+    _check_output(spec)
+    return spec
+
+
+def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
+    """Writes the tokenizer and the chat template into a bundle, and describes them.
+
+    The tokenizer is written as transformers loads it, which adds what tokenizer_config.json says to what
+    tokenizer.json says.
+
+    Args:
+        folder: the model, in Hugging Face's layout.
+        config: the model's config, with `image_token_id`.
+        into: the bundle being written.
+
+    Raises:
+        InputError: the folder has no tokenizer.json, or it or a file beside it is not valid; the image
+            token of processor and config differ; there is no end-of-sequence token.
+        UnsupportedModelError: the tokenizer has no token of the config's image_token_id.
+    """
+    tokenizer = _load_tokenizer(folder)
+    processor = _read_json(folder / "processor_config.json") or {}
+    image_token_id = int(config.image_token_id)
+    image_token = _image_token(tokenizer, image_token_id, processor, folder)
+    template = _chat_template(folder, processor, tokenizer)
+    bos, eos = _text(tokenizer.bos_token), _text(tokenizer.eos_token)
+    eos_ids, pad_id = _eos_and_pad(folder, config, tokenizer)
+    tokenizer.backend_tokenizer.save(str(into / TOKENIZER_NAME))
+    if template is not None:
+        (into / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    return Prompt(
+        tokenizer=TOKENIZER_NAME,
+        chat_template=CHAT_TEMPLATE_NAME if template is not None else None,
+        image_token=image_token,
+        image_token_id=image_token_id,
+        pad_token_id=pad_id,
+        bos_token=bos,
+        eos_token=eos,
+        eos_token_ids=eos_ids,
+        template_variables=_template_variables(template, tokenizer),
+    )
+
+
+def padding_mask_for(preprocessing: Preprocessing, method: str, enabled: bool) -> PaddingMask:
+    """How a method's padding mask is made: as published, or not at all.
+
+    Published: at most half of a token padded for FastV, HiMAP and TokenCarve; at most 0.01 for PyramidDrop;
+    bilinear for SparseVLM. None where pictures are not letterboxed, or the mask is not wanted.
+    """
+    if not enabled or not preprocessing.pad_to_square:
+        return PaddingMask(kind="none")
+    return _MASKS.get(method, PaddingMask(kind="share", threshold=0.5))
+
+
+def _image_processor_json(folder: Path) -> dict[str, Any]:
+    # The newer file first, as transformers does; older ones of that name hold no image processor.
+    nested = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
+    raw = nested if isinstance(nested, dict) else _read_json(folder / "preprocessor_config.json")
+    if raw is None:
+        raise InputError(
+            f"{folder} has no preprocessor_config.json, nor a processor_config.json with an image processor: "
+            "expected a complete model folder; copy the missing file"
+        )
+    return raw
+
+
+def _class_name(raw: dict[str, Any]) -> str:
+    """The class without the suffix of its variant; all variants are to compute the same."""
+    name = raw.get("image_processor_type")
+    if name is None:
+        old = str(raw.get("feature_extractor_type", "of no name"))
+        name = old.replace("FeatureExtractor", "ImageProcessor")
+    return str(name).removesuffix("Fast").removesuffix("Pil")
+
+
+def _unsupported(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"the image processor's {what} is not supported. {_WHAT_WORKS}")
+
+
+def _positive(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _unsupported(f"{key} {value!r}")
+    return value
+
+
+def _height_width(key: str, value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        value = (value, value)
+    if isinstance(value, dict) and set(value) == {"height", "width"}:
+        value = (value["height"], value["width"])
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise _unsupported(f"{key} {value!r}")
+    return _positive(key, value[0]), _positive(key, value[1])
+
+
+def _channels(key: str, value: Any) -> tuple[float, float, float]:
+    numbers = [value] * 3 if isinstance(value, (int, float)) else value
+    if not isinstance(numbers, (list, tuple)) or len(numbers) != 3:
+        raise _unsupported(f"{key} {value!r}")
+    return _number(key, numbers[0]), _number(key, numbers[1]), _number(key, numbers[2])
+
+
+def _number(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _unsupported(f"{key} {value!r}")
+    return float(value)
+
+
+def _std(value: Any) -> tuple[float, float, float]:
+    std = _channels("image_std", value)
+    if 0 in std:
+        raise _unsupported(f"image_std {value!r}")
+    return std
+
+
+def _pad_color(mean: Any) -> tuple[int, int, int]:
+    # Cut, not rounded: int(0.48145466 * 255) is 122.
+    red, green, blue = (int(channel * 255) for channel in _channels("image_mean", mean))
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise _unsupported(f"image_mean {mean} as the colour of the padding")
+    return red, green, blue
+
+
+def _check_output(spec: Preprocessing) -> None:
+    """Refuses a preprocessing whose result does not always have the vision tower's size."""
+    edge = spec.resize_shortest_edge
+    square = (edge, edge) if edge is not None else None
+    resized = spec.resize_to or (square if spec.pad_to_square else None)
+    output = spec.center_crop or resized
+    if output is None:
+        raise _unsupported("output size, which depends on the picture,")
+    if output != spec.image_size:
+        raise _unsupported(
+            f"output of {output[0]} x {output[1]} pixels for a vision tower of {spec.image_size[0]} x "
+            f"{spec.image_size[1]}"
+        )
+    if spec.pad_to_square and resized is None:
+        raise _unsupported("do_pad without do_resize")
+    # The margin of such a crop would be padding that the padding mask does not know.
+    if spec.pad_to_square and resized and any(c > r for c, r in zip(output, resized, strict=True)):
+        raise _unsupported(f"crop_size {output} around padded pictures of size {resized}")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not (folder / TOKENIZER_NAME).is_file():
+        raise InputError(
+            f"{folder} has no {TOKENIZER_NAME}: expected a fast tokenizer; make one with "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise InputError(f"the tokenizer in {folder} cannot be read ({error}): copy it again") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UnsupportedModelError(
+            f"the tokenizer {type(tokenizer).__name__} is not supported: expected one that runs on "
+            f"{TOKENIZER_NAME}; export a model that has one"
+        )
+    return tokenizer
+
+
+def _image_token(
+    tokenizer: PreTrainedTokenizerBase, image_token_id: int, processor: dict[str, Any], folder: Path
+) -> str:
+    token = tokenizer.backend_tokenizer.id_to_token(image_token_id)
+    if token is None or tokenizer.encode(token, add_special_tokens=False) != [image_token_id]:
+        raise UnsupportedModelError(
+            f"the config's image_token_id {image_token_id} is {token!r} to the tokenizer in {folder}: "
+            "expected a token of its own; add it to the tokenizer"
+        )
+    named = processor.get("image_token")
+    if named is not None and named != token:
+        raise InputError(
+            f"{folder / 'processor_config.json'} names the image token {named!r}, but the config's "
+            f"image_token_id {image_token_id} is {token!r}: expected the same; correct one of them"
+        )
+    return str(token)
+
+
+def _chat_template(folder: Path, processor: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The default template, from the places and in the order that transformers' processors look."""
+    jinja = folder / CHAT_TEMPLATE_NAME
+    candidates = (
+        processor.get("chat_template"),
+        (_read_json(folder / "chat_template.json") or {}).get("chat_template"),
+        jinja.read_text(encoding="utf-8") if jinja.is_file() else None,
+        tokenizer.chat_template,
+    )
+    for template in candidates:
+        found = template.get("default") if isinstance(template, dict) else template
+        if found:
+            return str(found)
+    return None
+
+
+def _template_variables(template: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Special tokens that a template reads by name, besides BOS and EOS, which every prompt has."""
+    return {
+        name: str(token)
+        for name, token in tokenizer.special_tokens_map.items()
+        if name not in ("bos_token", "eos_token") and re.search(rf"\b{re.escape(name)}\b", template or "")
+    }
+
+
+def _eos_and_pad(
+    folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], int]:
+    """The ids that end a reply, as generate finds them, and the id that fills the shorter rows of a batch."""
+    generation = _read_json(folder / "generation_config.json") or {}
+    text = config.get_text_config()
+    configs = [getattr(part, "eos_token_id", None) for part in (config, text)]
+    places = (generation.get("eos_token_id"), *configs, tokenizer.eos_token_id)
+    eos = next((value for value in places if value is not None), None)
+    if eos is None:
+        raise InputError(
+            f"neither generation_config.json, config.json nor the tokenizer in {folder} names an "
+            "eos_token_id, so that a reply would never end: add it to generation_config.json"
+        )
+    ids = tuple(int(value) for value in (eos if isinstance(eos, (list, tuple)) else [eos]))
+    # Some text configs carry a default that their vocabulary does not have; a padded row is embedded, too.
+    pads = (generation.get("pad_token_id"), tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
+    usable = (int(pad) for pad in pads if pad is not None and 0 <= int(pad) < text.vocab_size)
+    return ids, next(usable, ids[0])
+
+
+def _text(token: Any) -> str | None:
+    return None if token is None else str(token)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): copy it again") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds {type(raw).__name__}: expected a JSON object; copy it again")
+    return raw

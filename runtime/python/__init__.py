@@ -1,0 +1,1 @@
+"""The runtime: what a device runs. Needs neither torch nor transformers."""
