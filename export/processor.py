@@ -138,7 +138,8 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
     template = _chat_template(folder, processor, tokenizer)
     bos, eos = _text(tokenizer.bos_token), _text(tokenizer.eos_token)
     eos_ids, pad_id = _eos_and_pad(folder, config, tokenizer)
-    tokenizer.backend_tokenizer.save(str(into / TOKENIZER_NAME))
+    # Its own save() would hide a full disk's OSError in a plain Exception.
+    (into / TOKENIZER_NAME).write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     if template is not None:
         (into / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
     return Prompt(

@@ -16,7 +16,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the package `samples` importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from samples.scenes import HELD_OUT_SEEDS, TUNING_SEEDS, prompt, scene
+from PIL import Image
+
+from samples.scenes import HELD_OUT_SEEDS, TUNING_SEEDS, Question, prompt, scene
 
 RANGES = {"held-out": HELD_OUT_SEEDS, "tuning": TUNING_SEEDS}
 
@@ -38,7 +40,7 @@ def measure(folder: Path, questions: int, seeds: range = HELD_OUT_SEEDS, batch: 
 
     model = LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    asked = []
+    asked: list[tuple[Image.Image, Question]] = []
     for seed in seeds:
         if len(asked) >= questions:
             break

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,14 +166,13 @@ def train_together(
         outcome = answer_with_decoy(model, _pack(parts, rows), visual_tokens(model, pixels(drawn, parts)))
         return outcome.loss, outcome.right
 
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(model.model.multi_modal_projector.parameters())},
         {"params": _decoder_parameters(model), "lr": plan.rate * DECODER_SHARE},
     ]
     _fit("together", step, groups, plan, log)
 
 
-@torch.no_grad()
 def accuracy(
     model: LlavaForConditionalGeneration, parts: LlavaProcessor, seeds: range, batch: int = 32
 ) -> tuple[float, int]:
@@ -181,7 +181,8 @@ def accuracy(
     for start in range(0, len(seeds), batch):
         drawn = [scene(seed) for seed in seeds[start : start + batch]]
         packed = _pack(parts, [one.questions for one in drawn])
-        right.append(answer(model, packed, visual_tokens(model, pixels(drawn, parts))).right)
+        with torch.no_grad():
+            right.append(answer(model, packed, visual_tokens(model, pixels(drawn, parts))).right)
     answered = torch.cat(right)
     return float(answered.float().mean()), len(answered)
 
@@ -240,7 +241,7 @@ def _pack(parts: LlavaProcessor, rows: Sequence[Sequence[Question]], visual: int
     """Packs rows of questions behind the prompt's start with so many visual tokens."""
 
     def ids(text: str) -> list[int]:
-        return parts.tokenizer.encode(text, add_special_tokens=False)
+        return list(parts.tokenizer.encode(text, add_special_tokens=False))
 
     asked = [[AskedIds(ids(f"{one.text} ASSISTANT:"), ids(one.answer)[0]) for one in row] for row in rows]
     prefix = ids("<s>USER: " + "<image>" * visual)
@@ -250,7 +251,7 @@ def _pack(parts: LlavaProcessor, rows: Sequence[Sequence[Question]], visual: int
 def _fit(
     name: str,
     step: Callable[[float], tuple[torch.Tensor, torch.Tensor]],
-    groups: list[dict],
+    groups: list[dict[str, Any]],
     plan: StagePlan,
     log: Log,
 ) -> None:

@@ -1,0 +1,1 @@
+"""The exporter: from a Hugging Face vision-language model to a bundle. Needs `edgeprune[export]`."""

@@ -1,0 +1,123 @@
+"""From a traced graph to the ONNX file of a bundle: weights attached by reference, body added, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch import nn
+
+from edgeprune.errors import VerificationError
+from edgeprune.export.graph import Interface, quiet_exporter
+from edgeprune.export.op import OP_NAME, append_function, has_node
+from edgeprune.export.weights import StoredTensor
+
+_IR_DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
+
+
+def initializer_sources(
+    module: nn.Module,
+    model: nn.Module,
+    stored: Mapping[str, StoredTensor],
+    buffers: Mapping[str, torch.Tensor],
+) -> dict[str, StoredTensor | torch.Tensor]:
+    """For every parameter and buffer name of `module`, made of parts of `model`, where its values are."""
+    by_identity: dict[int, StoredTensor | torch.Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        by_identity[id(parameter)] = stored[name]
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in buffers:
+            by_identity[id(buffer)] = buffers[name]
+        elif name in stored:
+            by_identity[id(buffer)] = stored[name]
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: by_identity[id(tensor)] for name, tensor in tensors if id(tensor) in by_identity}
+
+
+def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], folder: Path) -> None:
+    """Gives every initializer of a traced graph its values: a reference into a file of `folder`, or a constant."""
+    for name, value in graph.graph.initializers.items():
+        source = sources.get(name)
+        if source is None:
+            if isinstance(value.const_value, ir.Value) or _is_fake(value):
+                raise VerificationError(f"the graph's initializer {name} has no source: this is a bug of the exporter")
+            continue
+        if isinstance(source, torch.Tensor):
+            value.const_value = ir.tensor(source.numpy(), name=name)
+            continue
+        value.const_value = ir.ExternalTensor(
+            source.file,
+            source.offset,
+            source.length,
+            _IR_DTYPES[source.dtype],
+            shape=ir.Shape(source.shape),
+            name=name,
+            base_dir=folder,
+        )
+
+
+def _is_fake(value: ir.Value) -> bool:
+    raw = getattr(value.const_value, "raw", None)
+    return isinstance(raw, torch._subclasses.fake_tensor.FakeTensor) or (
+        isinstance(raw, nn.Parameter) and isinstance(raw.data, torch._subclasses.fake_tensor.FakeTensor)
+    )
+
+
+def optimize(graph: ir.Model) -> None:
+    """Folds constants and removes dead nodes, never touching a weight that lies in a file."""
+
+    def should_fold(node: ir.Node) -> bool | None:
+        stored = any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
+        return False if stored else None
+
+    with quiet_exporter():
+        onnxscript.optimizer.optimize_ir(graph, should_fold=should_fold, input_size_limit=4096)
+
+
+def _name_axes(values: list[ir.Value], specs: Interface, kind: str) -> None:
+    for value, spec in zip(values, getattr(specs, kind), strict=True):
+        value.name = spec.name
+        value.shape = ir.Shape(list(spec.shape))
+
+
+def save(graph: ir.Model, interface: Interface, path: Path, producer: str) -> None:
+    """Writes the ONNX file with the interface's names and axes; weights stay where they are."""
+    _name_axes(list(graph.graph.inputs), interface, "inputs")
+    _name_axes(list(graph.graph.outputs), interface, "outputs")
+    graph.producer_name, graph.producer_version = "edgeprune", producer
+    for node in graph.graph:
+        # Stack traces and module paths of the exporting machine have no place in the file.
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in graph.graph.initializers.values():
+        value.metadata_props.clear()
+    proto = ir.to_proto(graph)
+    del proto.metadata_props[:]
+    if has_node(proto):
+        append_function(proto)
+    onnx.save(proto, path)
+
+
+def check(path: Path, interface: Interface, stages: int) -> None:
+    """onnx's full check, and that the file is what the manifest will say.
+
+    Raises:
+        VerificationError: what does not hold.
+    """
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    if has_node(model) != stages:
+        raise VerificationError(f"{path.name} has {has_node(model)} {OP_NAME} nodes, the plan has {stages} stages")
+    for kind, found in (("input", model.graph.input), ("output", model.graph.output)):
+        expected = [spec.name for spec in getattr(interface, kind + "s")]
+        names = [value.name for value in found]
+        if names != expected:
+            raise VerificationError(f"{path.name} has {kind}s {names}, expected {expected}")

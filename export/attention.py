@@ -1,0 +1,89 @@
+"""The attention that exported decoder layers run, and the caches they see.
+
+Hugging Face's own decoder layers are called one by one. Their attention is replaced through transformers'
+attention registry, so no model code is copied: the function below computes plain matmul attention and,
+where a pruning stage asks for it, hands out the attention paid by the scoring rows. Only those rows are
+computed for the score; the attention of all rows stays a pattern that runtimes can fuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+NAME = "edgeprune"
+
+
+@dataclass
+class ScoreTap:
+    """Receives float32 [B, S]: the last row's attention, mean over heads, to the S current positions."""
+
+    score: torch.Tensor | None = None
+
+
+@dataclass
+class LayerCaches:
+    """Past keys and values per layer, each [B, kv heads, P, head dim]; `update` is all a layer calls."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    present_keys: list[torch.Tensor] = field(default_factory=list)
+    present_values: list[torch.Tensor] = field(default_factory=list)
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        key = torch.cat([self.keys[layer_idx], key], dim=2)
+        value = torch.cat([self.values[layer_idx], value], dim=2)
+        self.present_keys.append(key)
+        self.present_values.append(value)
+        return key, value
+
+
+def _probabilities(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, scaling: float, heads: int
+) -> torch.Tensor:
+    """softmax(query key^T * scaling + mask), float32 [B, H, rows, T]; query is [B, H, rows, d]."""
+    batch, _, rows, width = query.shape
+    kv_heads = key.shape[1]
+    # Heads that share a key head are folded into its rows, so that keys are never repeated.
+    folded = (query * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, width)
+    scores = torch.matmul(folded, key.transpose(2, 3))
+    scores = scores.reshape(batch, heads, rows, key.shape[2])
+    return torch.softmax(scores.to(torch.float32) + mask, dim=-1)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    score_tap: ScoreTap | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Grouped-query attention with an additive float32 mask [B, 1, S, T]; returns [B, S, H, d]."""
+    batch, heads, rows, width = query.shape
+    kv_heads = key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    if score_tap is not None:
+        last = _probabilities(query[:, :, -1:], key, attention_mask[:, :, -1:], scale, heads)
+        score_tap.score = last.mean(dim=1)[:, 0, key.shape[2] - rows :]
+    weights = _probabilities(query, key, attention_mask, scale, heads).to(value.dtype)
+    folded = weights.reshape(batch, kv_heads, heads // kv_heads * rows, key.shape[2])
+    mixed = torch.matmul(folded, value).reshape(batch, heads, rows, width)
+    return mixed.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def use_edgeprune_attention(layers: torch.nn.ModuleList, config: Any) -> None:
+    """Makes every decoder layer call `attention`."""
+    config._attn_implementation = NAME
+    for layer in layers:
+        layer.self_attn.config._attn_implementation = NAME

@@ -1,0 +1,145 @@
+"""The pruned decoder: a Hugging Face language model's layers with pruning stages between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from edgeprune.export.attention import LayerCaches, ScoreTap, use_edgeprune_attention
+from edgeprune.export.op import debiased_token_prune
+from edgeprune.plans import PruningPlan
+
+
+class PrunedDecoder(nn.Module):
+    """One graph for prefill and decode.
+
+    Layers fall into groups by the number of pruning stages before them; every group has its own past
+    length and its own key mask. A decode step is the same graph with one token and no visual tokens,
+    where every stage is the identity.
+
+    Args:
+        text_model: the language model without head (`embed_tokens`, `layers`, `norm`, `rotary_emb`).
+        lm_head: maps hidden states to logits.
+        plan: the pruning stages.
+        image_token_id: the token whose embeddings are replaced by visual embeddings.
+        bias_curve: float32 [Vmax], the graph constant of debiased stages.
+    """
+
+    def __init__(
+        self,
+        text_model: nn.Module,
+        lm_head: nn.Module,
+        plan: PruningPlan,
+        image_token_id: int,
+        bias_curve: torch.Tensor,
+    ) -> None:
+        super().__init__()
+        self.text_model = text_model
+        self.lm_head = lm_head
+        self.plan = plan
+        self.image_token_id = image_token_id
+        self.stages = {stage.layer: number for number, stage in enumerate(plan.stages)}
+        self.score_layers = {stage.score_layer: number for number, stage in enumerate(plan.stages)}
+        if plan.prunes:
+            self.register_buffer("bias_curve", bias_curve, persistent=False)
+        use_edgeprune_attention(text_model.layers, text_model.config)
+
+    @property
+    def groups(self) -> int:
+        return len(self.plan.stages) + 1
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        visual_embeds: torch.Tensor,
+        visual_index: torch.Tensor,
+        visual_valid: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        past_masks: Sequence[torch.Tensor],
+        past_keys: Sequence[torch.Tensor],
+        past_values: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """Runs the decoder on S new tokens.
+
+        Args:
+            input_ids: int64 [B, S].
+            visual_embeds: [B, V, D] in the model's dtype; V counts a row's image tokens.
+            visual_index: int64 [B, V].
+            visual_valid: float32 [B, V].
+            position_ids: int64 [B, S], positions in the unpruned sequence.
+            attention_mask: int64 [B, S], 0 where a token is left padding.
+            past_masks: per group, int64 [B, P of the group].
+            past_keys, past_values: per layer, [B, kv heads, P of its group, head dim].
+
+        Returns:
+            logits float32 [B, vocab] of the last position; per stage kept_index int64 [B, S'] and score
+            float32 [B, S]; per group the mask int64 [B, P + S']; per layer keys, then values.
+        """
+        hidden = self._embed(input_ids, visual_embeds)
+        caches = LayerCaches(list(past_keys), list(past_values))
+        rotary, mask, present = self._enter_group(hidden, position_ids, attention_mask, past_masks[0])
+        present_masks = [present]
+        scores: list[torch.Tensor] = []
+        kept: list[torch.Tensor] = []
+        taps: dict[int, ScoreTap] = {}
+        for number, layer in enumerate(self.text_model.layers):
+            if number in self.stages:
+                stage = self.stages[number]
+                score = taps[stage].score
+                curve = self.bias_curve if self.plan.stages[stage].debiased else torch.ones_like(self.bias_curve)
+                scores.append(score)
+                hidden, index = debiased_token_prune(
+                    hidden, score, visual_index, visual_valid, curve, self.plan.stages[stage].keep
+                )
+                kept.append(index)
+                position_ids = position_ids.gather(1, index)
+                attention_mask = attention_mask.gather(1, index)
+                rotary, mask, present = self._enter_group(
+                    hidden, position_ids, attention_mask, past_masks[stage + 1]
+                )
+                present_masks.append(present)
+            tap = None
+            if number in self.score_layers:
+                tap = taps[self.score_layers[number]] = ScoreTap()
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=caches,
+                use_cache=True,
+                position_embeddings=rotary,
+                score_tap=tap,
+            )
+        logits = self.lm_head(self.text_model.norm(hidden[:, -1])).to(torch.float32)
+        return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
+
+    def _embed(self, input_ids: torch.Tensor, visual_embeds: torch.Tensor) -> torch.Tensor:
+        """Embeds tokens and puts the n-th visual embedding in the place of the n-th image token."""
+        text = self.text_model.embed_tokens(input_ids)
+        is_visual = input_ids == self.image_token_id
+        # A gather instead of a scatter: it needs one spare row (for text, and for V = 0) and no dynamic size.
+        spare = torch.zeros_like(text[:, :1])
+        visual = torch.cat([spare, visual_embeds.to(text.dtype)], dim=1)
+        rank = is_visual.to(torch.int64).cumsum(1) * is_visual.to(torch.int64)
+        rows = torch.arange(rank.shape[0], device=rank.device).unsqueeze(1)
+        return torch.where(is_visual.unsqueeze(-1), visual[rows, rank], text)
+
+    def _enter_group(
+        self,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        past_mask: torch.Tensor,
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Rotary embeddings, additive mask float32 [B, 1, S, P + S], and the key mask [B, P + S]."""
+        present = torch.cat([past_mask, attention_mask], dim=1)
+        past, total = past_mask.shape[1], present.shape[1]
+        columns = torch.arange(total, device=hidden.device)
+        rows = torch.arange(attention_mask.shape[1], device=hidden.device) + past
+        allowed = (columns.unsqueeze(0) <= rows.unsqueeze(1)).unsqueeze(0) & (present != 0).unsqueeze(1)
+        # Finite, so that a row of pure padding stays finite too.
+        mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min).to(torch.float32).unsqueeze(1)
+        return self.text_model.rotary_emb(hidden, position_ids), mask, present

@@ -1,0 +1,109 @@
+"""What the exporter needs to know of a model family. A new family is one new file beside this one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from edgeprune.errors import UnsupportedModelError
+
+# Text models whose decoder layers were checked against Hugging Face's generate, by their config's model_type.
+TEXT_MODELS = {
+    "llama": "Llama, Vicuna",
+    "mistral": "Mistral without sliding window",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma": "Gemma",
+    "phi3": "Phi-3",
+}
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The pieces of a built model.
+
+    Attributes:
+        vision: pixel_values [N, 3, H, W] -> visual_embeds [N, tokens per image, D].
+        text_model: the decoder without head.
+        lm_head: hidden states -> logits.
+        image_token_id: the placeholder of one visual token in input_ids.
+    """
+
+    vision: nn.Module
+    text_model: nn.Module
+    lm_head: nn.Module
+    image_token_id: int
+
+
+class Family(ABC):
+    """One architecture of vision-language models."""
+
+    name: str
+    architecture: str
+    model_class: type[PreTrainedModel]
+
+    @abstractmethod
+    def check(self, config: PretrainedConfig) -> None:
+        """Raises UnsupportedModelError, by name, for what this family cannot export faithfully."""
+
+    @abstractmethod
+    def parts(self, model: PreTrainedModel) -> ModelParts:
+        """Takes a built model apart."""
+
+    @abstractmethod
+    def image_size(self, config: PretrainedConfig) -> tuple[int, int]:
+        """Height and width in pixels of the vision tower's input."""
+
+    @abstractmethod
+    def grid(self, config: PretrainedConfig) -> tuple[int, int]:
+        """Rows and columns of visual tokens of one picture."""
+
+    def build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with uninitialised or random weights, in its final dtype, in eval mode."""
+        return self.model_class._from_config(config, dtype=dtype, attn_implementation="eager").eval()
+
+
+def supported() -> str:
+    """One sentence with everything that can be exported."""
+    from edgeprune.export.families import FAMILIES
+
+    architectures = ", ".join(sorted(family.architecture for family in FAMILIES))
+    return f"Supported: {architectures} with a text model of {', '.join(TEXT_MODELS.values())}."
+
+
+def check_text_config(config: Any) -> None:
+    """Refuses text models, or features of theirs, that the pruned decoder does not reproduce.
+
+    Raises:
+        UnsupportedModelError: names the model type or the feature, and lists what works.
+    """
+    kind = config.model_type
+    if kind not in TEXT_MODELS:
+        raise UnsupportedModelError(f"the text model {kind!r} is not supported. {supported()}")
+    window = getattr(config, "sliding_window", None)
+    windowed = getattr(config, "use_sliding_window", True) and window is not None
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        windowed = True
+    # Phi-3 configs carry a window as long as their positions, which masks nothing.
+    if windowed and (window is None or window < config.max_position_embeddings):
+        raise UnsupportedModelError(
+            f"the text model {kind!r} uses sliding-window attention (window {window}), which is not supported: "
+            f"the window counts original positions, and pruned caches have gaps. {supported()}"
+        )
+    for feature in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, feature, None):
+            raise UnsupportedModelError(f"the text model {kind!r} uses {feature}, which is not supported. {supported()}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in ("default", "linear", "llama3"):
+        # "dynamic" and "longrope" choose their frequencies by the length met at run time.
+        raise UnsupportedModelError(
+            f"the text model {kind!r} uses {rope_type!r} rotary scaling, which is not supported. {supported()}"
+        )
+
+

@@ -1,0 +1,221 @@
+"""The operator `com.edgeprune::DebiasedTokenPrune`: its torch form, ONNX schema and function body.
+
+In torch it is a custom op, so that `torch.export` keeps it as one node with a symbolic output length. In
+ONNX it is one node per pruning stage, and a model-local function of standard operators makes every
+runtime able to execute it; a runtime with a faster kernel replaces the node by that.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnxscript
+import torch
+from onnx import defs, helper, parser
+
+from edgeprune.selection import kept_count
+
+DOMAIN = "com.edgeprune"
+OP_NAME = "DebiasedTokenPrune"
+OP_VERSION = 1
+KEEP_ATTRIBUTE = "keep_per_10000"
+
+# Where a valid token's product is NaN or -inf it ranks below every number and above every padded token.
+_LOWEST = torch.finfo(torch.float32).min
+
+
+@torch.library.custom_op("edgeprune::debiased_token_prune", mutates_args=())
+def debiased_token_prune(
+    hidden_states: torch.Tensor,
+    score: torch.Tensor,
+    visual_index: torch.Tensor,
+    visual_valid: torch.Tensor,
+    bias_curve: torch.Tensor,
+    keep: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keeps all text tokens and the best visual tokens.
+
+    Args:
+        hidden_states: [B, S, D], any float dtype.
+        score: float32 [B, S], the attention that the scoring rows pay each position.
+        visual_index: int64 [B, V], ascending positions of the visual tokens.
+        visual_valid: float32 [B, V], the padding mask.
+        bias_curve: float32 [at least V].
+        keep: keep ratio per ten thousand.
+
+    Returns:
+        hidden_states [B, S', D] and kept_index int64 [B, S'] (ascending), S' = S - V + K.
+    """
+    batch, sequence, _ = hidden_states.shape
+    visual = visual_index.shape[1]
+    kept = kept_count(visual, keep)
+    product = score.gather(1, visual_index) * bias_curve[:visual] * visual_valid
+    product = torch.where(product.isnan(), _LOWEST, product).clamp_min(_LOWEST)
+    product = torch.where(visual_valid == 0, -torch.inf, product)
+    best = product.sort(dim=1, descending=True, stable=True).indices[:, :kept]
+    keep_mask = torch.ones(batch, sequence, dtype=torch.bool, device=score.device)
+    keep_mask.scatter_(1, visual_index, False)
+    keep_mask.scatter_(1, visual_index.gather(1, best), True)
+    kept_index = keep_mask.nonzero()[:, 1].view(batch, sequence - visual + kept)
+    gathered = hidden_states.gather(1, kept_index.unsqueeze(-1).expand(-1, -1, hidden_states.shape[2]))
+    return gathered, kept_index
+
+
+@debiased_token_prune.register_fake
+def _(
+    hidden_states: torch.Tensor,
+    score: torch.Tensor,
+    visual_index: torch.Tensor,
+    visual_valid: torch.Tensor,
+    bias_curve: torch.Tensor,
+    keep: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, _, width = hidden_states.shape
+    # A size of its own, not arithmetic on S, V and the keep ratio: so later shapes in the graph are read
+    # off the node's output, hold for V = 0 too, and another keep ratio is one attribute.
+    length = torch.library.get_ctx().new_dynamic_size()
+    return hidden_states.new_empty(batch, length, width), visual_index.new_empty(batch, length)
+
+
+def register_schema() -> None:
+    """Makes the operator's ONNX schema known to onnx, once per process."""
+    if defs.has(OP_NAME, domain=DOMAIN):
+        return
+    text = [f"tensor({t})" for t in ("float16", "bfloat16", "float")]
+    parameter = defs.OpSchema.FormalParameter
+    defs.register_schema(
+        defs.OpSchema(
+            OP_NAME,
+            DOMAIN,
+            OP_VERSION,
+            doc="Drops the visual tokens of least debiased attention; see the function body for the semantics.",
+            type_constraints=[("T", text, "hidden states")],
+            inputs=[
+                parameter("hidden_states", "T", "[B, S, D]"),
+                parameter("score", "tensor(float)", "[B, S]"),
+                parameter("visual_index", "tensor(int64)", "[B, V]"),
+                parameter("visual_valid", "tensor(float)", "[B, V]"),
+                parameter("bias_curve", "tensor(float)", "[Vmax]"),
+            ],
+            outputs=[
+                parameter("pruned_states", "T", "[B, S', D]"),
+                parameter("kept_index", "tensor(int64)", "[B, S']"),
+            ],
+            attributes=[defs.OpSchema.Attribute(KEEP_ATTRIBUTE, defs.OpSchema.AttrType.INT, required=True)],
+        )
+    )
+
+
+def translation() -> dict[object, object]:
+    """The custom translation table for `torch.onnx.export`: one node, never inlined."""
+    register_schema()
+    domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)
+
+    def to_onnx(hidden_states, score, visual_index, visual_valid, bias_curve, keep: int):  # type: ignore[no-untyped-def]
+        node = getattr(domain, OP_NAME)
+        return node(hidden_states, score, visual_index, visual_valid, bias_curve, **{KEEP_ATTRIBUTE: keep})
+
+    return {torch.ops.edgeprune.debiased_token_prune.default: to_onnx}
+
+
+# The K-th best score comes from a TopK whose own order among equals does not matter: tokens above that
+# threshold are kept, and of those equal to it the first ones by index. A sentinel of +inf in front keeps
+# TopK and the threshold defined for V = 0, where nothing is selected and the node is the identity. The
+# kept positions come from scattering 0..S-1 by a permutation (kept first, dropped after) and cutting it
+# to S': every index stays inside its tensor, which some runtimes insist on.
+_BODY = """
+<opset_import: ["" : %(opset)d], domain: "com.edgeprune">
+DebiasedTokenPrune <keep_per_10000> (hidden_states, score, visual_index, visual_valid, bias_curve)
+    => (pruned_states, kept_index)
+{
+    keep = Constant <value_int: int = @keep_per_10000> ()
+    zero = Constant <value_ints: ints = [0]> ()
+    one = Constant <value_ints: ints = [1]> ()
+    two = Constant <value_ints: ints = [2]> ()
+    half_unit = Constant <value_ints: ints = [10000]> ()
+    unit = Constant <value_ints: ints = [20000]> ()
+    lowest = Constant <value_float: float = -3.4028234663852886e+38> ()
+    zero_f = Constant <value_float: float = 0.0> ()
+    one_f = Constant <value_float: float = 1.0> ()
+    infinity = Div (one_f, zero_f)
+    minus_infinity = Neg (infinity)
+
+    batch = Shape <start: int = 0, end: int = 1> (score)
+    sequence = Shape <start: int = 1, end: int = 2> (score)
+    visual = Shape <start: int = 1, end: int = 2> (visual_index)
+    share = Mul (visual, keep)
+    share_twice = Mul (share, two)
+    rounded = Add (share_twice, half_unit)
+    share_kept = Div (rounded, unit)
+    at_least = Min (visual, one)
+    kept = Max (share_kept, at_least)
+    kept_and_sentinel = Add (kept, one)
+    dropped = Sub (visual, kept)
+    length = Sub (sequence, dropped)
+
+    visual_score = GatherElements <axis: int = 1> (score, visual_index)
+    weights = Slice (bias_curve, zero, visual, zero)
+    weighted = Mul (visual_score, weights)
+    masked = Mul (weighted, visual_valid)
+    is_nan = IsNaN (masked)
+    numbers = Where (is_nan, lowest, masked)
+    clamped = Max (numbers, lowest)
+    padded = Equal (visual_valid, zero_f)
+    effective = Where (padded, minus_infinity, clamped)
+
+    sentinel_shape = Concat <axis: int = 0> (batch, one)
+    sentinel = Expand (infinity, sentinel_shape)
+    with_sentinel = Concat <axis: int = 1> (sentinel, effective)
+    best, _best_index = TopK <axis: int = 1, largest: int = 1, sorted: int = 1> (with_sentinel, kept_and_sentinel)
+    threshold = Slice (best, kept, kept_and_sentinel, one)
+    above = Greater (effective, threshold)
+    above_count_in = Cast <to: int = 7> (above)
+    above_count = ReduceSum <keepdims: int = 1> (above_count_in, one)
+    places_left = Sub (kept, above_count)
+    equal = Equal (effective, threshold)
+    equal_int = Cast <to: int = 7> (equal)
+    axis_one = Squeeze (one)
+    equal_rank = CumSum (equal_int, axis_one)
+    in_time = LessOrEqual (equal_rank, places_left)
+    equal_kept = And (equal, in_time)
+    visual_kept = Or (above, equal_kept)
+    visual_kept_int = Cast <to: int = 7> (visual_kept)
+
+    row_shape = Concat <axis: int = 0> (batch, sequence)
+    all_ones = Expand (one, row_shape)
+    keep_mask = ScatterElements <axis: int = 1> (all_ones, visual_index, visual_kept_int)
+    drop_mask = Sub (all_ones, keep_mask)
+    kept_so_far = CumSum (keep_mask, axis_one)
+    dropped_so_far = CumSum (drop_mask, axis_one)
+    kept_place = Sub (kept_so_far, one)
+    dropped_place_in = Add (dropped_so_far, length)
+    dropped_place = Sub (dropped_place_in, one)
+    keep_bool = Cast <to: int = 9> (keep_mask)
+    place = Where (keep_bool, kept_place, dropped_place)
+    counted = CumSum (all_ones, axis_one)
+    position = Sub (counted, one)
+    order = ScatterElements <axis: int = 1> (position, place, position)
+    kept_index = Slice (order, zero, length, one)
+    gather_index = Unsqueeze (kept_index, two)
+    pruned_states = GatherND <batch_dims: int = 1> (hidden_states, gather_index)
+}
+"""
+
+
+def function_body(opset: int) -> onnx.FunctionProto:
+    """The operator as a function of standard ONNX operators (opset 18 or later)."""
+    function = parser.parse_function(_BODY % {"opset": opset})
+    function.doc_string = "Debiased visual-token pruning; arXiv 2508.17807."
+    return function
+
+
+def has_node(model: onnx.ModelProto) -> int:
+    """The number of DebiasedTokenPrune nodes in the main graph."""
+    return sum(node.op_type == OP_NAME and node.domain == DOMAIN for node in model.graph.node)
+
+
+def append_function(model: onnx.ModelProto) -> None:
+    """Adds the function body and the domain's opset to a model that has the node."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    model.functions.append(function_body(opset))
+    if not any(entry.domain == DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, OP_VERSION))

@@ -1,0 +1,277 @@
+"""`export`: from a Hugging Face model to a bundle."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig
+
+import edgeprune
+from edgeprune.bundle import need_space, sha256_of, write_manifest, writing_to
+from edgeprune.curves import BiasCurve, resolve_curve, tile_weights
+from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.export import assemble, graph, weights
+from edgeprune.export.decoder import PrunedDecoder
+from edgeprune.export.families import Family, family_of, read_config
+from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
+from edgeprune.manifest import (
+    CacheGroup,
+    DType,
+    FileEntry,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+    Preprocessing,
+    Verification,
+)
+from edgeprune.plans import PruningPlan, method_by_name
+from edgeprune.progress import Progress, Silent
+
+MIN_OPSET, MAX_OPSET = 18, 22
+_DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export; see `export` for the meaning of each field."""
+
+    keep: float
+    method: str = "fastv"
+    layer: int | None = None
+    curve: str | os.PathLike[str] | None = None
+    padding_mask: bool = True
+    dtype: DType | None = None
+    opset: int = 18
+
+
+def export(
+    model: str | os.PathLike[str],
+    *,
+    keep: float,
+    output: str | os.PathLike[str] | None = None,
+    method: str = "fastv",
+    layer: int | None = None,
+    curve: str | os.PathLike[str] | None = None,
+    padding_mask: bool = True,
+    dtype: DType | None = None,
+    opset: int = 18,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes a bundle.
+
+    Args:
+        model: a folder in Hugging Face's layout, or a hub id.
+        keep: share of visual tokens kept, 0 < keep <= 1; 1 gives the unpruned graph.
+        output: the bundle's folder; by default named after model, method and keep, in the current folder.
+        method: the pruning method ("fastv"), or "none" for the unpruned graph.
+        layer: prune before this decoder layer; None is the method's default.
+        curve: a bias curve's JSON file, a preset's name, "none" for no positional debias, or None for the
+            method's default preset.
+        padding_mask: whether padded visual tokens are suppressed (where the preprocessing pads).
+        dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
+        opset: ONNX opset, 18 to 22.
+        force: replace an earlier bundle at `output`.
+        verify: compare the result with the original model before it is put in place.
+        progress: told the steps.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
+    """
+    options = ExportOptions(keep, method, layer, curve, padding_mask, dtype, opset)
+    listener = progress or Silent()
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise InputError(f"opset {opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
+    folder = resolve_model(model, listener)
+    config = read_config(folder)
+    family = family_of(config)
+    target = Path(output) if output is not None else default_output(folder, model, options)
+    with writing_to(target, force) as scratch:
+        manifest = _write(folder, str(model), config, family, options, scratch, listener)
+        if verify:
+            from edgeprune.export.verify import verify_bundle
+
+            manifest = verify_bundle(scratch, manifest, folder, listener)
+        else:
+            manifest = manifest.model_copy(update={"verification": Verification(skipped="--no-verify was given")})
+        write_manifest(scratch, manifest)
+    return target
+
+
+def default_output(folder: Path, model: str | os.PathLike[str], options: ExportOptions) -> Path:
+    """The folder name a bundle gets when none is given."""
+    name = folder.resolve().name if Path(model).is_dir() else str(model).rsplit("/", 1)[-1]
+    suffix = "unpruned" if options.method == "none" else f"{options.method}-{options.keep:g}"
+    return Path(f"{name}-{suffix}")
+
+
+def resolve_model(model: str | os.PathLike[str], progress: Progress) -> Path:
+    """A local folder for a folder or a hub id.
+
+    Raises:
+        InputError: there is no such folder, and it cannot be had from the hub.
+    """
+    text = str(model)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_id = text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not folder.is_file()
+    if not looks_like_id:
+        raise InputError(f"{text} is not a folder: expected a model folder in Hugging Face's layout, or a hub id")
+    from huggingface_hub import snapshot_download
+
+    progress.step(f"downloading {text}")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(text, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{text} is neither a folder here nor a model that could be fetched from the hub ({reason}): "
+            "check the spelling, or download it and give its folder"
+        ) from error
+
+
+def _write(
+    folder: Path,
+    source: str,
+    config: PretrainedConfig,
+    family: Family,
+    options: ExportOptions,
+    scratch: Path,
+    progress: Progress,
+) -> Manifest:
+    text = config.get_text_config()
+    plan = method_by_name(options.method).plan(text.num_hidden_layers, options.keep, options.layer)
+    preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
+    curve = resolve_curve(options.curve, options.method) if plan.prunes else None
+    vocabulary_slots = max(1, text.max_position_embeddings // preprocessing.tokens_per_image)
+    tokens = preprocessing.tokens_per_image * vocabulary_slots
+    bias = _bias(curve, preprocessing, vocabulary_slots, progress)
+    prompt = read_prompt(folder, config, scratch)
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else _stored_dtype(folder, config)
+    with mode:
+        model = family.build(config, dtype)
+        curve_buffer = torch.empty(tokens)
+    stored = weights.locate(model, folder)
+    need_space(scratch, sum({(t.file, t.key): t.length for t in stored.values()}.values()))
+    buffers = weights.buffer_values(model)
+    parts = family.parts(model)
+    info = _model_info(family, text, source, dtype)
+
+    progress.step("tracing the vision graph")
+    vision_spec = graph.vision_interface(info, preprocessing.image_size, preprocessing.tokens_per_image)
+    vision = graph.trace_vision(parts.vision, vision_spec, mode, options.opset)
+    progress.step("tracing the language graph")
+    decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve_buffer).eval()
+    language_spec = graph.language_interface(info, plan)
+    language = graph.trace_language(decoder, language_spec, mode, options.opset)
+
+    unique = {(t.file, t.key): t.length for t in stored.values()}
+    progress.step("writing weights", sum(unique.values()))
+    placed, entries = weights.place(stored, folder, scratch, dtype, progress.advance)
+
+    progress.step("writing and checking the graphs")
+    for module, traced, spec, name, stages in (
+        (parts.vision, vision, vision_spec, "vision.onnx", 0),
+        (decoder, language, language_spec, "language.onnx", len(plan.stages)),
+    ):
+        sources = assemble.initializer_sources(module, model, placed, buffers)
+        if stages:
+            sources["bias_curve"] = torch.from_numpy(bias)
+        assemble.attach(traced, sources, scratch)
+        assemble.optimize(traced)
+        assemble.save(traced, spec, scratch / name, edgeprune.__version__)
+        assemble.check(scratch / name, spec, stages)
+
+    listed = [*entries, *(_entry(scratch / n) for n in ("vision.onnx", "language.onnx", prompt.tokenizer))]
+    if prompt.chat_template:
+        listed.append(_entry(scratch / prompt.chat_template))
+    return Manifest(
+        edgeprune_version=edgeprune.__version__,
+        opset=options.opset,
+        model=info,
+        plan=plan,
+        curve=curve,
+        padding_mask=padding_mask_for(preprocessing, options.method, options.padding_mask and plan.prunes),
+        language=GraphSpec(file="language.onnx", inputs=language_spec.inputs, outputs=language_spec.outputs),
+        vision=GraphSpec(file="vision.onnx", inputs=vision_spec.inputs, outputs=vision_spec.outputs),
+        cache_groups=_cache_groups(plan, info.layers),
+        max_visual_tokens=tokens,
+        preprocessing=preprocessing,
+        prompt=prompt,
+        files=tuple(listed),
+    )
+
+
+def _bias(
+    curve: BiasCurve | None, preprocessing: Preprocessing, pictures: int, progress: Progress
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The graph's constant, float32 [tokens per image * pictures]; all ones without a curve."""
+    per_image = preprocessing.tokens_per_image
+    if curve is None:
+        return np.ones(per_image * pictures, dtype=np.float32)
+    if curve.num_tokens != per_image:
+        progress.note(
+            f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
+            f"{per_image} by relative position; a curve fitted to this model would be better"
+        )
+    return tile_weights(curve, per_image, pictures)
+
+
+def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
+    """The dtype that most of the checkpoint's bytes have."""
+    sizes: dict[torch.dtype, int] = {}
+    for file in weights.checkpoint_files(folder):
+        for tensor in weights.read_header(file).values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
+    dtype = max(sizes, key=lambda d: sizes[d])
+    if dtype not in _DTYPE_NAMES:
+        raise InputError(
+            f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before quantisation"
+        )
+    return dtype
+
+
+def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype) -> ModelInfo:
+    heads = text.num_attention_heads
+    local = Path(source).expanduser()
+    return ModelInfo(
+        family=family.name,
+        architecture=family.architecture,
+        text_model=text.model_type,
+        # A folder's name, never its path: bundles travel.
+        source=local.resolve().name if local.is_dir() else source,
+        dtype=_DTYPE_NAMES[dtype],
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocab_size=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+    )
+
+
+def _cache_groups(plan: PruningPlan, layers: int) -> tuple[CacheGroup, ...]:
+    edges = [0, *(stage.layer for stage in plan.stages), layers]
+    return tuple(CacheGroup(first=a, last=b - 1) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(path=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+__all__ = ["EdgepruneError", "ExportOptions", "default_output", "export", "resolve_model"]

@@ -1,0 +1,321 @@
+"""Comparing a bundle with the model it was made from.
+
+Three independent statements are checked, on random inputs and on a drawn picture with a real prompt:
+1. the ONNX graph, run by ONNX Runtime, computes what the torch decoder computes (logits, kept tokens,
+   prefill and decode steps);
+2. the torch decoder computes what Hugging Face's own model computes: with pruning, the scores of the
+   layers before the first stage equal its eager attention; without, the logits do;
+3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeprune.curves import tile_weights
+from edgeprune.errors import MissingDependencyError, VerificationError
+from edgeprune.export.decoder import PrunedDecoder
+from edgeprune.export.families import family_of, read_config
+from edgeprune.export.graph import TORCH_DTYPES
+from edgeprune.manifest import Check, Manifest, Verification
+from edgeprune.progress import Progress
+from edgeprune.selection import select
+
+DECODE_STEPS = 4
+# Largest accepted absolute difference of logits, in units of the logits' own spread (at least 1).
+LOGIT_LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
+SCORE_LIMITS = {"fp32": 1e-5, "fp16": 2e-3}
+# Half precision moves scores that are nearly equal past each other; this share of kept tokens must agree.
+KEPT_LIMITS = {"fp32": 0.0, "fp16": 0.05}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one comparison: a name, token ids int64 [B, S], pictures, padding mask float32 [B, V]."""
+
+    name: str
+    input_ids: Array
+    attention_mask: Array
+    pixel_values: Array
+    visual_valid: Array
+
+
+def verify_bundle(
+    bundle: Path,
+    manifest: Manifest,
+    source: Path,
+    progress: Progress,
+) -> Manifest:
+    """Compares `bundle` with the model folder `source`.
+
+    Returns:
+        The manifest with the figures, or with the reason why nothing could be compared here.
+
+    Raises:
+        VerificationError: a figure is beyond its limit.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    reason = _why_not(bundle, manifest)
+    if reason:
+        progress.note(f"not compared with the original model: {reason}")
+        return manifest.model_copy(update={"verification": Verification(skipped=reason)})
+    progress.step("comparing with the original model")
+    checks = compare(bundle, manifest, source)
+    bad = [check for check in checks if not check.value <= check.limit]
+    if bad:
+        figures = "; ".join(f"{check.name} {check.value:.3g} (limit {check.limit:.3g})" for check in bad)
+        raise VerificationError(
+            f"the exported graph does not agree with the original model: {figures}. "
+            "Nothing was written; --no-verify would write it all the same"
+        )
+    return manifest.model_copy(update={"verification": Verification(checks=tuple(checks))})
+
+
+def _why_not(bundle: Path, manifest: Manifest) -> str | None:
+    if manifest.model.dtype == "bf16":
+        return "ONNX Runtime's CPU kernels do not run bfloat16"
+    weights = sum(entry.bytes for entry in manifest.files)
+    free = _available_memory()
+    # The original and the graph each hold the weights once; ONNX Runtime lays matrices out anew.
+    if free is not None and free < 4 * weights:
+        return f"it needs about {4 * weights / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    return None
+
+
+def _available_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
+    """All figures, without judging them."""
+    family = family_of(read_config(source))
+    dtype = TORCH_DTYPES[manifest.model.dtype]
+    model = family.model_class.from_pretrained(source, dtype=dtype, attn_implementation="eager").eval()
+    vision, language = _session(bundle / manifest.vision.file), _session(bundle / manifest.language.file)
+    worst: dict[str, Check] = {}
+
+    def record(name: str, value: float, limit: float) -> None:
+        if name not in worst or value > worst[name].value:
+            worst[name] = Check(name=name, value=float(value), limit=limit)
+
+    cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_picture_case(bundle, manifest)]
+    reference = [_huggingface(model, case, manifest) for case in cases]
+    parts = family.parts(model)
+    curve = torch.from_numpy(_curve(manifest))
+    decoder = PrunedDecoder(parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve).eval()
+    for case, (hf_logits, hf_score) in zip(cases, reference, strict=True):
+        with torch.no_grad():
+            embeds = parts.vision(torch.from_numpy(case.pixel_values).to(dtype))
+        ours = vision.run(None, {"pixel_values": case.pixel_values.astype(_numpy(dtype))})[0]
+        scale = max(1.0, float(embeds.float().abs().max()))
+        record("visual embeddings", _apart(ours, embeds) / scale, LOGIT_LIMITS[manifest.model.dtype])
+        _compare_language(case, manifest, decoder, language, embeds, hf_logits, hf_score, record)
+    return list(worst.values())
+
+
+def _compare_language(
+    case: Case,
+    manifest: Manifest,
+    decoder: PrunedDecoder,
+    session: Any,
+    embeds: torch.Tensor,
+    hf_logits: torch.Tensor,
+    hf_score: torch.Tensor | None,
+    record: Callable[[str, float, float], None],
+) -> None:
+    kind = manifest.model.dtype
+    stages = len(manifest.plan.stages)
+    feeds = first_feeds(case, manifest, embeds)
+    names = [spec.name for spec in manifest.language.outputs]
+    for step in range(DECODE_STEPS + 1):
+        with torch.no_grad():
+            expected = dict(zip(names, decoder(*_nested(feeds)), strict=True))
+        wanted = {name: _to_numpy(value) for name, value in feeds.items()}
+        found = dict(zip(names, session.run(None, wanted), strict=True))
+        logits = expected["logits"]
+        spread = max(1.0, float(logits.std()))
+        phase = "decode" if step else "prefill"
+        record(f"{phase} logits, graph against torch", _apart(found["logits"], logits) / spread, LOGIT_LIMITS[kind])
+        if step == 0:
+            if not stages:
+                record(
+                    "prefill logits, torch against Hugging Face",
+                    _apart(logits.numpy(), hf_logits) / spread,
+                    LOGIT_LIMITS[kind],
+                )
+            for stage in range(stages):
+                kept = found[f"kept_index.{stage}"]
+                record("kept tokens, graph against torch", _differing(kept, expected[f"kept_index.{stage}"].numpy()), KEPT_LIMITS[kind])
+                score = found[f"score.{stage}"]
+                chosen = select(
+                    score,
+                    _to_numpy(feeds["visual_index"]),
+                    case.visual_valid,
+                    decoder.bias_curve.numpy(),
+                    manifest.plan.stages[stage].keep,
+                )
+                record("kept tokens, graph against numpy", _differing(kept, chosen.kept_index), 0.0)
+            if stages and hf_score is not None:
+                apart = _apart(found["score.0"], hf_score)
+                record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
+        feeds = _next_feeds(feeds, expected, manifest)
+
+
+def first_feeds(case: Case, manifest: Manifest, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The prefill's inputs, in the graph's order."""
+    batch, _ = case.input_ids.shape
+    visual = case.visual_valid.shape[1]
+    mask = torch.from_numpy(case.attention_mask)
+    columns = [np.flatnonzero(row == manifest.prompt.image_token_id) for row in case.input_ids]
+    values: dict[str, torch.Tensor] = {
+        "input_ids": torch.from_numpy(case.input_ids),
+        "visual_embeds": embeds.reshape(batch, visual, -1),
+        "visual_index": torch.from_numpy(np.stack(columns).astype(np.int64)),
+        "visual_valid": torch.from_numpy(case.visual_valid),
+        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+        "attention_mask": mask,
+    }
+    dtype = TORCH_DTYPES[manifest.model.dtype]
+    heads = (manifest.model.kv_heads, manifest.model.head_dim)
+    for spec in manifest.language.inputs:
+        if spec.name.startswith("past_mask."):
+            values[spec.name] = torch.zeros(batch, 0, dtype=torch.int64)
+        elif spec.name.startswith("past_"):
+            values[spec.name] = torch.zeros(batch, heads[0], 0, heads[1], dtype=dtype)
+    return values
+
+
+def _next_feeds(
+    feeds: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor], manifest: Manifest
+) -> dict[str, torch.Tensor]:
+    """A decode step: the greedy token, an empty visual input, the caches carried on."""
+    batch = feeds["input_ids"].shape[0]
+    following = dict(feeds)
+    following["input_ids"] = outputs["logits"].argmax(-1, keepdim=True)
+    following["visual_embeds"] = feeds["visual_embeds"][:, :0]
+    following["visual_index"] = feeds["visual_index"][:, :0]
+    following["visual_valid"] = feeds["visual_valid"][:, :0]
+    following["position_ids"] = feeds["position_ids"][:, -1:] + 1
+    following["attention_mask"] = torch.ones(batch, 1, dtype=torch.int64)
+    for name in feeds:
+        if name.startswith("past_"):
+            following[name] = outputs["present_" + name.removeprefix("past_")]
+    return following
+
+
+def _nested(feeds: dict[str, torch.Tensor]) -> tuple[Any, ...]:
+    single = [value for name, value in feeds.items() if "." not in name]
+    lists = [[v for n, v in feeds.items() if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")]
+    return (*single, *lists)
+
+
+def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention."""
+    mask = torch.from_numpy(case.attention_mask)
+    with torch.no_grad():
+        output = model(
+            input_ids=torch.from_numpy(case.input_ids),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            pixel_values=torch.from_numpy(case.pixel_values).to(model.dtype),
+            output_attentions=manifest.plan.prunes,
+            use_cache=False,
+        )
+    logits = output.logits[:, -1].float()
+    if not manifest.plan.prunes:
+        return logits, None
+    attention = output.attentions[manifest.plan.stages[0].score_layer]
+    return logits, attention[:, :, -1].float().mean(1)
+
+
+def _curve(manifest: Manifest) -> NDArray[np.float32]:
+    per_image = manifest.preprocessing.tokens_per_image
+    if manifest.curve is None:
+        return np.ones(manifest.max_visual_tokens, dtype=np.float32)
+    return tile_weights(manifest.curve, per_image, manifest.max_visual_tokens // per_image)
+
+
+def _random_case(manifest: Manifest, seed: int) -> Case:
+    """A batch of two with left padding in one row and `seed + 1` pictures of noise each."""
+    rng = np.random.default_rng(seed)
+    per_image, pictures, batch = manifest.preprocessing.tokens_per_image, seed + 1, 2
+    visual = per_image * pictures
+    text = rng.integers(0, manifest.model.vocab_size, size=(batch, 12))
+    special = manifest.prompt.image_token_id
+    text[text == special] = (special + 1) % manifest.model.vocab_size
+    middle = np.full((batch, visual), special)
+    ids = np.concatenate([text[:, :5], middle, text[:, 5:]], axis=1).astype(np.int64)
+    mask = np.ones_like(ids)
+    mask[0, :3] = 0
+    height, width = manifest.preprocessing.image_size
+    pixels = rng.standard_normal((batch * pictures, 3, height, width)).astype(np.float32)
+    valid = (rng.random((batch, visual)) > 0.2).astype(np.float32)
+    return Case("random", ids, mask, pixels, valid)
+
+
+def _picture_case(bundle: Path, manifest: Manifest) -> Case:
+    """A drawn wide picture through the bundle's preprocessing constants, in a prompt of its tokenizer."""
+    from tokenizers import Tokenizer
+
+    height, width = manifest.preprocessing.image_size
+    rows, columns = np.mgrid[0:height, 0:width]
+    disc = ((rows - height / 2) ** 2 + (columns - width / 3) ** 2) < (min(height, width) / 5) ** 2
+    channels = np.stack([rows / height, columns / width, disc.astype(float)])
+    mean = np.array(manifest.preprocessing.mean or (0, 0, 0)).reshape(3, 1, 1)
+    std = np.array(manifest.preprocessing.std or (1, 1, 1)).reshape(3, 1, 1)
+    pixels = ((channels - mean) / std).astype(np.float32)[None]
+    grid_rows, grid_columns = manifest.preprocessing.grid
+    valid = np.ones((grid_rows, grid_columns), dtype=np.float32)
+    if manifest.padding_mask.kind != "none":
+        valid[: grid_rows // 4] = valid[-(grid_rows // 4) :] = 0
+    tokenizer = Tokenizer.from_file(str(bundle / manifest.prompt.tokenizer))
+    before = tokenizer.encode("USER: ").ids
+    after = tokenizer.encode(" What is in the picture? ASSISTANT:", add_special_tokens=False).ids
+    visual = [manifest.prompt.image_token_id] * valid.size
+    ids = np.array([before + visual + after], dtype=np.int64)
+    return Case("picture", ids, np.ones_like(ids), pixels, valid.reshape(1, -1))
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("comparing the export with the original", "onnxruntime", "ort") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _numpy(dtype: torch.dtype) -> type[np.generic]:
+    return np.float16 if dtype == torch.float16 else np.float32
+
+
+def _to_numpy(value: torch.Tensor) -> Array:
+    return value.detach().numpy()
+
+
+def _apart(found: Array, expected: torch.Tensor) -> float:
+    return float(np.abs(found.astype(np.float32) - expected.float().numpy()).max())
+
+
+def _differing(found: Array, expected: Array) -> float:
+    """Share of kept positions that are not in both, over rows."""
+    if found.shape != expected.shape:
+        return 1.0
+    missing = [np.setdiff1d(a, b).size for a, b in zip(found, expected, strict=True)]
+    return float(np.sum(missing) / found.size)

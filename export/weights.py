@@ -1,0 +1,248 @@
+"""Weights: from a checkpoint's safetensors files to external data of the graphs, without loading them.
+
+A weight that is stored in the dtype of the export stays where it is: its file is copied into the bundle
+byte for byte and the graph points into it. Weights stored in another dtype are converted one at a time
+into one new file.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+
+from edgeprune.bundle import copy_with_sha256, sha256_of
+from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.manifest import FileEntry
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+CONVERTED = "converted.safetensors"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor inside a safetensors file: `offset` is absolute, in bytes."""
+
+    file: str
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        InputError: there are none, or the index names one that is missing.
+    """
+    if (folder / _INDEX).is_file():
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    elif (folder / _SINGLE).is_file():
+        names = [_SINGLE]
+    else:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f" ({pickled[0]} is a pickle, which is never loaded)" if pickled else ""
+        raise InputError(
+            f"{folder} has no {_SINGLE} and no {_INDEX}{hint}: save the model with "
+            "save_pretrained, which writes safetensors"
+        )
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / _INDEX} names {name}, which is missing: download the model again")
+    return [folder / name for name in names]
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by key, from its header alone.
+
+    Raises:
+        InputError: the file is truncated or not in the safetensors format.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if 8 + length > size:
+                raise ValueError("its header is cut short")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {}
+        for key, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if 8 + length + end > size:
+                raise ValueError(f"tensor {key} reaches beyond its end")
+            dtype = _DTYPES.get(entry["dtype"], None)
+            tensors[key] = StoredTensor(
+                path.name, key, dtype or torch.uint8, tuple(entry["shape"]), 8 + length + begin, end - begin
+            )
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}): download or copy it again") from error
+    return tensors
+
+
+def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
+    """Checkpoint key -> parameter name, by transformers' own renaming rules.
+
+    Raises:
+        UnsupportedModelError: loading would transform a weight, so that it cannot stay in its file.
+    """
+    transforms = get_model_conversion_mapping(model)
+    wanted = set(model.state_dict(keep_vars=True))
+    renamed = {}
+    for key in keys:
+        name = key
+        for transform in transforms:
+            new_name, pattern = transform.rename_source_key(name)
+            if pattern is not None and isinstance(transform, WeightConverter):
+                raise UnsupportedModelError(
+                    f"the checkpoint's {key} has to be transformed on loading, which is not supported: "
+                    "save the model once with save_pretrained of the installed transformers"
+                )
+            name = new_name
+        prefixed = f"{model.base_model_prefix}.{name}"
+        renamed[key] = prefixed if name not in wanted and prefixed in wanted else name
+    return renamed
+
+
+def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
+    """Where every parameter of `model` is stored, by parameter name; tied names share an entry.
+
+    Raises:
+        InputError: a parameter is missing or has another shape than the config says.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for file in checkpoint_files(folder):
+        stored.update(read_header(file))
+    by_name = {name: stored[key] for key, name in rename_map(model, stored).items()}
+    groups: dict[int, list[str]] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        groups.setdefault(id(parameter), []).append(name)
+    found: dict[str, StoredTensor] = {}
+    for names in groups.values():
+        tensor = next((by_name[name] for name in names if name in by_name), None)
+        if tensor is None:
+            raise InputError(f"the checkpoint in {folder} has no weight for {names[0]}: is it complete?")
+        expected = tuple(parameters[names[0]].shape)
+        if tensor.shape != expected:
+            raise InputError(
+                f"{tensor.file} stores {tensor.key} with shape {tensor.shape}, the config says {expected}: "
+                "config.json and the weights do not belong together"
+            )
+        found.update(dict.fromkeys(names, tensor))
+    return found
+
+
+def place(
+    wanted: Mapping[str, StoredTensor],
+    source: Path,
+    target: Path,
+    dtype: torch.dtype,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, StoredTensor], list[FileEntry]]:
+    """Brings the wanted tensors into `target` in `dtype`.
+
+    Returns:
+        Where each now lies, and the files written with their sums.
+    """
+    kept = {name: tensor for name, tensor in wanted.items() if tensor.dtype == dtype}
+    entries = [
+        copy_with_sha256(source / file, target / file, progress)
+        for file in sorted({tensor.file for tensor in kept.values()})
+    ]
+    other = {(t.file, t.key): t for name, t in wanted.items() if name not in kept}
+    if not other:
+        return dict(kept), entries
+    moved = _convert(list(other.values()), source, target / CONVERTED, dtype, progress)
+    path = target / CONVERTED
+    entries.append(FileEntry(path=CONVERTED, bytes=path.stat().st_size, sha256=sha256_of(path)))
+    placed = {name: kept.get(name) or moved[(tensor.file, tensor.key)] for name, tensor in wanted.items()}
+    return placed, entries
+
+
+def _convert(
+    tensors: list[StoredTensor],
+    source: Path,
+    path: Path,
+    dtype: torch.dtype,
+    progress: Callable[[int], None] | None,
+) -> dict[tuple[str, str], StoredTensor]:
+    """Writes the tensors to one safetensors file in `dtype`, holding one of them in memory at a time."""
+    for tensor in tensors:
+        if tensor.dtype not in _NAMES:
+            raise InputError(
+                f"{tensor.file} stores {tensor.key} in a type that is not fp32, fp16 or bf16: "
+                "quantised checkpoints are not supported; export the original model"
+            )
+    header: dict[str, Any] = {}
+    width = torch.empty(0, dtype=dtype).element_size()
+    end = 0
+    for number, tensor in enumerate(tensors):
+        begin, end = end, end + tensor.length // torch.empty(0, dtype=tensor.dtype).element_size() * width
+        # Keys of different files may coincide; the number keeps them apart.
+        header[f"{number}.{tensor.key}"] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as writer:
+        writer.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            with safe_open(source / tensor.file, framework="pt") as file:
+                converted = file.get_tensor(tensor.key).to(dtype).contiguous()
+            writer.write(converted.view(torch.uint8).numpy().tobytes() if converted.ndim else _scalar(converted))
+            if progress:
+                progress(tensor.length)
+    written = list(read_header(path).values())
+    return {(tensor.file, tensor.key): new for tensor, new in zip(tensors, written, strict=True)}
+
+
+def _scalar(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+
+
+def buffer_values(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The values of buffers that no checkpoint holds (rotary frequencies, position tables).
+
+    `model` may be fake: each such buffer is made real, filled by the model's own initialisation (the way
+    `from_pretrained` fills it), and put back.
+    """
+    values: dict[str, torch.Tensor] = {}
+    owner: PreTrainedModel = model
+    for module_name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            owner = module
+        names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
+        if not names:
+            continue
+        fakes = {name: module._buffers[name] for name in names}
+        for name, fake in fakes.items():
+            module._buffers[name] = torch.full(fake.shape, float("nan"), dtype=torch.float64).to(fake.dtype)
+        parameters = dict(module._parameters)
+        for name, parameter in parameters.items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty(1, 1), requires_grad=False)
+        with torch.no_grad():
+            owner._init_weights(module)
+        for name, fake in fakes.items():
+            values[f"{module_name}.{name}" if module_name else name] = module._buffers[name]
+            module._buffers[name] = fake
+        module._parameters.update(parameters)
+    return values

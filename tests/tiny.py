@@ -1,0 +1,127 @@
+"""Tiny random models in Hugging Face's own layout, one per text model, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+WORDS = "user assistant what colour is the big small red green blue star box in picture ? : .".split()
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+TEXT_CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
+    "llama": (transformers.LlamaConfig, {}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": None}),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 12}),
+    "gemma": (transformers.GemmaConfig, {"head_dim": 12}),
+    "phi3": (transformers.Phi3Config, {"sliding_window": None, "pad_token_id": 0}),
+}
+
+
+def text_config(kind: str, **changes: Any) -> transformers.PretrainedConfig:
+    """A text config of four small layers with grouped-query attention."""
+    config, special = TEXT_CONFIGS[kind]
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        # Large weights, so that a random model's attention and logits are far from flat.
+        "initializer_range": 0.3,
+    }
+    return config(**{**sizes, **special, **changes})
+
+
+def llava_config(kind: str = "llama", image_size: int = 24, patch_size: int = 4, **changes: Any) -> LlavaConfig:
+    """A LLaVA of (image_size / patch_size)^2 visual tokens; `changes` go to the text config."""
+    vision = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=image_size,
+        patch_size=patch_size,
+        initializer_range=0.3,
+    )
+    text = text_config(kind, **changes)
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=5,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def save_processor(folder: Path, image_size: int = 24, patch_size: int = 4, letterbox: bool = True) -> None:
+    """A word-level tokenizer and the letterboxing LLaVA image processor."""
+    specials = ["<pad>", "<s>", "</s>", "<unk>", "\n", "<image>"]
+    vocabulary = {word: number for number, word in enumerate(specials + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+    )
+    images = LlavaImageProcessorPil(
+        do_pad=letterbox,
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+    )
+    LlavaProcessor(
+        image_processor=images,
+        tokenizer=fast,
+        patch_size=patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+
+
+def save_llava(
+    folder: Path,
+    kind: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    image_size: int = 24,
+    patch_size: int = 4,
+    letterbox: bool = True,
+    **changes: Any,
+) -> Path:
+    """Saves a random LLaVA with processor; returns the folder."""
+    torch.manual_seed(seed)
+    config = llava_config(kind, image_size, patch_size, **changes)
+    model = LlavaForConditionalGeneration(config).to(dtype).eval()
+    model.save_pretrained(folder)
+    save_processor(folder, image_size, patch_size, letterbox)
+    return folder
