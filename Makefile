@@ -1,0 +1,59 @@
+# `make help` lists the targets. Needs only make and Python 3.10 or later with venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := export,ort,bench,dev
+
+PIP_FLAGS := -q --disable-pip-version-check --no-input
+PYTEST_ARGS ?=
+
+# Many small matrices: more threads than this only wait for each other.
+export OMP_NUM_THREADS ?= 2
+# Everything below runs from local folders; no library shall ask a hub for anything.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+PICTURE := samples/pictures/wide.png
+QUESTION := what shape is green
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format constraints clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP) ## make the virtual environment .venv and install everything into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (some minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## export the sample model, ask it about a picture, draw the tokens it kept
+	@mkdir -p demo
+	$(BIN)/edgeprune export samples/tiny-llava --keep 0.3 -o demo/bundle --force
+	$(BIN)/edgeprune run demo/bundle --image $(PICTURE) --prompt "$(QUESTION)" --picture demo/kept.png
+
+test: $(STAMP) ## run every test (PYTEST_ARGS="-k name" for some)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the sources in style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(STAMP) ## pin what is installed in .venv as constraints.txt
+	@$(BIN)/python .ci/freeze.py > .constraints.partial && mv .constraints.partial constraints.txt
+	@touch $(STAMP)
+
+clean: ## remove the virtual environment and what the demo wrote
+	rm -rf $(VENV) demo
