@@ -1,1 +1,33 @@
-"""The runtime: what a device runs. Needs neither torch nor transformers."""
+"""The runtime: what a device runs. Needs neither torch nor transformers.
+
+    from edgeprune.runtime import load
+
+    model = load("bundle")
+    print(model.generate("What is in the picture?", images=["street.jpg"]).text)
+
+Importing this package loads nothing else; every name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "load": "edgeprune.runtime.model",
+    "Model": "edgeprune.runtime.model",
+    "Reply": "edgeprune.runtime.model",
+    "Statistics": "edgeprune.runtime.statistics",
+    "StageResult": "edgeprune.runtime.session",
+}
+
+__all__ = ["Model", "Reply", "StageResult", "Statistics", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'edgeprune.runtime' has no attribute {name!r}")

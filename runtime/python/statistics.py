@@ -1,0 +1,73 @@
+"""What a reply cost: tokens, times and memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HOST_METRIC = "process peak resident set (VmHWM)"
+_NO_METRIC = "not measured: this system has no /proc/self/status"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures of one prompt's reply. Times are in seconds of the wall clock.
+
+    Prompts that ran as one batch share its times; a reply that ended earlier has a shorter decode time.
+
+    Attributes:
+        visual_tokens: V, visual tokens of the prompt.
+        kept: per pruning stage, how many visual tokens stayed.
+        padded_kept: per pruning stage, how many of those are padding.
+        prompt_tokens: tokens of the prompt, visual ones included, batch padding not.
+        new_tokens: tokens that were generated, the ending one included.
+        batch: prompts that ran together.
+        preprocess_seconds: reading and preparing pictures and prompt, on the host.
+        vision_seconds: the vision graph, all pictures of the batch.
+        prefill_seconds: the language graph on the whole prompt.
+        time_to_first_token_seconds: all of the above, and choosing the first token.
+        decode_seconds: from the first token to the last.
+        tokens_per_second: of decoding, the first token left out; None where there is no second one.
+        cache_bytes: keys and values of this prompt when it ended, batch padding included.
+        peak_memory_bytes: see `peak_memory_metric`; None where it cannot be measured.
+        peak_memory_metric: what is measured, in words.
+    """
+
+    visual_tokens: int
+    kept: tuple[int, ...]
+    padded_kept: tuple[int, ...]
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    preprocess_seconds: float
+    vision_seconds: float
+    prefill_seconds: float
+    time_to_first_token_seconds: float
+    decode_seconds: float
+    tokens_per_second: float | None
+    cache_bytes: int
+    peak_memory_bytes: int | None
+    peak_memory_metric: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a process has held so far, and what that means. None: cannot be measured."""
+
+    bytes: int | None
+    metric: str
+
+
+def host_peak_memory() -> PeakMemory:
+    """This process's peak resident set since it started. Pages of mapped weight files count once read."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return PeakMemory(None, _NO_METRIC)
+    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return PeakMemory(None, _NO_METRIC) if kilobytes is None else PeakMemory(kilobytes * 1024, HOST_METRIC)
