@@ -38,17 +38,22 @@ def initializer_sources(
             by_identity[id(buffer)] = buffers[name]
         elif name in stored:
             by_identity[id(buffer)] = stored[name]
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
     return {name: by_identity[id(tensor)] for name, tensor in tensors if id(tensor) in by_identity}
 
 
 def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], folder: Path) -> None:
-    """Gives every initializer of a traced graph its values: a reference into a file of `folder`, or a constant."""
+    """Gives every initializer its values: a reference into a file of `folder`, or a constant."""
     for name, value in graph.graph.initializers.items():
         source = sources.get(name)
         if source is None:
             if isinstance(value.const_value, ir.Value) or _is_fake(value):
-                raise VerificationError(f"the graph's initializer {name} has no source: this is a bug of the exporter")
+                raise VerificationError(
+                    f"the graph's initializer {name} has no source: this is a bug of the exporter"
+                )
             continue
         if isinstance(source, torch.Tensor):
             value.const_value = ir.tensor(source.numpy(), name=name)
@@ -75,7 +80,9 @@ def optimize(graph: ir.Model) -> None:
     """Folds constants and removes dead nodes, never touching a weight that lies in a file."""
 
     def should_fold(node: ir.Node) -> bool | None:
-        stored = any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
+        stored = any(
+            value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs
+        )
         return False if stored else None
 
     with quiet_exporter():
@@ -115,7 +122,9 @@ def check(path: Path, interface: Interface, stages: int) -> None:
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path, load_external_data=False)
     if has_node(model) != stages:
-        raise VerificationError(f"{path.name} has {has_node(model)} {OP_NAME} nodes, the plan has {stages} stages")
+        raise VerificationError(
+            f"{path.name} has {has_node(model)} {OP_NAME} nodes, the plan has {stages} stages"
+        )
     for kind, found in (("input", model.graph.input), ("output", model.graph.output)):
         expected = [spec.name for spec in getattr(interface, kind + "s")]
         names = [value.name for value in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,9 @@ class PrunedDecoder(nn.Module):
         self.score_layers = {stage.score_layer: number for number, stage in enumerate(plan.stages)}
         if plan.prunes:
             self.register_buffer("bias_curve", bias_curve, persistent=False)
+        # transformers renamed the keyword on its way from 5.0 to 5.40.
+        known = inspect.signature(type(text_model.layers[0]).forward).parameters
+        self.cache_keyword = "cache" if "cache" in known else "past_key_values"
         use_edgeprune_attention(text_model.layers, text_model.config)
 
     @property
@@ -89,7 +93,9 @@ class PrunedDecoder(nn.Module):
             if number in self.stages:
                 stage = self.stages[number]
                 score = taps[stage].score
-                curve = self.bias_curve if self.plan.stages[stage].debiased else torch.ones_like(self.bias_curve)
+                curve = (
+                    self.bias_curve if self.plan.stages[stage].debiased else torch.ones_like(self.bias_curve)
+                )
                 scores.append(score)
                 hidden, index = debiased_token_prune(
                     hidden, score, visual_index, visual_valid, curve, self.plan.stages[stage].keep
@@ -108,10 +114,10 @@ class PrunedDecoder(nn.Module):
                 hidden,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=caches,
                 use_cache=True,
                 position_embeddings=rotary,
                 score_tap=tap,
+                **{self.cache_keyword: caches},
             )
         logits = self.lm_head(self.text_model.norm(hidden[:, -1])).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)

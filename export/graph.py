@@ -23,7 +23,11 @@ from edgeprune.export.op import translation
 from edgeprune.manifest import DType, ModelInfo, TensorSpec
 from edgeprune.plans import PruningPlan
 
-TORCH_DTYPES: dict[DType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES: dict[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 _ONNX_NAMES = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -68,7 +72,9 @@ def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
         for layer in range(info.layers):
             g = plan.group_of_layer(layer)
             inputs.append(_spec(f"past_{kind}.{layer}", dtype, "batch", heads[0], f"past_{g}", heads[1]))
-            outputs.append(_spec(f"present_{kind}.{layer}", dtype, "batch", heads[0], f"present_{g}", heads[1]))
+            outputs.append(
+                _spec(f"present_{kind}.{layer}", dtype, "batch", heads[0], f"present_{g}", heads[1])
+            )
     return Interface(tuple(inputs), tuple(outputs))
 
 
@@ -98,17 +104,23 @@ def quiet_exporter() -> Iterator[None]:
 
 # Distinct sizes of at least 2: the tracer turns sizes of 0, 1, and equal ones into constants.
 _SIZES = {"batch": 2, "sequence": 23, "visual": 11, "past_0": 5, "past_1": 3, "past_2": 4, "images": 2}
+_SMALLEST = {"batch": 1, "sequence": 1}
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:
     shape = [axis if isinstance(axis, int) else _SIZES[axis] for axis in spec.shape]
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
+    dtype = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "int64": torch.int64,
+    }
     return torch.zeros(shape, dtype=dtype[spec.dtype])
 
 
 def _dims(spec: TensorSpec, dims: dict[str, Dim]) -> dict[int, Dim]:
     return {
-        axis: dims.setdefault(name, Dim(name, min=0, max=1 << 20))
+        axis: dims.setdefault(name, Dim(name, min=_SMALLEST.get(name, 0), max=1 << 20))
         for axis, name in enumerate(spec.shape)
         if isinstance(name, str)
     }
@@ -141,7 +153,9 @@ def trace_vision(vision: nn.Module, interface: Interface, mode: FakeTensorMode, 
         return _trace(vision, (sample,), (_dims(spec, {}),), interface, opset)
 
 
-def trace_language(decoder: PrunedDecoder, interface: Interface, mode: FakeTensorMode, opset: int) -> ir.Model:
+def trace_language(
+    decoder: PrunedDecoder, interface: Interface, mode: FakeTensorMode, opset: int
+) -> ir.Model:
     """Traces the pruned decoder; batch, sequence, visual tokens and every past length are dynamic."""
     dims: dict[str, Dim] = {}
     with mode:
@@ -150,7 +164,9 @@ def trace_language(decoder: PrunedDecoder, interface: Interface, mode: FakeTenso
 
     def nested(values: Mapping[str, object]) -> tuple[object, ...]:
         single = [values[name] for name in values if "." not in name]
-        lists = [[values[n] for n in values if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")]
+        lists = [
+            [values[n] for n in values if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")
+        ]
         return (*single, *lists)
 
     with mode:

@@ -72,7 +72,8 @@ def _(
     batch, _, width = hidden_states.shape
     # A size of its own, not arithmetic on S, V and the keep ratio: so later shapes in the graph are read
     # off the node's output, hold for V = 0 too, and another keep ratio is one attribute.
-    length = torch.library.get_ctx().new_dynamic_size()
+    # At least 1, because the scoring token is always kept; known, it spares the tracer data-dependent guards.
+    length = torch.library.get_ctx().new_dynamic_size(min=1)
     return hidden_states.new_empty(batch, length, width), visual_index.new_empty(batch, length)
 
 
@@ -87,7 +88,7 @@ def register_schema() -> None:
             OP_NAME,
             DOMAIN,
             OP_VERSION,
-            doc="Drops the visual tokens of least debiased attention; see the function body for the semantics.",
+            doc="Drops the visual tokens of least debiased attention; the function body defines it.",
             type_constraints=[("T", text, "hidden states")],
             inputs=[
                 parameter("hidden_states", "T", "[B, S, D]"),
@@ -165,7 +166,8 @@ DebiasedTokenPrune <keep_per_10000> (hidden_states, score, visual_index, visual_
     sentinel_shape = Concat <axis: int = 0> (batch, one)
     sentinel = Expand (infinity, sentinel_shape)
     with_sentinel = Concat <axis: int = 1> (sentinel, effective)
-    best, _best_index = TopK <axis: int = 1, largest: int = 1, sorted: int = 1> (with_sentinel, kept_and_sentinel)
+    best, _best_index = TopK <axis: int = 1, largest: int = 1, sorted: int = 1>
+        (with_sentinel, kept_and_sentinel)
     threshold = Slice (best, kept, kept_and_sentinel, one)
     above = Greater (effective, threshold)
     above_count_in = Cast <to: int = 7> (above)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,9 @@ def export(
 
             manifest = verify_bundle(scratch, manifest, folder, listener)
         else:
-            manifest = manifest.model_copy(update={"verification": Verification(skipped="--no-verify was given")})
+            manifest = manifest.model_copy(
+                update={"verification": Verification(skipped="--no-verify was given")}
+            )
         write_manifest(scratch, manifest)
     return target
 
@@ -126,7 +129,9 @@ def resolve_model(model: str | os.PathLike[str], progress: Progress) -> Path:
         return folder
     looks_like_id = text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not folder.is_file()
     if not looks_like_id:
-        raise InputError(f"{text} is not a folder: expected a model folder in Hugging Face's layout, or a hub id")
+        raise InputError(
+            f"{text} is not a folder: expected a model folder in Hugging Face's layout, or a hub id"
+        )
     from huggingface_hub import snapshot_download
 
     progress.step(f"downloading {text}")
@@ -239,7 +244,8 @@ def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
     dtype = max(sizes, key=lambda d: sizes[d])
     if dtype not in _DTYPE_NAMES:
         raise InputError(
-            f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before quantisation"
+            f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before "
+            "quantisation"
         )
     return dtype
 
@@ -267,7 +273,7 @@ def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torc
 
 def _cache_groups(plan: PruningPlan, layers: int) -> tuple[CacheGroup, ...]:
     edges = [0, *(stage.layer for stage in plan.stages), layers]
-    return tuple(CacheGroup(first=a, last=b - 1) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(CacheGroup(first=a, last=b - 1) for a, b in pairwise(edges))
 
 
 def _entry(path: Path) -> FileEntry:

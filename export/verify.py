@@ -105,7 +105,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     """All figures, without judging them."""
     family = family_of(read_config(source))
     dtype = TORCH_DTYPES[manifest.model.dtype]
-    model = family.model_class.from_pretrained(source, dtype=dtype, attn_implementation="eager").eval()
+    model = family.load(source, dtype)
     vision, language = _session(bundle / manifest.vision.file), _session(bundle / manifest.language.file)
     worst: dict[str, Check] = {}
 
@@ -117,7 +117,9 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     reference = [_huggingface(model, case, manifest) for case in cases]
     parts = family.parts(model)
     curve = torch.from_numpy(_curve(manifest))
-    decoder = PrunedDecoder(parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve).eval()
+    decoder = PrunedDecoder(
+        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve
+    ).eval()
     for case, (hf_logits, hf_score) in zip(cases, reference, strict=True):
         with torch.no_grad():
             embeds = parts.vision(torch.from_numpy(case.pixel_values).to(dtype))
@@ -150,7 +152,11 @@ def _compare_language(
         logits = expected["logits"]
         spread = max(1.0, float(logits.std()))
         phase = "decode" if step else "prefill"
-        record(f"{phase} logits, graph against torch", _apart(found["logits"], logits) / spread, LOGIT_LIMITS[kind])
+        record(
+            f"{phase} logits, graph against torch",
+            _apart(found["logits"], logits) / spread,
+            LOGIT_LIMITS[kind],
+        )
         if step == 0:
             if not stages:
                 record(
@@ -160,7 +166,11 @@ def _compare_language(
                 )
             for stage in range(stages):
                 kept = found[f"kept_index.{stage}"]
-                record("kept tokens, graph against torch", _differing(kept, expected[f"kept_index.{stage}"].numpy()), KEPT_LIMITS[kind])
+                record(
+                    "kept tokens, graph against torch",
+                    _differing(kept, expected[f"kept_index.{stage}"].numpy()),
+                    KEPT_LIMITS[kind],
+                )
                 score = found[f"score.{stage}"]
                 chosen = select(
                     score,
@@ -220,7 +230,9 @@ def _next_feeds(
 
 def _nested(feeds: dict[str, torch.Tensor]) -> tuple[Any, ...]:
     single = [value for name, value in feeds.items() if "." not in name]
-    lists = [[v for n, v in feeds.items() if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")]
+    lists = [
+        [v for n, v in feeds.items() if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")
+    ]
     return (*single, *lists)
 
 
@@ -295,7 +307,9 @@ def _session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError("comparing the export with the original", "onnxruntime", "ort") from error
+        raise MissingDependencyError(
+            "comparing the export with the original", "onnxruntime", "ort"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -86,12 +86,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             begin, end = entry["data_offsets"]
             if 8 + length + end > size:
                 raise ValueError(f"tensor {key} reaches beyond its end")
-            dtype = _DTYPES.get(entry["dtype"], None)
+            dtype = _DTYPES.get(entry["dtype"])
             tensors[key] = StoredTensor(
                 path.name, key, dtype or torch.uint8, tuple(entry["shape"]), 8 + length + begin, end - begin
             )
     except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}): download or copy it again") from error
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}): download or copy it again"
+        ) from error
     return tensors
 
 
@@ -207,7 +209,9 @@ def _convert(
         for tensor in tensors:
             with safe_open(source / tensor.file, framework="pt") as file:
                 converted = file.get_tensor(tensor.key).to(dtype).contiguous()
-            writer.write(converted.view(torch.uint8).numpy().tobytes() if converted.ndim else _scalar(converted))
+            writer.write(
+                converted.view(torch.uint8).numpy().tobytes() if converted.ndim else _scalar(converted)
+            )
             if progress:
                 progress(tensor.length)
     written = list(read_header(path).values())

@@ -29,7 +29,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     except (ValueError, KeyError) as error:
         kind, _ = PretrainedConfig.get_config_dict(folder)
         raise UnsupportedModelError(
-            f"transformers cannot read the config of {folder} (model_type {kind.get('model_type')!r}). {supported()}"
+            f"transformers cannot read the config of {folder} (model_type {kind.get('model_type')!r}). "
+            f"{supported()}"
         ) from error
     except OSError as error:
         raise InputError(f"{folder / 'config.json'} is not valid JSON: {error}") from error

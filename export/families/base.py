@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from edgeprune.errors import UnsupportedModelError
 
@@ -67,6 +69,18 @@ class Family(ABC):
         """The model with uninitialised or random weights, in its final dtype, in eval mode."""
         return self.model_class._from_config(config, dtype=dtype, attn_implementation="eager").eval()
 
+    def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with its weights, as Hugging Face's own code loads and runs it, in eval mode."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return self.model_class.from_pretrained(
+                folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+            ).eval()
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
 
 def supported() -> str:
     """One sentence with everything that can be exported."""
@@ -92,18 +106,19 @@ def check_text_config(config: Any) -> None:
     # Phi-3 configs carry a window as long as their positions, which masks nothing.
     if windowed and (window is None or window < config.max_position_embeddings):
         raise UnsupportedModelError(
-            f"the text model {kind!r} uses sliding-window attention (window {window}), which is not supported: "
-            f"the window counts original positions, and pruned caches have gaps. {supported()}"
+            f"the text model {kind!r} uses sliding-window attention (window {window}), which is not "
+            f"supported: the window counts original positions, and pruned caches have gaps. {supported()}"
         )
     for feature in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, feature, None):
-            raise UnsupportedModelError(f"the text model {kind!r} uses {feature}, which is not supported. {supported()}")
+            raise UnsupportedModelError(
+                f"the text model {kind!r} uses {feature}, which is not supported. {supported()}"
+            )
     rope = getattr(config, "rope_parameters", None) or {}
     rope_type = rope.get("rope_type", "default")
     if rope_type not in ("default", "linear", "llama3"):
         # "dynamic" and "longrope" choose their frequencies by the length met at run time.
         raise UnsupportedModelError(
-            f"the text model {kind!r} uses {rope_type!r} rotary scaling, which is not supported. {supported()}"
+            f"the text model {kind!r} uses {rope_type!r} rotary scaling, which is not supported. "
+            f"{supported()}"
         )
-
-

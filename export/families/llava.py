@@ -38,7 +38,8 @@ class Llava(Family):
         tower = config.vision_config.model_type
         if tower not in _TOWERS:
             raise UnsupportedModelError(
-                f"the vision tower {tower!r} is not supported; supported towers: {', '.join(_TOWERS)}. {supported()}"
+                f"the vision tower {tower!r} is not supported; supported towers: {', '.join(_TOWERS)}. "
+                f"{supported()}"
             )
         # Only CLIP has a class token in front of its patches; "full" would count it as a visual token
         # without a place in the picture.
@@ -46,8 +47,8 @@ class Llava(Family):
         skips = config.vision_feature_select_strategy == "default"
         if has_class_token != skips:
             raise UnsupportedModelError(
-                f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} with {tower!r} is not "
-                f"supported: every visual token must be a place in the picture. {supported()}"
+                f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} with {tower!r} is "
+                f"not supported: every visual token must be a place in the picture. {supported()}"
             )
         check_text_config(config.text_config)
 
