@@ -12,14 +12,21 @@ Importing this package loads the standard library alone; every name below is imp
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeprune.curves import BiasCurve
+    from edgeprune.errors import EdgepruneError
+    from edgeprune.export.pipeline import export
+    from edgeprune.manifest import Manifest
+    from edgeprune.plans import PruningPlan
+    from edgeprune.runtime import load
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Heavy packages stay unloaded until a name is used.
 _PUBLIC = {
     "load": "edgeprune.runtime",
-    "inspect": "edgeprune.bundle",
     "EdgepruneError": "edgeprune.errors",
     "BiasCurve": "edgeprune.curves",
     "PruningPlan": "edgeprune.plans",
@@ -30,8 +37,15 @@ __all__ = ["BiasCurve", "EdgepruneError", "Manifest", "PruningPlan", "__version_
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":
+        # The sub-package itself, which can be called: whoever imports it sets the same attribute.
+        return import_module("edgeprune.export")
     if name in _PUBLIC:
         value = getattr(import_module(_PUBLIC[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,35 @@
-"""The exporter: from a Hugging Face vision-language model to a bundle. Needs `edgeprune[export]`."""
+"""The exporter: from a Hugging Face vision-language model to a bundle. Needs `edgeprune[export]`.
+
+The package can be called: `edgeprune.export(...)` is `edgeprune.export.pipeline.export(...)`, and is documented
+there. Importing the package loads none of what the exporter needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeprune.errors import MissingDependencyError
+
+
+class _CallablePackage(ModuleType):
+    """A package whose name is also the function that it is there for.
+
+    Importing a sub-package binds it in its parent, over whatever the parent had under that name. So a
+    function `edgeprune.export` would be lost to the first `import edgeprune.export.anything`.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Path:
+        try:
+            from edgeprune.export.pipeline import export
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").split(".")[0]
+            if missing in ("", "edgeprune"):
+                raise
+            raise MissingDependencyError("exporting a model", missing, "export") from error
+        return export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallablePackage
