@@ -19,7 +19,7 @@ _PUBLIC = {
     "Model": "edgeprune.runtime.model",
     "Reply": "edgeprune.runtime.model",
     "Statistics": "edgeprune.runtime.statistics",
-    "StageResult": "edgeprune.runtime.session",
+    "StageResult": "edgeprune.runtime.stages",
 }
 
 __all__ = ["Model", "Reply", "StageResult", "Statistics", "load"]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, overload
 
+import numpy as np
+from PIL import Image
+
+from edgeprune.bundle import read_manifest
+from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest
-from edgeprune.runtime.images import Picture
-from edgeprune.runtime.prompt import Message, PromptLike
-from edgeprune.runtime.session import StageResult
+from edgeprune.runtime.backends import Backend, open_backend
+from edgeprune.runtime.images import Picture, load_image
+from edgeprune.runtime.preprocess import preprocess, visual_valid
+from edgeprune.runtime.prompt import Message, PromptEncoder, PromptLike, StopStrings
+from edgeprune.runtime.sampling import Sampler
+from edgeprune.runtime.session import DEFAULT_BATCH, FinishReason, PromptInputs, Session
+from edgeprune.runtime.stages import StageResult
 from edgeprune.runtime.statistics import Statistics
 
-FinishReason = Literal["stop", "length", "stop_string"]
 DEFAULT_NEW_TOKENS = 128
 
 
@@ -53,15 +62,25 @@ class Reply:
 
 
 class Model:
-    """A loaded bundle. Made by `load`.
+    """A loaded bundle. `load` makes one.
+
+    Args:
+        folder: the bundle.
+        manifest: of the bundle.
+        backend: what runs its graphs.
 
     Attributes:
         manifest: what the bundle says of itself.
         backend_name: the back end that runs it.
+        session: the graphs, for work on arrays instead of prompts.
     """
 
-    manifest: Manifest
-    backend_name: str
+    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+        self.manifest = manifest
+        self.backend_name = backend.name
+        # The small files first: a damaged one shows before the weights are read.
+        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.preprocessing.tokens_per_image)
+        self.session = Session(backend, folder, manifest)
 
     @overload
     def generate(
@@ -75,7 +94,7 @@ class Model:
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
-        batch_size: int = 8,
+        batch_size: int = DEFAULT_BATCH,
     ) -> Reply: ...
 
     @overload
@@ -90,7 +109,7 @@ class Model:
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
-        batch_size: int = 8,
+        batch_size: int = DEFAULT_BATCH,
     ) -> list[Reply]: ...
 
     def generate(
@@ -104,7 +123,7 @@ class Model:
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
-        batch_size: int = 8,
+        batch_size: int = DEFAULT_BATCH,
     ) -> Reply | list[Reply]:
         """Answers one prompt, or a list of prompts.
 
@@ -128,12 +147,85 @@ class Model:
             InputError: a picture, a prompt or a number cannot be used.
             PruningError: the graph did not prune as the bundle's plan says.
         """
-        raise NotImplementedError
+        single = isinstance(prompt, str) or _is_conversation(prompt)
+        prompts, pictures = ([prompt], [images]) if single else _checked_batch(prompt, images)
+        if stream is not None and not single:
+            raise InputError(
+                "stream was given with a list of prompts: expected a single prompt, as the pieces of several "
+                "would mix; call generate for each, or leave it out"
+            )
+        pickers = [Sampler(temperature, top_p, own).pick for own in _seeds(seed, len(prompts), single=single)]
+        writers = [_Writer(self._encoder, stop, stream) for _ in prompts]
+        inputs = [self.prepare(one, its) for one, its in zip(prompts, pictures, strict=True)]
+        generated = self.session.generate(
+            inputs,
+            pickers,
+            max_new_tokens,
+            lambda number, token: writers[number].take(token),
+            batch_size,
+        )
+        replies = []
+        for writer, result in zip(writers, generated, strict=True):
+            text = writer.finish()
+            reason = "stop_string" if writer.stopped else result.finish_reason
+            replies.append(Reply(text, result.token_ids, reason, result.stages, result.statistics))
+        return replies[0] if single else replies
+
+    def prepare(self, prompt: PromptLike, images: Sequence[Picture] = ()) -> PromptInputs:
+        """A prompt and its pictures as the session takes them.
+
+        Raises:
+            InputError: a picture or the prompt cannot be used.
+        """
+        started = perf_counter()
+        spec, mask = self.manifest.preprocessing, self.manifest.padding_mask
+        pictures = [load_image(picture) for picture in _checked_pictures(images)]
+        ids = self._encoder.encode(prompt, len(pictures))
+        height, width = spec.image_size
+        pixels = np.empty((len(pictures), 3, height, width), dtype=np.float32)
+        valid = np.empty((len(pictures), spec.tokens_per_image), dtype=np.float32)
+        for number, picture in enumerate(pictures):
+            pixels[number] = preprocess(picture, spec)
+            valid[number] = visual_valid(picture.shape[1], picture.shape[0], spec, mask)
+        inputs = np.array(ids, dtype=np.int64)
+        return PromptInputs(inputs, pixels, valid.reshape(-1), perf_counter() - started)
+
+
+class _Writer:
+    """The text of one reply, as its tokens come."""
+
+    def __init__(
+        self, encoder: PromptEncoder, stop: Sequence[str], stream: Callable[[str], object] | None
+    ) -> None:
+        self._decoder = encoder.stream()
+        self._stop = StopStrings(stop)
+        self._stream = stream
+        self._text = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.hit is not None
+
+    def take(self, token: int) -> bool:
+        """Reads a token; True once a stop string was met."""
+        self._write(self._stop.push(self._decoder.push(token)))
+        return self.stopped
+
+    def finish(self) -> str:
+        """The whole text."""
+        self._write(self._stop.push(self._decoder.finish()))
+        self._write(self._stop.finish())
+        return self._text
+
+    def _write(self, piece: str) -> None:
+        self._text += piece
+        if piece and self._stream is not None:
+            self._stream(piece)
 
 
 def load(
     bundle: str | os.PathLike[str],
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     *,
     check: Literal["sizes", "hashes"] = "sizes",
     **options: Any,
@@ -142,13 +234,60 @@ def load(
 
     Args:
         bundle: the folder that `edgeprune export` wrote.
-        backend: a name of `edgeprune.runtime.backends.NAMES`, or "auto" for the best one available here.
+        backend: a name of `edgeprune.runtime.backends.NAMES`, "auto" for the best one available here, or an
+            opened back end.
         check: "sizes" compares every file's size with the manifest; "hashes" reads every file for its sum.
-        options: of the back end; `threads` (None: one per core) is known to all that run on the CPU.
+        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice) and
+            `device` (the GPU's number).
 
     Raises:
         BundleError: not a bundle, or a damaged one.
-        BackendError: the back end is unknown or cannot run here, or an option is unknown.
+        BackendError: the back end is unknown or cannot run here.
         MissingDependencyError: the back end's package is not installed.
+        InputError: an option is unknown or has no sensible value.
     """
-    raise NotImplementedError(str(Path(bundle)))
+    if check not in ("sizes", "hashes"):
+        raise InputError(f"check is {check!r}: expected 'sizes' or 'hashes'")
+    manifest = read_manifest(bundle, check)
+    if isinstance(backend, str):
+        backend = open_backend(backend, **options)
+    elif options:
+        raise InputError(f"options ({', '.join(options)}) go with a back end's name, not with an opened one")
+    return Model(Path(bundle), manifest, backend)
+
+
+def _is_conversation(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
+
+
+def _checked_batch(prompts: Any, images: Any) -> tuple[list[PromptLike], list[Sequence[Picture]]]:
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InputError(
+            f"the prompt is {prompts!r:.80}: expected a string, the messages of a conversation, or a list of "
+            "at least one of either"
+        )
+    pictures = _checked_pictures(images) or [()] * len(prompts)
+    if len(pictures) != len(prompts):
+        raise InputError(
+            f"{len(prompts)} prompts come with {len(pictures)} lists of pictures: expected one list each; "
+            "give an empty one to a prompt without pictures"
+        )
+    return list(prompts), pictures
+
+
+def _checked_pictures(images: Any) -> list[Any]:
+    single = isinstance(images, (str, bytes, bytearray, os.PathLike, np.ndarray, Image.Image))
+    if single or not isinstance(images, Sequence):
+        raise InputError(
+            f"the pictures are one {type(images).__name__}: expected a list, for a list of prompts one for "
+            "each prompt; put a single picture in brackets"
+        )
+    return list(images)
+
+
+def _seeds(seed: Any, prompts: int, *, single: bool) -> list[Any]:
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        return [seed] * prompts
+    if single or len(seed) != prompts:
+        raise InputError(f"{len(seed)} seeds for {prompts} prompts: expected one for all, or one for each")
+    return list(seed)

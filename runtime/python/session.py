@@ -6,46 +6,445 @@ can be replaced by the C++ core.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.selection import select_visual
+from edgeprune.errors import BundleError, InputError, PruningError
+from edgeprune.manifest import Manifest, TensorSpec
+from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
+from edgeprune.runtime.stages import StageResult, stage_results
+from edgeprune.runtime.statistics import Statistics
+
+FinishReason = Literal["stop", "length", "stop_string"]
+
+Picker: TypeAlias = "Callable[[NDArray[np.float32]], int]"
+"""Chooses the next token of one prompt from its logits, float32 [vocab]; see `sampling.Sampler.pick`."""
+
+Listener: TypeAlias = "Callable[[int, int], bool]"
+"""Is told (number of the prompt, token id) as tokens come; True ends the prompt's reply."""
+
+DEFAULT_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
-class StageResult:
-    """What one pruning stage did to one prompt with V visual tokens before it.
+class PromptInputs:
+    """One prompt, ready for the graphs.
 
     Attributes:
-        layer: tokens were dropped before this decoder layer.
-        keep: the stage's keep ratio in ten-thousandths.
-        kept_visual: int64 [K], ascending, of the prompt's visual tokens 0..V-1.
-        candidates: int64 [Vs], the visual tokens that reached the stage, likewise.
-        score: float32 [Vs], the attention that the scoring rows pay each of them, before any debiasing.
-        visual_valid: float32 [Vs], their padding mask.
+        input_ids: int64 [S], with one image token for every visual token.
+        pixel_values: float32 [pictures, 3, height, width].
+        visual_valid: float32 [V], the padding mask of all its visual tokens.
+        preprocess_seconds: what making all this took.
     """
 
-    layer: int
-    keep: int
-    kept_visual: NDArray[np.int64]
-    candidates: NDArray[np.int64]
-    score: NDArray[np.float32]
+    input_ids: NDArray[np.int64]
+    pixel_values: NDArray[np.float32]
+    visual_valid: NDArray[np.float32]
+    preprocess_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What was generated for one prompt; the fields are those of `model.Reply`."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stages: tuple[StageResult, ...]
+    statistics: Statistics
+
+
+class Session:
+    """The graphs of a bundle on a back end.
+
+    Args:
+        backend: where they run.
+        folder: the bundle.
+        manifest: of the bundle.
+        weights: the folder of its weight files, where that is another.
+
+    Raises:
+        BackendError: a graph cannot be loaded.
+        BundleError: a graph's inputs or outputs are not those of the manifest.
+        PruningError: the plan prunes and the language graph has no pruning stage.
+    """
+
+    def __init__(
+        self, backend: Backend, folder: Path, manifest: Manifest, weights: Path | None = None
+    ) -> None:
+        self.backend = backend
+        self.manifest = manifest
+        self._vision = backend.load(folder, manifest.vision, weights)
+        self._language = backend.load(folder, manifest.language, weights)
+        _check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
+        _check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
+        names = [spec.name for spec in manifest.language.outputs]
+        self._present = [name for name in names if name.startswith("present_")]
+        stages = range(len(manifest.plan.stages))
+        self._traces = [f"{kind}.{stage}" for kind in ("kept_index", "score") for stage in stages]
+
+    def check(self, prompt: PromptInputs) -> None:
+        """Refuses a prompt that the graphs cannot take.
+
+        Raises:
+            InputError: longer than the model's positions, or pictures, padding mask and image tokens differ
+                in number.
+        """
+        info, per_image = self.manifest.model, self.manifest.preprocessing.tokens_per_image
+        length, limit = len(prompt.input_ids), info.max_positions
+        pictures = len(prompt.pixel_values)
+        if length > limit:
+            raise InputError(
+                f"the prompt has {length} tokens, {pictures * per_image} of them visual: expected at most "
+                f"{limit}, the model's range of positions; shorten it or leave out pictures"
+            )
+        image_tokens = int((prompt.input_ids == self.manifest.prompt.image_token_id).sum())
+        if not image_tokens == pictures * per_image == len(prompt.visual_valid):
+            raise InputError(
+                f"the prompt has {image_tokens} image tokens, {pictures} pictures of {per_image} visual "
+                f"tokens each, and a padding mask of {len(prompt.visual_valid)}: expected the same number of each; "
+                "make them of the same pictures"
+            )
+
+    def generate(
+        self,
+        prompts: Sequence[PromptInputs],
+        pickers: Sequence[Picker],
+        max_new_tokens: int,
+        listener: Listener | None = None,
+        batch_size: int = DEFAULT_BATCH,
+    ) -> list[Generated]:
+        """Generates a reply to every prompt.
+
+        Prompts with as many visual tokens run as one batch, padded on the left; each ends by itself.
+
+        Args:
+            prompts: in any mixture.
+            pickers: one for each prompt.
+            max_new_tokens: at most so many each; fewer where the model's positions end.
+            listener: see `Listener`.
+            batch_size: how many run together at most.
+
+        Returns:
+            One result per prompt, in their order.
+
+        Raises:
+            InputError: a prompt cannot be taken, or a number is not a whole one of at least 1.
+            PruningError: a stage did not keep what the plan says.
+        """
+        check_count("max_new_tokens", max_new_tokens)
+        check_count("batch_size", batch_size)
+        for prompt in prompts:
+            self.check(prompt)
+        results: dict[int, Generated] = {}
+        for numbers in _batches([len(prompt.visual_valid) for prompt in prompts], batch_size):
+            replies = [
+                _Growing(number, pickers[number], self._limit(prompts[number], max_new_tokens))
+                for number in numbers
+            ]
+            results |= self._run([prompts[number] for number in numbers], replies, listener)
+        return [results[number] for number in range(len(prompts))]
+
+    def prefill(self, prompts: Sequence[PromptInputs]) -> Decoding:
+        """Reads a batch of prompts that have as many visual tokens each.
+
+        Raises:
+            InputError: a prompt cannot be taken, or the numbers of visual tokens differ.
+            PruningError: a stage did not keep what the plan says.
+        """
+        for prompt in prompts:
+            self.check(prompt)
+        if len({len(prompt.visual_valid) for prompt in prompts}) != 1:
+            raise InputError(
+                "the prompts of one batch have different numbers of visual tokens: expected the same number; "
+                "put those with as many pictures together"
+            )
+        batch = _padded(prompts, self.manifest)
+        started = perf_counter()
+        embeds = self._see(prompts)
+        self.backend.synchronize()
+        seen = perf_counter()
+        feeds = {
+            "input_ids": batch.input_ids,
+            "visual_embeds": embeds,
+            "visual_index": batch.visual_index,
+            "visual_valid": batch.visual_valid,
+            # Padding has position 0, where it is masked anyhow; real tokens count from 0.
+            "position_ids": np.maximum(np.cumsum(batch.attention_mask, axis=1) - 1, 0),
+            "attention_mask": batch.attention_mask,
+            **self._empty_caches(len(prompts)),
+        }
+        found = self._language.run(feeds, ["logits", *self._traces, *self._present])
+        logits = found["logits"].numpy()
+        read = perf_counter()
+        stages = stage_results(
+            self.manifest.plan,
+            batch.visual_index,
+            batch.visual_valid,
+            batch.input_ids.shape[1],
+            {name: found[name].numpy() for name in self._traces},
+        )
+        caches = {name: found[name] for name in self._present}
+        self._check_caches(caches, batch.input_ids.shape[1], stages[0])
+        lengths = batch.attention_mask.sum(axis=1)
+        return Decoding(self, caches, lengths, logits, stages, seen - started, read - seen)
+
+    def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
+        """The last token is never read, so it needs no position."""
+        return min(max_new_tokens, self.manifest.model.max_positions - len(prompt.input_ids) + 1)
+
+    def _run(
+        self, prompts: Sequence[PromptInputs], replies: Sequence[_Growing], listener: Listener | None
+    ) -> dict[int, Generated]:
+        started = perf_counter()
+        state = self.prefill(prompts)
+        image, ends = self.manifest.prompt.image_token_id, self.manifest.prompt.eos_token_ids
+        while True:
+            for reply, logits in zip(replies, state.logits, strict=True):
+                if reply.finish_reason is None:
+                    # An image token stands for a picture's visual tokens; in a reply it has no meaning.
+                    choice = logits.copy()
+                    choice[image] = -np.inf
+                    reply.take(choice, ends, listener, state.cache_bytes // len(replies))
+            if all(reply.finish_reason is not None for reply in replies):
+                break
+            # What an ended reply goes on with does not matter: rows of a batch do not see each other.
+            state.step(np.array([reply.token_ids[-1] for reply in replies], dtype=np.int64))
+        return {
+            reply.number: Generated(
+                tuple(reply.token_ids),
+                reply.reason,
+                state.stages[row],
+                self._statistics(prompt, reply, state, row, started),
+            )
+            for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
+        }
+
+    def _statistics(
+        self, prompt: PromptInputs, reply: _Growing, state: Decoding, row: int, started: float
+    ) -> Statistics:
+        memory = self.backend.peak_memory()
+        decode = reply.last - reply.first
+        later = len(reply.token_ids) - 1
+        return Statistics(
+            visual_tokens=len(prompt.visual_valid),
+            kept=tuple(stage.kept for stage in state.stages[row]),
+            padded_kept=tuple(stage.padded_kept for stage in state.stages[row]),
+            prompt_tokens=len(prompt.input_ids),
+            new_tokens=len(reply.token_ids),
+            batch=len(state.logits),
+            preprocess_seconds=prompt.preprocess_seconds,
+            vision_seconds=state.vision_seconds,
+            prefill_seconds=state.prefill_seconds,
+            time_to_first_token_seconds=prompt.preprocess_seconds + reply.first - started,
+            decode_seconds=decode,
+            tokens_per_second=later / decode if later and decode > 0 else None,
+            cache_bytes=reply.cache_bytes,
+            peak_memory_bytes=memory.bytes,
+            peak_memory_metric=memory.metric,
+        )
+
+    def _see(self, prompts: Sequence[PromptInputs]) -> Tensor | Array:
+        """visual_embeds [B, V, D]: each prompt's pictures one after the other."""
+        width, visual = self.manifest.model.hidden_size, len(prompts[0].visual_valid)
+        if not visual:
+            return np.zeros((len(prompts), 0, width), dtype=np.float32)
+        pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
+        (name,) = (spec.name for spec in self.manifest.vision.outputs)
+        (wanted,) = (spec.name for spec in self.manifest.vision.inputs)
+        return self._vision.run({wanted: pixels}, [name])[name].reshape(len(prompts), visual, width)
+
+    def _empty_caches(self, batch: int) -> dict[str, Array]:
+        """The first past of every layer and group: its open axes, other than the batch, are 0 long."""
+        return {
+            spec.name: np.zeros([_size(axis, batch) for axis in spec.shape], dtype=_host_dtype(spec))
+            for spec in self.manifest.language.inputs
+            if spec.name.startswith("past_")
+        }
+
+    def _check_caches(
+        self, caches: dict[str, Tensor], sequence: int, stages: tuple[StageResult, ...]
+    ) -> None:
+        """The caches are the proof that later layers really saw fewer tokens."""
+        dropped = 0
+        for group, stage in enumerate([None, *stages]):
+            dropped += 0 if stage is None else len(stage.candidates) - stage.kept
+            found = caches[f"present_mask.{group}"].shape[1]
+            if found != sequence - dropped:
+                raise PruningError(
+                    f"the caches of layer group {group} hold {found} tokens: expected {sequence - dropped} "
+                    f"of {sequence}, as the plan says ({self.manifest.plan.describe()}); export the bundle again"
+                )
+
+
+class Decoding:
+    """A batch after its prefill: takes one token per prompt and gives the logits of the next.
+
+    Attributes:
+        logits: float32 [B, vocab], of the last position.
+        stages: for each prompt, what every pruning stage did.
+        vision_seconds, prefill_seconds: of the whole batch.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        caches: dict[str, Tensor],
+        lengths: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        stages: list[tuple[StageResult, ...]],
+        vision_seconds: float,
+        prefill_seconds: float,
+    ) -> None:
+        self.logits = logits
+        self.stages = stages
+        self.vision_seconds = vision_seconds
+        self.prefill_seconds = prefill_seconds
+        self._session = session
+        self._caches = caches
+        self._positions = lengths
+        batch, width = len(lengths), session.manifest.model.hidden_size
+        self._nothing_visual: dict[str, Array] = {
+            "visual_embeds": np.zeros((batch, 0, width), dtype=np.float32),
+            "visual_index": np.zeros((batch, 0), dtype=np.int64),
+            "visual_valid": np.zeros((batch, 0), dtype=np.float32),
+        }
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of all layers, the whole batch."""
+        kinds = ("present_key.", "present_value.")
+        return sum(tensor.nbytes for name, tensor in self._caches.items() if name.startswith(kinds))
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Reads one token per prompt, int64 [B]; returns the next logits, float32 [B, vocab]."""
+        last = self._session.manifest.model.max_positions - 1
+        feeds: dict[str, Tensor | Array] = {
+            "input_ids": tokens[:, None],
+            **self._nothing_visual,
+            # A prompt that has ended may run past the range while others of its batch go on.
+            "position_ids": np.minimum(self._positions, last)[:, None],
+            "attention_mask": np.ones((len(tokens), 1), dtype=np.int64),
+            **{"past_" + name.removeprefix("present_"): tensor for name, tensor in self._caches.items()},
+        }
+        found = self._session._language.run(feeds, ["logits", *self._caches])
+        self.logits = found.pop("logits").numpy()
+        self._caches = found
+        self._positions = self._positions + 1
+        return self.logits
+
+
+@dataclass(eq=False)
+class _Growing:
+    """A reply while it is generated."""
+
+    number: int
+    picker: Picker
+    limit: int
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    first: float = 0.0
+    last: float = 0.0
+    cache_bytes: int = 0
+
+    @property
+    def reason(self) -> FinishReason:
+        if self.finish_reason is None:
+            raise AssertionError("the reply has not ended")
+        return self.finish_reason
+
+    def take(
+        self,
+        logits: NDArray[np.float32],
+        ends: Sequence[int],
+        listener: Listener | None,
+        cache_bytes: int,
+    ) -> None:
+        token = self.picker(logits)
+        self.last = perf_counter()
+        if not self.token_ids:
+            self.first = self.last
+        self.token_ids.append(token)
+        self.cache_bytes = cache_bytes
+        heard_enough = listener is not None and listener(self.number, token)
+        if token in ends:
+            self.finish_reason = "stop"
+        elif heard_enough:
+            self.finish_reason = "stop_string"
+        elif len(self.token_ids) >= self.limit:
+            self.finish_reason = "length"
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Prompts of one batch, padded on the left to the longest: arrays [B, S] and [B, V]."""
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    visual_index: NDArray[np.int64]
     visual_valid: NDArray[np.float32]
 
-    @property
-    def kept(self) -> int:
-        """K, how many visual tokens stayed."""
-        return len(self.kept_visual)
 
-    @property
-    def padded_kept(self) -> int:
-        """How many of the kept ones are padding."""
-        padding = self.candidates[self.visual_valid == 0]
-        return int(np.isin(self.kept_visual, padding).sum())
+def _padded(prompts: Sequence[PromptInputs], manifest: Manifest) -> _Batch:
+    image, fill = manifest.prompt.image_token_id, manifest.prompt.pad_token_id
+    if fill == image:  # padding that looked like visual tokens would take their embeddings
+        fill = 1 if image == 0 else 0
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    ids = np.full((len(prompts), longest), fill, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        start = longest - len(prompt.input_ids)
+        ids[row, start:] = prompt.input_ids
+        mask[row, start:] = 1
+    index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
+    valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
+    return _Batch(ids, mask, index.astype(np.int64), valid)
 
-    def without_debias(self) -> NDArray[np.int64]:
-        """The visual tokens that the same scores select without bias curve and padding mask, int64 [K]."""
-        ones = np.ones((1, len(self.score)), dtype=np.float32)
-        return self.candidates[select_visual(self.score[None], ones, ones[0], self.keep)[0]]
+
+def _batches(visual_tokens: Sequence[int], size: int) -> list[list[int]]:
+    """Numbers of prompts that run together: as many visual tokens, at most `size`, in order."""
+    groups: dict[int, list[int]] = {}
+    for number, visual in enumerate(visual_tokens):
+        groups.setdefault(visual, []).append(number)
+    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
+
+
+def _size(axis: int | str, batch: int) -> int:
+    if isinstance(axis, int):
+        return axis
+    return batch if axis == "batch" else 0
+
+
+def _host_dtype(spec: TensorSpec) -> type[np.generic]:
+    """What an empty array of the input is made of on the host; the back end brings floats to the dtype."""
+    return np.int64 if spec.dtype == "int64" else np.float32
+
+
+def _check_interface(
+    graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], manifest: Manifest
+) -> None:
+    for kind, wanted, found in (("input", inputs, graph.inputs), ("output", outputs, graph.outputs)):
+        have = {(spec.name, spec.dtype) for spec in found}
+        for spec in wanted:
+            if (spec.name, spec.dtype) in have:
+                continue
+            if spec.name.startswith("kept_index."):
+                raise PruningError(
+                    f"the plan prunes ({manifest.plan.describe()}), but the language graph has no {spec.name}:"
+                    " it would run unpruned; export the bundle again"
+                )
+            raise BundleError(
+                f"the graph has no {kind} {spec.name} of type {spec.dtype}, which {manifest.model.source}'s "
+                "manifest names: the files do not belong together; export the bundle again"
+            )
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-NAMES = ("onnxruntime-cuda", "onnxruntime")
+from edgeprune.errors import BackendError
+from edgeprune.runtime.backends.base import Availability, Backend
+
+# Name -> module, the best first. A module has availability(name) and open_backend(name, options).
+_MODULES = {
+    "onnxruntime-cuda": "edgeprune.runtime.backends.ort",
+    "onnxruntime": "edgeprune.runtime.backends.ort",
+}
+
+NAMES = tuple(_MODULES)
 """Every back end by name, the best first."""
 
+AUTO = "auto"
 
-@dataclass(frozen=True)
-class Availability:
-    """Whether a back end can run on this machine.
-
-    Attributes:
-        name: as `load` takes it.
-        title: what it is, for a table.
-        available: whether it can run here.
-        reason: one sentence that says why not and what to do; None where it is available.
-        extra: the extra of edgeprune that brings its packages.
-        version: of its package, None where it is not installed.
-    """
-
-    name: str
-    title: str
-    available: bool
-    reason: str | None
-    extra: str
-    version: str | None
+__all__ = ["AUTO", "NAMES", "Availability", "Backend", "available", "open_backend"]
 
 
 def available() -> tuple[Availability, ...]:
     """Every back end, the best first, and whether it can run here. Loads their packages where installed."""
-    raise NotImplementedError
+    return tuple(_availability(name) for name in NAMES)
+
+
+def open_backend(name: str = AUTO, **options: Any) -> Backend:
+    """The back end called `name`; "auto" is the best one that is available here.
+
+    Raises:
+        BackendError: there is no such back end, or it cannot run here.
+        MissingDependencyError: its package is not installed.
+        InputError: an option is unknown to it or has no sensible value.
+    """
+    if name == AUTO:
+        found = available()
+        usable = [entry.name for entry in found if entry.available]
+        if not usable:
+            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in found)
+            raise BackendError(f"no back end can run here ({reasons})")
+        name = usable[0]
+    if name not in _MODULES:
+        raise BackendError(f"there is no back end {name!r}: choose one of {AUTO}, {', '.join(NAMES)}")
+    backend: Backend = import_module(_MODULES[name]).open_backend(name, options)
+    return backend
+
+
+def _availability(name: str) -> Availability:
+    found: Availability = import_module(_MODULES[name]).availability(name)
+    return found

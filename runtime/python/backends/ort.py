@@ -1,0 +1,260 @@
+"""ONNX Runtime, on the CPU or on an NVIDIA GPU by its CUDA execution provider.
+
+Tensors are bound to graphs as they are (I/O binding), so caches pass from one step to the next untouched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edgeprune.errors import BackendError, InputError, MissingDependencyError
+from edgeprune.manifest import GraphSpec, TensorSpec
+from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
+from edgeprune.runtime.statistics import PeakMemory, host_peak_memory
+
+CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
+_TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}
+# Distribution and extra that bring each; both are imported as onnxruntime.
+_PACKAGES = {CPU: ("onnxruntime", "ort"), CUDA: ("onnxruntime-gpu", "ort-gpu")}
+_CUDA_PROVIDER = "CUDAExecutionProvider"
+# ONNX's numbers of element types.
+_ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+}
+_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of this back end.
+
+    Attributes:
+        threads: CPU threads within one operator; None leaves it to ONNX Runtime, which takes every core.
+        device: the GPU's number, for CUDA.
+    """
+
+    threads: int | None = None
+    device: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole("threads", 1 if self.threads is None else self.threads, 1)
+        _check_whole("device", self.device, 0)
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"the option {name} is {value!r}: expected a whole number of at least {least}")
+
+
+def availability(name: str) -> Availability:
+    """Whether `name`, one of the two above, can run here."""
+    reason = _why_not(name)
+    return Availability(name, _TITLES[name], reason is None, reason, _PACKAGES[name][1], _version())
+
+
+def open_backend(name: str, options: Mapping[str, Any]) -> OrtBackend:
+    """The back end `name`. Raises as `backends.open_backend`."""
+    if find_spec("onnxruntime") is None:
+        package, extra = _PACKAGES[name]
+        raise MissingDependencyError(f"the back end {name}", package, extra)
+    known = [field.name for field in fields(Options)]
+    for option in options:
+        if option not in known:
+            raise InputError(f"the back end {name} has no option {option!r}: it knows {', '.join(known)}")
+    chosen = Options(**options)
+    reason = _why_not(name)
+    if reason is not None:
+        raise BackendError(f"the back end {name} cannot run here: {reason}")
+    return OrtBackend(name, chosen)
+
+
+def _version() -> str | None:
+    for package, _ in _PACKAGES.values():
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _why_not(name: str) -> str | None:
+    package, extra = _PACKAGES[name]
+    if find_spec("onnxruntime") is None:
+        return f"the package {package} is not installed: pip install 'edgeprune[{extra}]'"
+    import onnxruntime
+
+    if name == CPU:
+        return None
+    if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return (
+            "the onnxruntime that is installed runs on the CPU only: pip uninstall onnxruntime, then "
+            f"pip install 'edgeprune[{extra}]'"
+        )
+    return None if _gpus() else "no NVIDIA GPU answers here: check the driver with nvidia-smi"
+
+
+def _gpus() -> int:
+    """How many GPUs the NVIDIA driver offers; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+class OrtTensor:
+    """An OrtValue, perhaps seen under another shape of the same size."""
+
+    def __init__(self, value: Any, shape: Sequence[int] | None = None) -> None:
+        self.value = value
+        self._shape = tuple(value.shape() if shape is None else shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> str:
+        return _DTYPES[self.value.data_type()]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.value.tensor_size_in_bytes())
+
+    def reshape(self, *shape: int) -> OrtTensor:
+        if np.prod(shape) != np.prod(self.shape):
+            raise BackendError(f"a tensor of shape {list(self.shape)} cannot be seen as {list(shape)}")
+        return OrtTensor(self.value, shape)
+
+    def numpy(self) -> Array:
+        if self.dtype == "bfloat16":
+            raise BackendError("a bfloat16 tensor cannot be fetched: numpy has no such type")
+        values: Array = self.value.numpy()
+        return values.reshape(self.shape)
+
+
+class OrtGraph:
+    """An ONNX file in an inference session."""
+
+    def __init__(self, session: Any, device: tuple[str, int], name: str) -> None:
+        self._session = session
+        self._device = device
+        self._name = name
+        self.inputs = tuple(_spec(value) for value in session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in session.get_outputs())
+        self._input_dtypes = {spec.name: spec.dtype for spec in self.inputs}
+
+    def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
+        missing = self._input_dtypes.keys() - feeds.keys()
+        if missing:
+            raise BackendError(f"{self._name} was run without its input {min(missing)}")
+        binding = self._session.io_binding()
+        alive = []  # the binding itself does not keep what it is bound to
+        try:
+            for name, value in feeds.items():
+                tensor = value if isinstance(value, OrtTensor) else self._to_device(name, cast(Array, value))
+                alive.append(tensor)
+                self._bind(binding, name, tensor)
+            for name in outputs:
+                binding.bind_output(name, *self._device)
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises plain RuntimeError and types of its own
+            reason = " ".join(str(error).split())
+            raise BackendError(f"ONNX Runtime could not run {self._name}: {reason}") from error
+        return dict(zip(outputs, map(OrtTensor, binding.get_outputs()), strict=True))
+
+    def _bind(self, binding: Any, name: str, tensor: OrtTensor) -> None:
+        if tensor.shape == tuple(tensor.value.shape()):
+            binding.bind_ortvalue_input(name, tensor.value)
+            return
+        kind = _ELEMENT_TYPES[tensor.dtype]
+        binding.bind_input(name, *self._device, kind, list(tensor.shape), tensor.value.data_ptr())
+
+    def _to_device(self, name: str, array: Array) -> OrtTensor:
+        import onnxruntime
+
+        dtype = self._input_dtypes.get(name)
+        if dtype is None:
+            raise BackendError(f"{self._name} has no input {name}")
+        if dtype == "bfloat16":
+            bits = to_bfloat16_bits(array)
+            return OrtTensor(
+                onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ELEMENT_TYPES[dtype])
+            )
+        # The memory is shared on the CPU; OrtValue keeps the array alive.
+        array = np.ascontiguousarray(array, dtype=dtype)
+        return OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._device))
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple("" if axis is None else axis for axis in value.shape)
+    return TensorSpec(name=value.name, dtype=cast(Any, _DTYPES[value.type]), shape=shape)
+
+
+class OrtBackend:
+    """See the module's description."""
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.name = name
+        self.options = options
+        self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
+
+    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> OrtGraph:
+        import onnxruntime
+
+        path = folder / spec.file
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = _ERRORS_ONLY
+        settings.intra_op_num_threads = self.options.threads or 0
+        # A pattern is kept for every shape ever met, and each decode step has another one.
+        settings.enable_mem_pattern = False
+        source: str | bytes = str(path)
+        if weights is not None:
+            settings.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(weights)
+            )
+            source = path.read_bytes()
+        try:
+            session = onnxruntime.InferenceSession(source, settings, providers=self._providers())
+        except Exception as error:  # as in run()
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"ONNX Runtime cannot load {path}: {reason}; try another back end, or export the bundle again"
+            ) from error
+        active = session.get_providers()
+        if self.name == CUDA and _CUDA_PROVIDER not in active:
+            raise BackendError(
+                f"CUDA was asked for, but ONNX Runtime runs {path.name} with {', '.join(active)}: it could "
+                "not load CUDA or cuDNN in the versions it was built for; install those, or choose the back "
+                f"end {CPU}"
+            )
+        return OrtGraph(session, self._device, path.name)
+
+    def _providers(self) -> list[Any]:
+        if self.name != CUDA:
+            return ["CPUExecutionProvider"]
+        return [(_CUDA_PROVIDER, {"device_id": self.options.device}), "CPUExecutionProvider"]
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a run of ONNX Runtime ends when its results are there."""
+
+    def peak_memory(self) -> PeakMemory:
+        host = host_peak_memory()
+        if self.name != CUDA:
+            return host
+        return PeakMemory(host.bytes, f"{host.metric}, of the host alone: the GPU's is not told")

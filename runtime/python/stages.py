@@ -1,0 +1,116 @@
+"""What the pruning stages did to a prompt, read from the graph's outputs and checked against the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import PruningError
+from edgeprune.plans import PruningPlan
+from edgeprune.selection import kept_count, select_visual
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """What one pruning stage did to one prompt with V visual tokens.
+
+    Attributes:
+        layer: tokens were dropped before this decoder layer.
+        keep: the stage's keep ratio in ten-thousandths.
+        kept_visual: int64 [K], ascending, of the prompt's visual tokens 0..V-1.
+        candidates: int64 [C], the visual tokens that reached the stage, likewise.
+        score: float32 [C], the attention that the scoring rows pay each of them, before any debiasing.
+        visual_valid: float32 [C], their padding mask.
+    """
+
+    layer: int
+    keep: int
+    kept_visual: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    score: NDArray[np.float32]
+    visual_valid: NDArray[np.float32]
+
+    @property
+    def kept(self) -> int:
+        """K, how many visual tokens stayed."""
+        return len(self.kept_visual)
+
+    @property
+    def padded_kept(self) -> int:
+        """How many of the kept ones are padding."""
+        return self.padded_among(self.kept_visual)
+
+    def padded_among(self, visual: NDArray[np.int64]) -> int:
+        """How many of some candidates are padding."""
+        return int(np.isin(visual, self.candidates[self.visual_valid == 0]).sum())
+
+    def without_debias(self) -> NDArray[np.int64]:
+        """The visual tokens that the same scores select without bias curve and padding mask, int64 [K]."""
+        ones = np.ones((1, len(self.score)), dtype=np.float32)
+        return self.candidates[select_visual(self.score[None], ones, ones[0], self.keep)[0]]
+
+
+def stage_results(
+    plan: PruningPlan,
+    visual_index: NDArray[np.int64],
+    visual_valid: NDArray[np.float32],
+    sequence: int,
+    traces: Mapping[str, NDArray[Any]],
+) -> list[tuple[StageResult, ...]]:
+    """Reads the stages of a prefill.
+
+    Args:
+        plan: of the bundle.
+        visual_index: int64 [B, V], positions of the visual tokens in the batch.
+        visual_valid: float32 [B, V].
+        sequence: S, the batch's length.
+        traces: per stage s `kept_index.s` int64 [B, S after] and `score.s` float32 [B, S before]; positions
+            count within what reached the stage.
+
+    Returns:
+        For each prompt, a result per stage.
+
+    Raises:
+        PruningError: a stage kept other than S - V + K tokens, or another number of visual ones than K.
+    """
+    batch, visual = visual_index.shape
+    results: list[list[StageResult]] = [[] for _ in range(batch)]
+    # For each position that is left: which visual token it is, or -1.
+    identity = np.full((batch, sequence), -1, dtype=np.int64)
+    np.put_along_axis(identity, visual_index, np.broadcast_to(np.arange(visual), (batch, visual)), axis=1)
+    for number, stage in enumerate(plan.stages):
+        kept_index, score = traces[f"kept_index.{number}"], traces[f"score.{number}"]
+        expected = kept_count(visual, stage.keep)
+        length = identity.shape[1] - visual + expected
+        where = f"stage {number}, before layer {stage.layer},"
+        if kept_index.shape != (batch, length):
+            raise PruningError(
+                f"{where} kept {kept_index.shape[-1]} of {identity.shape[1]} tokens: expected {length}, that "
+                f"is {expected} of {visual} visual ones; the graph does not follow its plan: export again"
+            )
+        after = np.take_along_axis(identity, kept_index, axis=1)
+        for row in range(batch):
+            kept = after[row][after[row] >= 0]
+            if len(kept) != expected or (np.diff(kept_index[row]) <= 0).any():
+                raise PruningError(
+                    f"{where} kept {len(kept)} of {visual} visual tokens: expected {expected}, in order; the "
+                    "graph does not follow its plan: export again"
+                )
+            reached = identity[row] >= 0
+            candidates = identity[row][reached]
+            results[row].append(
+                StageResult(
+                    layer=stage.layer,
+                    keep=stage.keep,
+                    kept_visual=kept,
+                    candidates=candidates,
+                    score=score[row][reached],
+                    visual_valid=visual_valid[row][candidates],
+                )
+            )
+        identity, visual = after, expected
+    return [tuple(row) for row in results]
