@@ -65,13 +65,16 @@ def writing_to(output: Path, force: bool = False) -> Iterator[Path]:
             raise OutputError(f"{output} exists already: name another folder, or add --force to replace it")
         if not (output / MANIFEST_NAME).is_file() and not (output.is_dir() and not any(output.iterdir())):
             raise OutputError(
-                f"{output} exists and is not a bundle (it has no {MANIFEST_NAME}): --force replaces bundles only"
+                f"{output} exists and is not a bundle (it has no {MANIFEST_NAME}): "
+                "--force replaces bundles only"
             )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise OutputError(f"{output.parent} cannot be written to ({error.strerror}): choose another -o") from error
+        raise OutputError(
+            f"{output.parent} cannot be written to ({error.strerror}): choose another -o"
+        ) from error
     try:
         try:
             yield scratch
@@ -115,8 +118,8 @@ def need_space(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise OutputError(
-            f"the disk of {folder} is full: {wanted / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free: "
-            "free some space or choose another -o"
+            f"the disk of {folder} is full: {wanted / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB "
+            "are free: free some space or choose another -o"
         )
 
 
@@ -127,7 +130,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     temporary.replace(folder / MANIFEST_NAME)
 
 
-def read_manifest(folder: str | os.PathLike[str], check: str = "sizes", progress: Progress | None = None) -> Manifest:
+def read_manifest(
+    folder: str | os.PathLike[str], check: str = "sizes", progress: Progress | None = None
+) -> Manifest:
     """Reads and checks the manifest of a bundle.
 
     Args:
@@ -142,7 +147,9 @@ def read_manifest(folder: str | os.PathLike[str], check: str = "sizes", progress
     root = Path(folder)
     path = root / MANIFEST_NAME
     if not root.is_dir():
-        raise BundleError(f"{root} is not a folder: expected a bundle, as `edgeprune export -o DIR` writes it")
+        raise BundleError(
+            f"{root} is not a folder: expected a bundle, as `edgeprune export -o DIR` writes it"
+        )
     if not path.is_file():
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; `edgeprune export` writes one")
     try:
@@ -154,15 +161,17 @@ def read_manifest(folder: str | os.PathLike[str], check: str = "sizes", progress
         raise BundleError(f"{path} names no schema_version: it is not an edgeprune manifest; export again")
     if version > SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema {version}, written by a newer edgeprune; this one reads up to {SCHEMA_VERSION}: "
-            "upgrade edgeprune, or export again with this version"
+            f"{path} has schema {version}, written by a newer edgeprune; this one reads up to "
+            f"{SCHEMA_VERSION}: upgrade edgeprune, or export again with this version"
         )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path} is not valid at {where}: {first['msg']}; export the bundle again") from error
+        raise BundleError(
+            f"{path} is not valid at {where}: {first['msg']}; export the bundle again"
+        ) from error
     _check_files(root, manifest, check == "hashes", progress)
     return manifest
 
@@ -171,7 +180,9 @@ def _check_files(root: Path, manifest: Manifest, hashes: bool, progress: Progres
     listed = {entry.path for entry in manifest.files}
     for name in _named_files(manifest):
         if name not in listed:
-            raise BundleError(f"{root / MANIFEST_NAME} names the file {name} but does not list it: export again")
+            raise BundleError(
+                f"{root / MANIFEST_NAME} names the file {name} but does not list it: export again"
+            )
     for entry in manifest.files:
         file = inside(root, entry.path)
         if not file.is_file():
@@ -179,7 +190,8 @@ def _check_files(root: Path, manifest: Manifest, hashes: bool, progress: Progres
         size = file.stat().st_size
         if size != entry.bytes:
             raise BundleError(
-                f"{file} has {size} bytes and should have {entry.bytes}: it is truncated or altered; copy it again"
+                f"{file} has {size} bytes and should have {entry.bytes}: it is truncated or "
+                "altered; copy it again"
             )
         if hashes and sha256_of(file, progress) != entry.sha256:
             raise BundleError(f"{file} does not match its SHA-256 sum: it was altered; copy it again")

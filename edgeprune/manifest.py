@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -123,6 +124,17 @@ class Check(_Part):
     name: str
     value: float
     limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within its limit; a NaN is not."""
+        return self.value <= self.limit
+
+
+def failures(checks: Iterable[Check]) -> str:
+    """The figures beyond their limits, as part of a message; empty where every one holds."""
+    bad = (check for check in checks if not check.holds)
+    return "; ".join(f"{check.name} {check.value:.3g} (limit {check.limit:.3g})" for check in bad)
 
 
 class Verification(_Part):

@@ -101,7 +101,7 @@ class Method(Protocol):
 
 
 class FastV:
-    """FastV (arXiv 2403.06764): one selection, scored by the layer just before it, last prompt token's row."""
+    """FastV (arXiv 2403.06764): one selection, scored by the layer before it, last prompt token's row."""
 
     name = "fastv"
     default_layer = 2

@@ -1,4 +1,4 @@
-"""Progress of long steps, told to whoever listens: the command line draws bars, a library call stays silent."""
+"""Progress of long steps: the command line draws bars, a library call stays silent."""
 
 from __future__ import annotations
 

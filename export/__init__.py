@@ -1,17 +1,33 @@
 """The exporter: from a Hugging Face vision-language model to a bundle. Needs `edgeprune[export]`.
 
-The package can be called: `edgeprune.export(...)` is `edgeprune.export.pipeline.export(...)`, and is documented
-there. Importing the package loads none of what the exporter needs.
+The package can be called: `edgeprune.export(...)` is `edgeprune.export.pipeline.export(...)`, and is
+documented there. Importing the package loads none of what the exporter needs.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from edgeprune.errors import MissingDependencyError
+
+
+def part(name: str) -> ModuleType:
+    """The module `edgeprune.export.NAME`, loaded now.
+
+    Raises:
+        MissingDependencyError: a package that the exporter needs is not installed.
+    """
+    try:
+        return import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in ("", "edgeprune"):
+            raise
+        raise MissingDependencyError("exporting a model", missing, "export") from error
 
 
 class _CallablePackage(ModuleType):
@@ -22,14 +38,8 @@ class _CallablePackage(ModuleType):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Path:
-        try:
-            from edgeprune.export.pipeline import export
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").split(".")[0]
-            if missing in ("", "edgeprune"):
-                raise
-            raise MissingDependencyError("exporting a model", missing, "export") from error
-        return export(*args, **kwargs)
+        written: Path = part("pipeline").export(*args, **kwargs)
+        return written
 
 
 sys.modules[__name__].__class__ = _CallablePackage

@@ -24,7 +24,7 @@ from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of, read_config
 from edgeprune.export.graph import TORCH_DTYPES
-from edgeprune.manifest import Check, Manifest, Verification
+from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.progress import Progress
 from edgeprune.selection import select
 
@@ -64,23 +64,22 @@ def verify_bundle(
         VerificationError: a figure is beyond its limit.
         MissingDependencyError: onnxruntime is not installed.
     """
-    reason = _why_not(bundle, manifest)
+    reason = why_not(bundle, manifest)
     if reason:
         progress.note(f"not compared with the original model: {reason}")
         return manifest.model_copy(update={"verification": Verification(skipped=reason)})
     progress.step("comparing with the original model")
     checks = compare(bundle, manifest, source)
-    bad = [check for check in checks if not check.value <= check.limit]
-    if bad:
-        figures = "; ".join(f"{check.name} {check.value:.3g} (limit {check.limit:.3g})" for check in bad)
+    if bad := failures(checks):
         raise VerificationError(
-            f"the exported graph does not agree with the original model: {figures}. "
+            f"the exported graph does not agree with the original model: {bad}. "
             "Nothing was written; --no-verify would write it all the same"
         )
     return manifest.model_copy(update={"verification": Verification(checks=tuple(checks))})
 
 
-def _why_not(bundle: Path, manifest: Manifest) -> str | None:
+def why_not(bundle: Path, manifest: Manifest) -> str | None:
+    """Why the comparison cannot run on this machine; None where it can."""
     if manifest.model.dtype == "bf16":
         return "ONNX Runtime's CPU kernels do not run bfloat16"
     weights = sum(entry.bytes for entry in manifest.files)

@@ -1,0 +1,101 @@
+"""`edgeprune export`: from a Hugging Face model to a bundle."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli import summary
+from edgeprune.cli.output import Json, print_json, progress_on_stderr
+
+
+class DTypeName(str, Enum):
+    """The types that weights can have."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model folder in Hugging Face's layout, or a hub id.")
+    ],
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE", help="Share of visual tokens kept, above 0 and at most 1; 1 does not prune."
+        ),
+    ],
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Pruning method: `fastv`, or `none` for the unpruned graph.")
+    ] = "fastv",
+    layer: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Prune before this decoder layer; by default the method's own."),
+    ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|PRESET|none",
+            help="Bias curve: a JSON file, a preset's name, or `none`; by default the method's.",
+        ),
+    ] = None,
+    no_padding_mask: Annotated[
+        bool, typer.Option("--no-padding-mask", help="Let padded visual tokens compete with the others.")
+    ] = False,
+    dtype: Annotated[
+        DTypeName | None, typer.Option(help="Type of the weights; by default the one they are stored in.")
+    ] = None,
+    opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset.")] = 18,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The bundle; by default named after model, method and share.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare the result with the original model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Export a vision-language model as a bundle that prunes.
+
+    Writes the ONNX graphs, the weights and a manifest into one folder, and compares the result with the
+    original model before it is put in place. An export that fails or is stopped leaves nothing behind.
+
+    `edgeprune export llava-hf/llava-1.5-7b-hf --keep 0.3 --dtype fp16 -o llava`
+    """
+    import edgeprune
+    from edgeprune.bundle import read_manifest
+    from edgeprune.selection import keep_per_10000
+
+    # As text: the message shall show what was typed, and come before the exporter's packages are loaded.
+    keep_per_10000(keep)
+    with progress_on_stderr() as progress:
+        bundle = edgeprune.export(
+            model,
+            keep=float(keep),
+            output=output,
+            method=method,
+            layer=layer,
+            curve=curve,
+            padding_mask=not no_padding_mask,
+            dtype=dtype.value if dtype else None,
+            opset=opset,
+            force=force,
+            verify=not no_verify,
+            progress=progress,
+        )
+    manifest = read_manifest(bundle)
+    if as_json:
+        print_json(summary.as_json(bundle, manifest))
+    else:
+        summary.print_summary(bundle, manifest)

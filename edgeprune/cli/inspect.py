@@ -1,0 +1,107 @@
+"""`edgeprune inspect`: what a bundle is, and what it keeps of a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli import summary
+from edgeprune.cli.output import Backend, Bundle, Json, print_fields, print_json
+from edgeprune.cli.pictures import check_drawable, draw_reply
+
+if TYPE_CHECKING:
+    from edgeprune.manifest import Manifest
+    from edgeprune.runtime import Reply
+
+
+def inspect(
+    bundle: Bundle,
+    picture: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Draw the kept and dropped tokens of this picture."),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="The question that decides what is kept, with --picture.")
+    ] = "What is in the picture?",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where --picture draws.")
+    ] = Path("kept.png"),
+    backend: Backend = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what a bundle holds and how it prunes.
+
+    That is its plan, bias curve, padding mask, graphs, files and verification. With `--picture`, also
+    run it and draw which visual tokens are kept, with and without debias side by side.
+    """
+    from edgeprune.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    images = picture or []
+    drawn: dict[str, Any] = {}
+    if images:
+        check_drawable(manifest, images, output)
+        reply = _first_token(bundle, backend, prompt, images)
+        draw_reply(manifest, images, reply, output)
+        drawn = _drawing_facts(reply, output)
+    if as_json:
+        print_json({**summary.as_json(bundle, manifest), **({"picture": drawn} if drawn else {})})
+        return
+    _print_text(bundle, manifest)
+    if drawn:
+        kept, plain = (
+            ", ".join(map(str, drawn[name])) for name in ("padded_kept", "padded_kept_without_debias")
+        )
+        kept_text = f"{', '.join(map(str, drawn['kept']))} of {drawn['visual_tokens']} tokens"
+        print_fields(
+            [
+                ("picture", str(output)),
+                ("kept", kept_text),
+                ("padding among them", f"{kept} (without debias {plain})"),
+            ]
+        )
+
+
+def _print_text(bundle: Path, manifest: Manifest) -> None:
+    summary.print_summary(bundle, manifest)
+    if manifest.curve:
+        print(f"weights by token, 0 to the largest: {summary.curve_plot(manifest.curve)}")
+    model, preprocessing = manifest.model, manifest.preprocessing
+    rows, columns = preprocessing.grid
+    print_fields(
+        [
+            ("visual tokens", f"{preprocessing.tokens_per_image} a picture ({rows} x {columns})"),
+            ("most visual tokens", str(manifest.max_visual_tokens)),
+            ("positions", str(model.max_positions)),
+            ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
+            ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),
+        ]
+    )
+    summary.print_graphs(manifest)
+    summary.print_files(manifest)
+
+
+def _first_token(bundle: Path, backend: str, prompt: str, images: list[str]) -> Reply:
+    """Pruning happens in the prefill, so one token is enough to see it."""
+    from edgeprune.runtime import load
+
+    return load(bundle, backend).generate(prompt, images, max_new_tokens=1)
+
+
+def _drawing_facts(reply: Reply, output: Path) -> dict[str, Any]:
+    plain = [stage.without_debias() for stage in reply.stages]
+    padding = [stage.candidates[stage.visual_valid == 0] for stage in reply.stages]
+    return {
+        "file": str(output),
+        "visual_tokens": reply.statistics.visual_tokens,
+        "kept": list(reply.statistics.kept),
+        "padded_kept": list(reply.statistics.padded_kept),
+        "padded_kept_without_debias": [
+            len(set(kept.tolist()) & set(padded.tolist()))
+            for kept, padded in zip(plain, padding, strict=True)
+        ],
+        "kept_visual": [list(stage) for stage in reply.kept_visual],
+        "kept_visual_without_debias": [kept.tolist() for kept in plain],
+    }

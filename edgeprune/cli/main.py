@@ -1,0 +1,148 @@
+"""The command `edgeprune`: puts the commands together, and turns errors into one message and an exit code.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the user can put it right: one line `error: ...` on stderr says how; a bug leaves a traceback |
+| 130, 143 | interrupted (Ctrl-C), told to end (SIGTERM) |
+| 141 | whoever read the output went away |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, cast
+
+import typer
+
+from edgeprune import __version__
+from edgeprune.cli import bench, doctor, export, inspect, run, verify
+from edgeprune.errors import EdgepruneError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich alone would double the time that --help takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (export, run, inspect, verify, bench, doctor):
+    app.command()(getattr(command, command.__name__.rsplit(".", 1)[-1]))
+
+# What typer raises for a wrong option; it brings its own copy of click, or uses the package, by its version.
+_UsageError = cast(
+    type[Exception], next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+)
+
+# The conditions of files and disks that a user can put right. Any other OSError is a bug.
+_USERS_ERRNO = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgeprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def edgeprune(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Vision-language models with debiased visual-token pruning inside the graph.
+
+    Start with `edgeprune export MODEL --keep 0.3 -o out`, then
+    `edgeprune run out --image x.jpg --prompt "..."`.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: those of the command line; None for `sys.argv`.
+
+    Returns:
+        The exit code; see the module's description.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except EdgepruneError as error:
+        return _failed(str(error))
+    except BrokenPipeError:
+        _discard_output()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _USERS_ERRNO:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{place}{error.strerror}: check the place, its rights and its free space")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("edgeprune", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit:
+        pass
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except _UsageError as error:
+        raise EdgepruneError(_usage_message(error)) from error
+
+
+def _usage_message(error: BaseException) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "edgeprune"
+    text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+    return f"{text}; see {path} --help"
+
+
+def _failed(message: str) -> int:
+    # Not through rich: it would wrap the line and read brackets as markup.
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _discard_output() -> None:
+    """Sends what is still buffered nowhere; the interpreter would complain about it on its way out."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # As an exception, so that what was written halfway is removed.
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What the commands print: results on stdout, everything on the way there on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from edgeprune.progress import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `edgeprune export` wrote.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Back end, or `auto` for the best one here; `edgeprune doctor` lists them."
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", help="CPU threads; by default the back end's choice.")
+]
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_fields(fields: Sequence[tuple[str, str]], stderr: bool = False) -> None:
+    """Names and values in two columns."""
+    width = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        print(f"{name:<{width}}  {value}", file=sys.stderr if stderr else sys.stdout)
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, left: int = 1
+) -> None:
+    """A table; the first `left` columns are text, the others stand right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # A terminal's width is the reader's; anywhere else no line shall be cut.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def bytes_text(count: int | None) -> str:
+    """A size in decimal units, three digits."""
+    if count is None:
+        return "unknown"
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A duration in the unit that suits it, three digits."""
+    if seconds is None:
+        return "-"
+    value, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1000, "ms")
+    # The general form would turn to exponents here.
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[Progress]:
+    """Bars where stderr is a terminal, otherwise a line for each step."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as shown:
+        bars = _Bars(shown)
+        yield bars
+        bars.finish()
+
+
+class _Lines:
+    """Progress for logs and pipes."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+
+    def advance(self, amount: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+class _Bars:
+    """Progress on a terminal: one bar a step, moving where the step's size is unknown."""
+
+    def __init__(self, shown: Any) -> None:
+        self._shown = shown
+        self._task: Any = None
+
+    def step(self, name: str, total: int | None = None) -> None:
+        self.finish()
+        self._task = self._shown.add_task(name, total=total)
+
+    def advance(self, amount: int) -> None:
+        if self._task is not None:
+            self._shown.advance(self._task, amount)
+
+    def note(self, text: str) -> None:
+        self._shown.console.print(f"note: {text}", markup=False, highlight=False)
+
+    def finish(self) -> None:
+        """The current step, if any, is over."""
+        if self._task is not None:
+            task = self._shown.tasks[self._task]
+            self._shown.update(self._task, total=task.total or 1, completed=task.total or 1)
+            self._task = None
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuses a picture's path before any work is done for it.
+
+    Raises:
+        InputError: the name does not end as a picture's.
+        OutputError: the folder does not exist, or cannot be written to.
+    """
+    from PIL import Image
+
+    Image.init()
+    writable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.SAVE}
+    if path.suffix.lower() not in writable:
+        raise InputError(f"{path} does not end as a picture's name: expected .png, .jpg or the like")
+    if path.is_dir() or not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: expected a file's name in a folder that exists")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent} cannot be written to: choose another place for the picture")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a picture. The file is complete or as it was before, never half written."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        picture.save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

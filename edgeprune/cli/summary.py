@@ -1,0 +1,107 @@
+"""A bundle in words and in JSON, as `export` and `inspect` print it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.cli.output import bytes_text, print_fields, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeprune.curves import BiasCurve
+    from edgeprune.manifest import Check, Manifest, TensorSpec
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def as_json(bundle: Path, manifest: Manifest) -> dict[str, Any]:
+    """The manifest with the bundle's place and total size."""
+    return {"bundle": str(bundle), "bytes": total_bytes(manifest), **manifest.model_dump(mode="json")}
+
+
+def total_bytes(manifest: Manifest) -> int:
+    return sum(entry.bytes for entry in manifest.files)
+
+
+def print_summary(bundle: Path, manifest: Manifest) -> None:
+    """Plan, curve, padding mask, sizes and verification."""
+    model = manifest.model
+    curve = manifest.curve.describe() if manifest.curve else "none: positions are not debiased"
+    fields = [
+        ("bundle", f"{bundle} ({bytes_text(total_bytes(manifest))} in {len(manifest.files)} files)"),
+        (
+            "model",
+            f"{model.source}: {model.architecture} with {model.text_model}, {model.layers} layers, "
+            f"{model.dtype}",
+        ),
+        ("plan", manifest.plan.describe()),
+    ]
+    if manifest.plan.prunes:
+        fields += [("bias curve", curve), ("padding mask", padding_text(manifest))]
+    print_fields(fields)
+    print_verification(manifest)
+
+
+def padding_text(manifest: Manifest) -> str:
+    mask = manifest.padding_mask
+    if mask.kind == "none":
+        return (
+            "none: padding is not suppressed"
+            if manifest.preprocessing.pad_to_square
+            else "none: nothing is padded"
+        )
+    if mask.kind == "bilinear":
+        return f"bilinear: a token counts where the resized mask is at least {mask.threshold:g}"
+    return f"share: a token is suppressed where more than {mask.threshold:g} of it is padding"
+
+
+def print_verification(manifest: Manifest) -> None:
+    verification = manifest.verification
+    if verification.skipped:
+        print(f"not compared with the original model: {verification.skipped}")
+    else:
+        print_checks(verification.checks, "compared with the original model")
+
+
+def print_checks(checks: Sequence[Check], title: str) -> None:
+    rows = [[check.name, f"{check.value:.3g}", f"{check.limit:.3g}"] for check in checks]
+    print_table(["check", "found", "limit"], rows, title)
+
+
+def print_graphs(manifest: Manifest) -> None:
+    """The interface of both graphs; the caches, which are many, as one line a kind."""
+    for title, graph in (("vision", manifest.vision), ("language", manifest.language)):
+        rows = [("in", spec) for spec in graph.inputs] + [("out", spec) for spec in graph.outputs]
+        print_table(["tensor", "", "type", "shape"], _tensor_rows(rows), f"{title}: {graph.file}", left=4)
+
+
+def _tensor_rows(tensors: Sequence[tuple[str, TensorSpec]]) -> list[list[str]]:
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for direction, spec in tensors:
+        stem, _, number = spec.name.partition(".")
+        shape = "[" + ", ".join(map(str, spec.shape)) + "]"
+        grouped.setdefault((stem, direction, spec.dtype, shape), []).append(number)
+    return [
+        [stem if numbers == [""] else f"{stem}.{_span(numbers)}", direction, dtype, shape]
+        for (stem, direction, dtype, shape), numbers in grouped.items()
+    ]
+
+
+def _span(numbers: Sequence[str]) -> str:
+    return numbers[0] if len(numbers) == 1 else f"{numbers[0]}..{numbers[-1]}"
+
+
+def print_files(manifest: Manifest) -> None:
+    rows = [[entry.path, bytes_text(entry.bytes), entry.sha256[:16]] for entry in manifest.files]
+    print_table(["file", "size", "SHA-256 begins"], rows)
+
+
+def curve_plot(curve: BiasCurve, width: int = 64) -> str:
+    """The curve's weights as one line of bars, first visual token at the left, 0 to the largest weight."""
+    weights = curve.weights()
+    columns = min(width, len(weights))
+    picked = [float(weights[round(i * (len(weights) - 1) / max(1, columns - 1))]) for i in range(columns)]
+    top = max(picked)
+    return "".join(_LEVELS[min(len(_LEVELS) - 1, int(value / top * len(_LEVELS)))] for value in picked)
