@@ -28,7 +28,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 CONVERTED = "converted.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _convert(
 ) -> dict[tuple[str, str], StoredTensor]:
     """Writes the tensors to one safetensors file in `dtype`, holding one of them in memory at a time."""
     for tensor in tensors:
-        if tensor.dtype not in _NAMES:
+        if tensor.dtype not in SAFETENSORS_NAMES:
             raise InputError(
                 f"{tensor.file} stores {tensor.key} in a type that is not fp32, fp16 or bf16: "
                 "quantised checkpoints are not supported; export the original model"
@@ -198,7 +198,7 @@ def _convert(
         begin, end = end, end + tensor.length // torch.empty(0, dtype=tensor.dtype).element_size() * width
         # Keys of different files may coincide; the number keeps them apart.
         header[f"{number}.{tensor.key}"] = {
-            "dtype": _NAMES[dtype],
+            "dtype": SAFETENSORS_NAMES[dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }

@@ -1,0 +1,140 @@
+"""Writes a LLaVA with random weights, to measure with where a trained one of that size is not at hand.
+
+    python benchmarks/random_llava.py --shape 7b -o build/llava-7b
+
+Times and memory depend on shapes and dtype alone, so random weights measure them as trained ones would;
+which tokens are kept, and the text, mean nothing. The weights never pass through memory as a whole: files
+are written tensor by tensor from one block of random numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: make the repository's packages importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Llama 7B.
+    "7b": {
+        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "heads": 16},
+        "text": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": 32},
+        "vocab_size": 32064,
+    },
+    # Small enough for a CPU, large enough that matrix products dominate as in a real model.
+    "large": {
+        "vision": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "heads": 4},
+        "text": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "heads": 16},
+        "vocab_size": 32064,
+    },
+}
+IMAGE_SIZE, PATCH = 336, 14
+"""24 x 24 = 576 visual tokens, as in LLaVA-1.5."""
+_SHARD_BYTES = 4 << 30
+_BLOCK = 1 << 22
+
+
+def llava_config(shape: str) -> Any:
+    """The transformers config of one of SHAPES."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    spec = SHAPES[shape]
+    vision, text = dict(spec["vision"]), dict(spec["text"])
+    vision_heads, text_heads = vision.pop("heads"), text.pop("heads")
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            **vision, num_attention_heads=vision_heads, image_size=IMAGE_SIZE, patch_size=PATCH
+        ),
+        text_config=LlamaConfig(
+            **text,
+            num_attention_heads=text_heads,
+            num_key_value_heads=text_heads,
+            vocab_size=spec["vocab_size"],
+            max_position_embeddings=4096,
+        ),
+        image_token_index=5,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+
+
+def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
+    """Writes the model folder; returns the bytes of its weights."""
+    import numpy as np
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    from edgeprune.export.weights import SAFETENSORS_NAMES
+    from tests.tiny import save_processor
+
+    kind = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
+    config = llava_config(shape)
+    config.dtype = kind
+    config.architectures = ["LlavaForConditionalGeneration"]
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_processor(folder, IMAGE_SIZE, PATCH)
+
+    width = torch.empty(0, dtype=kind).element_size()
+    # Odd length, so that no two rows of a matrix repeat each other.
+    block = np.random.default_rng(seed).standard_normal(_BLOCK + 1).astype(np.float32) * 0.02
+    noise = (block.astype(np.float16) if dtype == "fp16" else block).tobytes()
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for name, parameter in model.named_parameters():
+        size = parameter.numel() * width
+        if filled and filled + size > _SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, tuple(parameter.shape)))
+        filled += size
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, sizes in shard:
+            begin, end = end, end + int(np.prod(sizes)) * width
+            header[name] = {
+                "dtype": SAFETENSORS_NAMES[kind],
+                "shape": list(sizes),
+                "data_offsets": [begin, end],
+            }
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        with (folder / file).open("wb") as writer:
+            writer.write(struct.pack("<Q", len(text)) + text)
+            for _, sizes in shard:
+                left = int(np.prod(sizes)) * width
+                while left:
+                    left -= writer.write(noise[: min(left, len(noise))])
+        total += end
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return total
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write a LLaVA with random weights.")
+    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
+    parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    if options.output.exists():
+        print(f"error: {options.output} exists already: name another folder", file=sys.stderr)
+        return 1
+    total = write(options.shape, options.output, options.dtype)
+    print(f"wrote {total / 1e9:.2f} GB of weights to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
