@@ -107,8 +107,8 @@ class Session:
         if not image_tokens == pictures * per_image == len(prompt.visual_valid):
             raise InputError(
                 f"the prompt has {image_tokens} image tokens, {pictures} pictures of {per_image} visual "
-                f"tokens each, and a padding mask of {len(prompt.visual_valid)}: expected the same number of each; "
-                "make them of the same pictures"
+                f"tokens each, and a padding mask of {len(prompt.visual_valid)}: expected as many of "
+                "each; make them of the same pictures"
             )
 
     def generate(
@@ -278,7 +278,7 @@ class Session:
             if found != sequence - dropped:
                 raise PruningError(
                     f"the caches of layer group {group} hold {found} tokens: expected {sequence - dropped} "
-                    f"of {sequence}, as the plan says ({self.manifest.plan.describe()}); export the bundle again"
+                    f"of {sequence}, as the plan says ({self.manifest.plan.describe()}); export again"
                 )
 
 
@@ -435,8 +435,8 @@ def _check_interface(
                 continue
             if spec.name.startswith("kept_index."):
                 raise PruningError(
-                    f"the plan prunes ({manifest.plan.describe()}), but the language graph has no {spec.name}:"
-                    " it would run unpruned; export the bundle again"
+                    f"the plan prunes ({manifest.plan.describe()}), but the language graph has no "
+                    f"{spec.name}: it would run unpruned; export the bundle again"
                 )
             raise BundleError(
                 f"the graph has no {kind} {spec.name} of type {spec.dtype}, which {manifest.model.source}'s "

@@ -93,8 +93,11 @@ def _why_not(name: str) -> str | None:
     package, extra = _PACKAGES[name]
     if find_spec("onnxruntime") is None:
         return f"the package {package} is not installed: pip install 'edgeprune[{extra}]'"
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except Exception as error:  # a broken installation: missing libraries, or a numpy it was not built for
+        reason = " ".join(str(error).split())
+        return f"onnxruntime is installed but cannot be loaded ({reason}): install it again"
     if name == CPU:
         return None
     if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
