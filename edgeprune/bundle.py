@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -80,13 +81,18 @@ def writing_to(output: Path, force: bool = False) -> Iterator[Path]:
             yield scratch
             # mkdtemp makes the folder private; a bundle is an ordinary folder.
             scratch.chmod(0o777 & ~_umask())
-            _put_in_place(scratch, output)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OutputError(
                     f"the disk of {output.parent} is full: free some space or choose another -o"
                 ) from error
             raise
+        try:
+            _put_in_place(scratch, output, force)
+        except OSError as error:
+            raise OutputError(
+                f"{output} cannot be put in place ({error.strerror}): choose another -o"
+            ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -97,17 +103,21 @@ def _umask() -> int:
     return mask
 
 
-def _put_in_place(scratch: Path, output: Path) -> None:
+def _put_in_place(scratch: Path, output: Path, force: bool) -> None:
     """Renames `scratch` to `output`; what stood there is removed only after the rename has succeeded."""
-    if not output.exists():
+    if not output.exists() and not output.is_symlink():
         scratch.rename(output)
         return
+    if not force:
+        raise OutputError(f"{output} was made by something else meanwhile: name another folder")
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    output.rename(old / output.name)
+    earlier = old / output.name
     try:
+        output.rename(earlier)
         scratch.rename(output)
-    except OSError:
-        (old / output.name).rename(output)
+    except BaseException:  # also when interrupted: the earlier bundle comes back
+        if earlier.exists() and not output.exists():
+            earlier.rename(output)
         old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -131,7 +141,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(
-    folder: str | os.PathLike[str], check: str = "sizes", progress: Progress | None = None
+    folder: str | os.PathLike[str],
+    check: Literal["sizes", "hashes"] = "sizes",
+    progress: Progress | None = None,
 ) -> Manifest:
     """Reads and checks the manifest of a bundle.
 
@@ -154,10 +166,10 @@ def read_manifest(
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; `edgeprune export` writes one")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{path} names no schema_version: it is not an edgeprune manifest; export again")
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -168,7 +180,7 @@ def read_manifest(
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "its root"
         raise BundleError(
             f"{path} is not valid at {where}: {first['msg']}; export the bundle again"
         ) from error
@@ -212,7 +224,14 @@ def inside(root: Path, relative: str) -> Path:
     """
     pure = PurePosixPath(relative)
     path = root / pure
-    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or not relative
-    if leaves or not path.resolve().is_relative_to(root.resolve()):
+    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative or not relative
+    if leaves or not _resolved(path).is_relative_to(_resolved(root)):
         raise BundleError(f"the bundle {root} names a path outside its folder ({relative!r}): do not use it")
     return path
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # links that lead in a circle, before Python 3.13
+        raise BundleError(f"{path} is a link that leads in a circle: do not use this bundle") from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeprune.curves import BiasCurve
 from edgeprune.plans import PruningPlan
@@ -14,6 +15,8 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "edgeprune.json"
 
 DType = Literal["fp32", "fp16", "bf16"]
+
+Size = Annotated[int, Field(ge=1)]
 
 
 class _Part(BaseModel):
@@ -51,14 +54,14 @@ class ModelInfo(_Part):
     text_model: str
     source: str
     dtype: DType
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
+    layers: Size
+    hidden_size: Size
+    intermediate_size: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    vocab_size: Size
+    max_positions: Size
 
 
 class Preprocessing(_Part):
@@ -71,15 +74,15 @@ class Preprocessing(_Part):
 
     pad_to_square: bool = False
     pad_color: tuple[int, int, int] = (0, 0, 0)
-    resize_shortest_edge: int | None = None
-    resize_to: tuple[int, int] | None = None
+    resize_shortest_edge: Size | None = None
+    resize_to: tuple[Size, Size] | None = None
     resample: int = 3
-    center_crop: tuple[int, int] | None = None
+    center_crop: tuple[Size, Size] | None = None
     rescale_factor: float | None = 1 / 255
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    image_size: tuple[int, int]
-    grid: tuple[int, int]
+    image_size: tuple[Size, Size]
+    grid: tuple[Size, Size]
 
     @property
     def tokens_per_image(self) -> int:
@@ -90,7 +93,7 @@ class PaddingMask(_Part):
     """How the padding mask is made of a picture's size; `none` marks every token as valid."""
 
     kind: Literal["none", "share", "bilinear"]
-    threshold: float = 0.5
+    threshold: float = Field(default=0.5, ge=0, le=1)
 
 
 class Prompt(_Part):
@@ -157,8 +160,20 @@ class Manifest(_Part):
     language: GraphSpec
     vision: GraphSpec
     cache_groups: tuple[CacheGroup, ...]
-    max_visual_tokens: int
+    max_visual_tokens: Size
     preprocessing: Preprocessing
     prompt: Prompt
     verification: Verification = Verification(skipped="not run")
     files: tuple[FileEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _groups_follow_the_plan(self) -> Manifest:
+        edges = [0, *(stage.layer for stage in self.plan.stages), self.model.layers]
+        expected = [(first, after - 1) for first, after in pairwise(edges)]
+        found = [(group.first, group.last) for group in self.cache_groups]
+        if edges != sorted(set(edges)) or found != expected:
+            raise ValueError(
+                f"the cache groups {found} do not fit {self.model.layers} layers pruned before "
+                f"{edges[1:-1] or 'none'}"
+            )
+        return self

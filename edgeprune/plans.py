@@ -52,6 +52,15 @@ class PruningStage(BaseModel):
     debiased: bool = True
     merge: Merge = Merge.DROP
 
+    @model_validator(mode="after")
+    def _scored_in_time(self) -> PruningStage:
+        # The layer behind the stage may score by its projections of what reaches the stage; no later one can.
+        if self.score_layer > self.layer:
+            raise ValueError(
+                f"layer {self.score_layer} cannot score a stage before layer {self.layer}: it runs after it"
+            )
+        return self
+
 
 class PruningPlan(BaseModel):
     """The stages of a method, in the order the layers meet them. No stage: nothing is pruned."""
@@ -109,6 +118,11 @@ class FastV:
     def plan(self, layers: int, keep: float, layer: int | None = None, debiased: bool = True) -> PruningPlan:
         share = keep_per_10000(keep)
         at = self.default_layer if layer is None else layer
+        if layers < 2:
+            raise InputError(
+                f"the model has {layers} decoder layer, and pruning happens between two: "
+                "export it with --method none"
+            )
         if not 1 <= at < layers:
             raise InputError(
                 f"layer {at} cannot be pruned at: the model has {layers} decoder layers, "

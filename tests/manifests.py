@@ -1,0 +1,101 @@
+"""Small bundles made by hand: every part of the manifest, and files that only have to be there."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from edgeprune.bundle import write_manifest
+from edgeprune.curves import ExponentialCurve
+from edgeprune.manifest import (
+    CacheGroup,
+    Check,
+    FileEntry,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+    PaddingMask,
+    Preprocessing,
+    Prompt,
+    TensorSpec,
+    Verification,
+)
+from edgeprune.plans import method_by_name
+
+FILES = {
+    "language.onnx": b"language",
+    "vision.onnx": b"vision",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"template",
+    "model.safetensors": bytes(range(200)),
+}
+
+
+def entry(name: str, content: bytes) -> FileEntry:
+    return FileEntry(path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def make_manifest(method: str = "fastv", **changes: Any) -> Manifest:
+    """The manifest of a four-layer LLaVA with 4 x 4 visual tokens; `changes` replace fields of the root."""
+    plan = method_by_name(method).plan(4, 0.3)
+    layers = [0, *(stage.layer for stage in plan.stages), 4]
+    fields: dict[str, Any] = {
+        "edgeprune_version": "0.1.0",
+        "opset": 18,
+        "model": ModelInfo(
+            family="llava",
+            architecture="LlavaForConditionalGeneration",
+            text_model="llama",
+            source="handmade",
+            dtype="fp32",
+            layers=4,
+            hidden_size=32,
+            intermediate_size=48,
+            heads=4,
+            kv_heads=2,
+            head_dim=8,
+            vocab_size=64,
+            max_positions=512,
+        ),
+        "plan": plan,
+        "curve": ExponentialCurve(b=0.01, num_tokens=16) if plan.prunes else None,
+        "padding_mask": PaddingMask(kind="share", threshold=0.5),
+        "language": GraphSpec(
+            file="language.onnx",
+            inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
+            outputs=tuple(
+                TensorSpec(name=f"present_key.{layer}", dtype="float32", shape=("batch", 2, "present", 8))
+                for layer in range(4)
+            ),
+        ),
+        "vision": GraphSpec(
+            file="vision.onnx",
+            inputs=(TensorSpec(name="pixel_values", dtype="float32", shape=("images", 3, 24, 24)),),
+            outputs=(TensorSpec(name="visual_embeds", dtype="float32", shape=("images", 16, 32)),),
+        ),
+        "cache_groups": [CacheGroup(first=a, last=b - 1) for a, b in pairwise(layers)],
+        "max_visual_tokens": 512,
+        "preprocessing": Preprocessing(pad_to_square=True, image_size=(24, 24), grid=(4, 4)),
+        "prompt": Prompt(
+            tokenizer="tokenizer.json",
+            chat_template="chat_template.jinja",
+            image_token="<image>",
+            image_token_id=5,
+            pad_token_id=0,
+            eos_token_ids=(2,),
+        ),
+        "verification": Verification(checks=(Check(name="prefill logits", value=1e-6, limit=1e-4),)),
+        "files": [entry(name, content) for name, content in FILES.items()],
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def write_bundle(folder: Path, **changes: Any) -> Path:
+    """A bundle that `read_manifest` accepts; its graphs are no graphs."""
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    write_manifest(folder, make_manifest(**changes))
+    return folder
