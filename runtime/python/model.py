@@ -68,6 +68,7 @@ class Model:
         folder: the bundle.
         manifest: of the bundle.
         backend: what runs its graphs.
+        session: on other graphs than the bundle's own; None for those.
 
     Attributes:
         manifest: what the bundle says of itself.
@@ -75,12 +76,14 @@ class Model:
         session: the graphs, for work on arrays instead of prompts.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, backend: Backend, session: Session | None = None
+    ) -> None:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
         self._encoder = PromptEncoder(folder, manifest.prompt, manifest.preprocessing.tokens_per_image)
-        self.session = Session(backend, folder, manifest)
+        self.session = session or Session(backend, folder, manifest)
 
     @overload
     def generate(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeprune.errors import BundleError, InputError, PruningError
 from edgeprune.manifest import Manifest, TensorSpec
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
+from edgeprune.runtime.checks import check_count
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
 
@@ -203,14 +204,11 @@ class Session:
     ) -> dict[int, Generated]:
         started = perf_counter()
         state = self.prefill(prompts)
-        image, ends = self.manifest.prompt.image_token_id, self.manifest.prompt.eos_token_ids
+        ends = self.manifest.prompt.eos_token_ids
         while True:
-            for reply, logits in zip(replies, state.logits, strict=True):
+            for reply, logits in zip(replies, state.choices(), strict=True):
                 if reply.finish_reason is None:
-                    # An image token stands for a picture's visual tokens; in a reply it has no meaning.
-                    choice = logits.copy()
-                    choice[image] = -np.inf
-                    reply.take(choice, ends, listener, state.cache_bytes // len(replies))
+                    reply.take(logits, ends, listener, state.cache_bytes // len(replies))
             if all(reply.finish_reason is not None for reply in replies):
                 break
             # What an ended reply goes on with does not matter: rows of a batch do not see each other.
@@ -320,6 +318,12 @@ class Decoding:
         """Keys and values of all layers, the whole batch."""
         kinds = ("present_key.", "present_value.")
         return sum(tensor.nbytes for name, tensor in self._caches.items() if name.startswith(kinds))
+
+    def choices(self) -> NDArray[np.float32]:
+        """The logits to choose from: an image token, which stands for a picture's tokens, is no reply."""
+        logits = self.logits.copy()
+        logits[:, self._session.manifest.prompt.image_token_id] = -np.inf
+        return logits
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Reads one token per prompt, int64 [B]; returns the next logits, float32 [B, vocab]."""
@@ -442,9 +446,3 @@ def _check_interface(
                 f"the graph has no {kind} {spec.name} of type {spec.dtype}, which {manifest.model.source}'s "
                 "manifest names: the files do not belong together; export the bundle again"
             )
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises InputError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")

@@ -65,9 +65,20 @@ class PeakMemory:
 
 def host_peak_memory() -> PeakMemory:
     """This process's peak resident set since it started. Pages of mapped weight files count once read."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return PeakMemory(None, _NO_METRIC)
-    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    kilobytes = _kilobytes(Path("/proc/self/status"), "VmHWM")
     return PeakMemory(None, _NO_METRIC) if kilobytes is None else PeakMemory(kilobytes * 1024, HOST_METRIC)
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, or None where the system does not tell."""
+    kilobytes = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _kilobytes(path: Path, field: str) -> int | None:
+    """A field of one of Linux's tables of memory sizes."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)

@@ -1,0 +1,140 @@
+"""Variants of a bundle to compare it with, made from its own language graph: unpruned, and without debias.
+
+Only graphs are written, next to nothing in bytes; the weights stay where they are, in the bundle. Needs the
+package onnx.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune.errors import BundleError, MissingDependencyError
+from edgeprune.manifest import CacheGroup, GraphSpec, Manifest, TensorSpec
+from edgeprune.plans import PruningPlan
+
+PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
+
+_PRUNE_OP = ("com.edgeprune", "DebiasedTokenPrune")
+# Inputs and outputs that are there because of pruning stages, and the axes they make.
+_ADDED = re.compile(r"(kept_index|score)\.|(past|present)_mask\.[1-9]")
+_LATER_AXIS = re.compile(r"(past|present)_\d+")
+
+
+def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> Manifest:
+    """Writes the graphs of a variant into an empty folder.
+
+    Args:
+        name: one of the three above.
+        bundle: the bundle that it is a variant of; only read.
+        manifest: of the bundle.
+        target: an existing folder; a `Session` on it finds the weights with `weights=bundle`.
+
+    Returns:
+        The variant's manifest. Its padding mask and list of files are the bundle's: it is the caller who
+        passes a `visual_valid` of ones where nothing is to be debiased.
+
+    Raises:
+        MissingDependencyError: the package onnx is not installed.
+        BundleError: the language graph does not hold the stages that the plan names.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError("comparing a bundle with its unpruned form", "onnx", "bench") from error
+    shutil.copyfile(bundle / manifest.vision.file, target / manifest.vision.file)
+    model = onnx.load(bundle / manifest.language.file, load_external_data=False)
+    nodes = [node for node in model.graph.node if (node.domain, node.op_type) == _PRUNE_OP]
+    if len(nodes) != len(manifest.plan.stages):
+        raise BundleError(
+            f"{bundle / manifest.language.file} has {len(nodes)} pruning stages and the plan "
+            f"{len(manifest.plan.stages)}: the files do not belong together; export the bundle again"
+        )
+    changes: dict[str, Any] = {}
+    if name == NO_DEBIAS:
+        _flatten_curves(model, nodes)
+        changes["curve"] = None
+    if name == UNPRUNED:
+        _remove_stages(model, nodes)
+        changes["plan"], changes["curve"] = PruningPlan(method="none"), None
+        changes["cache_groups"] = (CacheGroup(first=0, last=manifest.model.layers - 1),)
+        changes["language"] = _unpruned_interface(manifest.language)
+    onnx.save(model, target / manifest.language.file)
+    return manifest.model_copy(update=changes)
+
+
+def _unpruned_interface(language: GraphSpec) -> GraphSpec:
+    """The interface without what pruning adds: every layer's cache has the same length."""
+
+    def whole(spec: TensorSpec) -> TensorSpec:
+        axes = tuple(_LATER_AXIS.sub(r"\1_0", axis) if isinstance(axis, str) else axis for axis in spec.shape)
+        return spec.model_copy(update={"shape": axes})
+
+    inputs, outputs = (
+        tuple(whole(spec) for spec in specs if not _ADDED.match(spec.name))
+        for specs in (language.inputs, language.outputs)
+    )
+    return GraphSpec(file=language.file, inputs=inputs, outputs=outputs)
+
+
+def _flatten_curves(model: Any, nodes: list[Any]) -> None:
+    """Bias curves become ones."""
+    curves = {node.input[4] for node in nodes}
+    for initializer in model.graph.initializer:
+        if initializer.name in curves:
+            ones = np.ones(list(initializer.dims), dtype=np.float32)
+            initializer.ClearField("float_data")
+            initializer.raw_data = ones.tobytes()
+
+
+def _remove_stages(model: Any, nodes: list[Any]) -> None:
+    """Pruning nodes become identities, and whatever only served them disappears."""
+    from onnx import helper
+
+    graph = model.graph
+    # All layers see the same tokens, so they share the first group's key mask.
+    renamed = {value.name: "past_mask.0" for value in graph.input if _ADDED.match(value.name)}
+    kept = []
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+        if node not in nodes:
+            kept.append(node)
+            continue
+        states, index = node.output
+        hidden = renamed[states] = node.input[0]
+        # Positions 0..S-1 in every row. The names are new: they begin with the removed output's own.
+        one, axis = f"{index}.one", f"{index}.axis"
+        kept += [
+            helper.make_node("Shape", [hidden], [f"{index}.shape"], end=2),
+            helper.make_node(
+                "ConstantOfShape",
+                [f"{index}.shape"],
+                [f"{index}.ones"],
+                value=helper.make_tensor("value", 7, [1], [1]),
+            ),
+            helper.make_node("Constant", [], [one], value_ints=[1]),
+            helper.make_node("Constant", [], [axis], value_int=1),
+            helper.make_node("CumSum", [f"{index}.ones", axis], [f"{index}.counted"]),
+            helper.make_node("Sub", [f"{index}.counted", one], [index]),
+        ]
+    inputs = [value for value in graph.input if not _ADDED.match(value.name)]
+    outputs = [value for value in graph.output if not _ADDED.match(value.name)]
+    needed = {value.name for value in outputs}
+    alive = []
+    for node in reversed(kept):
+        if needed.intersection(node.output):
+            alive.append(node)
+            needed.update(node.input)
+    initializers = [value for value in graph.initializer if value.name in needed]
+    fields = {"input": inputs, "output": outputs, "node": alive[::-1], "initializer": initializers}
+    for field, values in fields.items():
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+    # Shapes that were inferred with pruning no longer hold.
+    graph.ClearField("value_info")
+    model.ClearField("functions")
