@@ -55,7 +55,8 @@ def debiased_token_prune(
     keep_mask = torch.ones(batch, sequence, dtype=torch.bool, device=score.device)
     keep_mask.scatter_(1, visual_index, False)
     keep_mask.scatter_(1, visual_index.gather(1, best), True)
-    kept_index = keep_mask.nonzero()[:, 1].view(batch, sequence - visual + kept)
+    # A copy: a custom op must not hand out a view into something larger, as its fake promises.
+    kept_index = keep_mask.nonzero()[:, 1].reshape(batch, sequence - visual + kept).clone()
     gathered = hidden_states.gather(1, kept_index.unsqueeze(-1).expand(-1, -1, hidden_states.shape[2]))
     return gathered, kept_index
 
