@@ -312,6 +312,14 @@ def test_a_path_that_leaves_the_folder(bundle: Path, path: str) -> None:
     refused(bundle, "names a path outside its folder")
 
 
+@pytest.mark.parametrize("path", ["{bundle}/extra", "sub/../extra"])
+def test_a_path_that_comes_back_is_refused_too(bundle: Path, path: str) -> None:
+    (bundle / "extra").write_bytes(b"")
+    (bundle / "sub").mkdir()
+    edit(bundle, files=listed(path=path.format(bundle=bundle)))
+    refused(bundle, "names a path outside its folder")
+
+
 def test_a_link_that_leaves_the_folder(bundle: Path) -> None:
     (bundle.parent / "outside").write_bytes(b"")
     (bundle / "extra").symlink_to(bundle.parent / "outside")

@@ -38,8 +38,9 @@ def test_cache_groups_that_do_not_follow_the_plan_are_refused(groups: list[tuple
 
 def test_a_stage_behind_the_last_layer_is_refused() -> None:
     plan = PruningPlan(method="fastv", stages=(PruningStage(layer=4, score_layer=3, keep=3000),))
+    groups = [CacheGroup(first=0, last=3), CacheGroup(first=4, last=3)]
     with pytest.raises(ValidationError, match="do not fit 4 layers"):
-        make_manifest(plan=plan)
+        make_manifest(plan=plan, cache_groups=groups)
 
 
 @pytest.mark.parametrize(
