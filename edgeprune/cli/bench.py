@@ -12,11 +12,11 @@ from edgeprune.cli.output import (
     Json,
     Threads,
     bytes_text,
+    digits,
     print_fields,
     print_json,
     print_table,
     progress_on_stderr,
-    seconds_text,
 )
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _print_report(report: BenchReport) -> None:
         ]
         for variant in report.variants
     ]
-    print_table(header, rows, "median of the runs (least to greatest)")
+    print_table(header, rows, "milliseconds: median of the runs (least to greatest)")
     threads = "the back end's choice of" if report.threads is None else str(report.threads)
     turns = "the variants took turns" if report.interleaved else "one variant after the other"
     fields = [
@@ -113,4 +113,5 @@ def _print_report(report: BenchReport) -> None:
 
 
 def _spread_text(spread: Spread) -> str:
-    return f"{seconds_text(spread.median)} ({seconds_text(spread.least)} to {seconds_text(spread.greatest)})"
+    median, least, greatest = (digits(s * 1000) for s in (spread.median, spread.least, spread.greatest))
+    return f"{median} ({least} to {greatest})"

@@ -61,6 +61,11 @@ def print_table(
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+def digits(value: float) -> str:
+    """Three digits, or all before the point where there are more."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
 def bytes_text(count: int | None) -> str:
     """A size in decimal units, three digits."""
     if count is None:
@@ -68,18 +73,16 @@ def bytes_text(count: int | None) -> str:
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+            return f"{digits(value)} {unit}"
         value /= 1000
-    return f"{value:.3g} TB"
+    return f"{digits(value)} TB"
 
 
 def seconds_text(seconds: float | None) -> str:
     """A duration in the unit that suits it, three digits."""
     if seconds is None:
         return "-"
-    value, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1000, "ms")
-    # The general form would turn to exponents here.
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{digits(seconds)} s" if seconds >= 0.9995 else f"{digits(seconds * 1000)} ms"
 
 
 @contextmanager

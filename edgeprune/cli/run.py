@@ -14,6 +14,7 @@ from edgeprune.cli.output import (
     Json,
     Threads,
     bytes_text,
+    digits,
     print_fields,
     print_json,
     seconds_text,
@@ -115,7 +116,7 @@ def _print_statistics(reply: Reply, backend: str) -> None:
     if found.kept:
         kept = ", ".join(map(str, found.kept))
         visual += f", kept {kept} (padding among them: {', '.join(map(str, found.padded_kept))})"
-    speed = "" if found.tokens_per_second is None else f", {found.tokens_per_second:.3g} tokens/s"
+    speed = "" if found.tokens_per_second is None else f", {digits(found.tokens_per_second)} tokens/s"
     first = seconds_text(found.time_to_first_token_seconds)
     parts = f"vision {seconds_text(found.vision_seconds)}, prefill {seconds_text(found.prefill_seconds)}"
     fields = [
