@@ -20,7 +20,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,12 +32,18 @@ if __package__ in (None, ""):  # run as a script: make the packages `benchmarks`
 import numpy as np
 from numpy.typing import NDArray
 
+import edgeprune
 from benchmarks import sample_report
-from benchmarks.sample_report import Figure, Report, Trend
-from edgeprune.bundle import read_manifest
+from benchmarks.sample_report import Figure, Report, Trend, mean_and_error
 from edgeprune.curves import ExponentialCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, PruningError
-from edgeprune.selection import keep_per_10000, kept_count, random_visual
+from edgeprune.manifest import GraphSpec
+from edgeprune.runtime.backends import Backend, open_backend
+from edgeprune.runtime.backends.base import Graph
+from edgeprune.runtime.prompt import PromptEncoder
+from edgeprune.runtime.sampling import Sampler
+from edgeprune.runtime.session import Generated, PromptInputs
+from edgeprune.selection import keep_per_10000, random_visual
 from samples.scenes import (
     GRID,
     HELD_OUT_SEEDS,
@@ -57,7 +63,7 @@ CURVE_SEEDS = TUNING_SEEDS[50_000:]
 """Pictures that the bias curve is measured on."""
 PER_PICTURE = 2 * MAX_OBJECTS
 MAX_NEW_TOKENS = 4
-BATCH = 24
+BATCH = 12
 
 
 @dataclass(frozen=True)
@@ -109,128 +115,98 @@ class Extent:
     variants: tuple[Variant, ...] = VARIANTS
 
 
-QUICK = Extent(24, TUNING_SEEDS[60_000:], (0.3,), (2,), curve_pictures=6, variants=VARIANTS[:-2])
-"""Shows that the measurement works. On tuning pictures, so that held-out ones stay unseen."""
+QUICK = Extent(24, TUNING_SEEDS[60_006:], (0.3,), (2,), curve_pictures=6, variants=VARIANTS[:-2])
+"""Shows that the measurement works, on two padded tuning pictures, so that held-out ones stay unseen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """N questions about P pictures, each with V visual tokens, ready for the graphs.
+    """N questions about P pictures, each with V visual tokens.
 
     Attributes:
-        ids: of each question the prompt's token ids, visual tokens included.
+        inputs: of each question, as the session takes it; one picture's arrays are shared by its questions.
         answers: of each question the expected word.
         picture: int64 [N], the number of the picture it is about.
         target: int64 [N], the visual token that shows the thing asked about.
-        pixels: float32 [P, 3, h, w], preprocessed pictures.
-        valid: float32 [P, V], their padding masks.
+        valid: float32 [N, V], the padding mask of its picture.
     """
 
-    ids: list[list[int]]
+    inputs: list[PromptInputs]
     answers: list[str]
     picture: NDArray[np.int64]
     target: NDArray[np.int64]
-    pixels: NDArray[np.float32]
     valid: NDArray[np.float32]
 
-    def batches(self) -> Iterator[NDArray[np.int64]]:
-        """Question numbers int64 [B], in batches whose prompts have one length, so that none is padded."""
-        lengths = np.array([len(ids) for ids in self.ids])
-        for length in np.unique(lengths):
-            numbers = np.flatnonzero(lengths == length)
-            for start in range(0, len(numbers), BATCH):
-                yield numbers[start : start + BATCH]
+
+class SeeingOnce:
+    """A back end whose vision graph sees each picture once, however many questions are asked about it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.name = backend.name
+        self.synchronize, self.peak_memory = backend.synchronize, backend.peak_memory
+
+    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> Graph:
+        graph = self._backend.load(folder, spec, weights)
+        return _Remembering(graph) if spec.inputs[0].name == "pixel_values" else graph
+
+
+class _Remembering:
+    """A vision graph and what it has seen."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self._graph = graph
+        self._seen: dict[bytes, Array] = {}
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """Results of single pictures, put together; host arrays serve as tensors."""
+        ((wanted, pictures),), (name,) = feeds.items(), outputs
+        keys = [picture.tobytes() for picture in pictures]
+        for key, picture in zip(keys, pictures, strict=True):
+            if key not in self._seen:
+                self._seen[key] = self._graph.run({wanted: picture[None]}, outputs)[name].numpy()
+        return {name: np.concatenate([self._seen[key] for key in keys])}
 
 
 class SampleModel:
-    """A bundle's graphs in ONNX Runtime on the CPU."""
+    """A bundle in ONNX Runtime on the CPU."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        import onnxruntime
-
-        from edgeprune.runtime.prompt import PromptEncoder
-
-        self.manifest = read_manifest(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._vision, self._language = (
-            onnxruntime.InferenceSession(str(folder / spec.file), options, providers=["CPUExecutionProvider"])
-            for spec in (self.manifest.vision, self.manifest.language)
-        )
-        self._words = PromptEncoder(
-            folder, self.manifest.prompt, self.manifest.preprocessing.tokens_per_image
-        )
+        backend = SeeingOnce(open_backend("onnxruntime", threads=threads))
+        self._model = edgeprune.load(folder, backend)
+        manifest = self._model.manifest
+        self._words = PromptEncoder(folder, manifest.prompt, manifest.preprocessing.tokens_per_image)
 
     def questions(self, drawn: list[Scene]) -> Questions:
-        """All questions about the pictures, preprocessed as the bundle says."""
-        from edgeprune.manifest import PaddingMask
-        from edgeprune.runtime.preprocess import preprocess, visual_valid
-
-        spec = self.manifest.preprocessing
-        # The method's mask, also where this bundle is exported without one.
-        mask = PaddingMask(kind="share", threshold=0.5)
+        """All questions about the pictures, with the padding mask that the bundle makes."""
+        inputs: list[PromptInputs] = []
+        for one in drawn:
+            prepared = [self._model.prepare(prompt(question.text), [one.image]) for question in one.questions]
+            first = prepared[0]
+            inputs += [replace(first, input_ids=each.input_ids) for each in prepared]
         asked = [(number, question) for number, one in enumerate(drawn) for question in one.questions]
         return Questions(
-            ids=[self._words.encode(prompt(question.text), images=1) for _, question in asked],
+            inputs=inputs,
             answers=[question.answer for _, question in asked],
             picture=np.array([number for number, _ in asked]),
             target=np.array([_targets(drawn[number])[question.text] for number, question in asked]),
-            pixels=np.stack([preprocess(np.asarray(one.image), spec) for one in drawn]),
-            valid=np.stack([visual_valid(*one.image.size, spec, mask) for one in drawn]),
+            valid=np.stack([each.visual_valid for each in inputs]),
         )
 
-    def visual_embeds(self, pixels: NDArray[np.float32]) -> Array:
-        """[P, V, D] of [P, 3, h, w]."""
-        parts = [
-            self._vision.run(None, {"pixel_values": pixels[start : start + BATCH]})[0]
-            for start in range(0, len(pixels), BATCH)
-        ]
-        return np.concatenate(parts)
+    def answer(self, asked: Questions, masks: Array, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Generated]:
+        """Greedy replies to all questions, with float32 [N, V] as their padding masks."""
+        inputs = [replace(each, visual_valid=mask) for each, mask in zip(asked.inputs, masks, strict=True)]
+        pick = Sampler(temperature=0.0).pick
+        replies: list[Generated] = self._model.session.generate(
+            inputs, [pick] * len(inputs), max_new_tokens, batch_size=BATCH
+        )
+        return replies
 
-    def prefill_feeds(self, ids: NDArray[np.int64], embeds: Array, valid: Array) -> dict[str, Array]:
-        """The language graph's inputs for ids [B, S], embeds [B, V, D] and the padding mask [B, V]."""
-        batch, length = ids.shape
-        visual = np.nonzero(ids == self.manifest.prompt.image_token_id)[1].reshape(batch, -1)
-        feeds: dict[str, Array] = {
-            "input_ids": ids,
-            "visual_embeds": embeds,
-            "visual_index": visual,
-            "visual_valid": valid.astype(np.float32),
-            "position_ids": np.tile(np.arange(length), (batch, 1)),
-            "attention_mask": np.ones_like(ids),
-        }
-        for spec in self.manifest.language.inputs:
-            if spec.name not in feeds:
-                known = {"batch": batch}
-                shape = [axis if isinstance(axis, int) else known.get(axis, 0) for axis in spec.shape]
-                feeds[spec.name] = np.zeros(shape, dtype=spec.dtype)
-        return feeds
-
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """The language graph's outputs by name."""
-        names = [spec.name for spec in self.manifest.language.outputs]
-        return dict(zip(names, self._language.run(names, feeds), strict=True))
-
-    def answer(self, feeds: dict[str, Array]) -> tuple[list[str], Array | None]:
-        """Greedy answers up to the end token, and the kept visual tokens int64 [B, K] if any are dropped."""
-        visual = feeds["visual_index"]
-        kept: Array | None = None
-        tokens = np.zeros((len(visual), 0), dtype=np.int64)
-        ended = np.zeros(len(visual), dtype=bool)
-        while tokens.shape[1] < MAX_NEW_TOKENS and not ended.all():
-            outputs = self.run(feeds)
-            if not tokens.size and "kept_index.0" in outputs:
-                kept = _kept_visual(outputs["kept_index.0"], visual)
-            following = outputs["logits"].argmax(-1)[:, None]
-            tokens = np.concatenate([tokens, following], axis=1)
-            ended |= np.isin(following[:, 0], self.manifest.prompt.eos_token_ids)
-            feeds = _decode_feeds(feeds, outputs, following)
-        return [self._words.decode(self._before_end(row)).strip() for row in tokens], kept
-
-    def _before_end(self, tokens: NDArray[np.int64]) -> list[int]:
-        ends = np.flatnonzero(np.isin(tokens, self.manifest.prompt.eos_token_ids))
-        return [int(token) for token in tokens[: ends[0] if ends.size else None]]
+    def text(self, reply: Generated) -> str:
+        """The answer before the end token."""
+        words: str = self._words.decode(reply.token_ids)
+        return words.strip()
 
 
 def _targets(drawn: Scene) -> dict[str, int]:
@@ -242,72 +218,61 @@ def _targets(drawn: Scene) -> dict[str, int]:
     return places
 
 
-def _kept_visual(kept_index: Array, visual_index: Array) -> Array:
-    """From kept positions [B, S'] and the visual tokens' positions [B, V] to kept visual tokens [B, K]."""
-    is_kept = (visual_index[:, :, None] == kept_index[:, None, :]).any(-1)
-    return np.nonzero(is_kept)[1].reshape(len(visual_index), -1)
-
-
-def _decode_feeds(feeds: dict[str, Array], outputs: dict[str, Array], tokens: Array) -> dict[str, Array]:
-    """The next step: one token, no visual tokens, the caches carried on."""
-    following = {
-        "input_ids": tokens,
-        "position_ids": feeds["position_ids"][:, -1:] + 1,
-        "attention_mask": np.ones_like(tokens),
-    }
-    for name, value in feeds.items():
-        if name.startswith("visual_"):
-            following[name] = value[:, :0]
-        elif name.startswith("past_"):
-            following[name] = outputs["present_" + name.removeprefix("past_")]
-    return following
-
-
 class Evaluation:
-    """Exports bundles and asks them all questions."""
+    """Exports bundles and asks them all questions.
+
+    Args:
+        model: a folder of the sample model.
+        work: where bundles are written.
+        extent: what to measure.
+        threads: CPU threads.
+    """
 
     def __init__(self, model: Path, work: Path, extent: Extent, threads: int) -> None:
         self.model, self.work, self.extent, self.threads = model, work, extent, threads
+        self.seeds = extent.seeds[: -(-extent.questions // PER_PICTURE)]
+        self._drawn = [scene(seed) for seed in self.seeds]
         self._began = time.perf_counter()
-        unpruned = self._bundle("unpruned", keep=1.0, method="none")
-        pictures = -(-extent.questions // PER_PICTURE)
-        self.seeds = extent.seeds[:pictures]
-        self.asked = unpruned.questions([scene(seed) for seed in self.seeds])
-        self.embeds = unpruned.visual_embeds(self.asked.pixels)
-        self._unpruned = unpruned
 
     def report(self, command: str) -> Report:
         """Measures everything."""
-        right, _ = self._answers(self._unpruned, self.asked.valid[self.asked.picture], 0)
-        unpruned = self._figure("unpruned", None, 1.0, right, None, None)
-        self._log(f"unpruned: {unpruned.accuracy:.1%}")
+        unpruned = self._bundle("unpruned", keep=1.0, method="none")
+        asked = unpruned.questions(self._drawn)
+        right, _ = _answers(unpruned, asked, asked.valid)
+        whole = _figure("unpruned", None, 1.0, asked, right)
+        self._log(f"unpruned: {whole.accuracy:.1%}")
         figures: list[Figure] = []
         trends: list[Trend] = []
         for layer in self.extent.layers:
             for keep in sorted(self.extent.keeps):
                 flat = self._bundle(f"{layer}-{keep}-none", keep=keep, layer=layer, curve="none")
-                if len(trends) < 1 + self.extent.layers.index(layer):
+                if keep == min(self.extent.keeps):  # the score is the same at every keep ratio
                     trends.append(self._trend(flat, layer))
-                figures += self._figures(layer, keep, flat, trends[-1])
+                    # An unpruned bundle has no padding mask; a pruning one has the method's.
+                    asked = flat.questions(self._drawn)
+                figures += self._figures(layer, keep, flat, trends[-1], asked)
         return Report(
             command=command,
-            questions=len(self.asked.answers),
+            questions=len(asked.answers),
             pictures=len(self.seeds),
             seeds=(self.seeds[0], self.seeds[-1]),
             curve_seeds=(CURVE_SEEDS[0], CURVE_SEEDS[self.extent.curve_pictures - 1]),
-            machine=f"{os.cpu_count()} CPU cores, no GPU; {self.threads} thread{'s' * (self.threads > 1)}",
+            machine=f"{os.cpu_count()} CPU cores, no GPU, {self.threads} thread{'s' * (self.threads > 1)}",
             versions={
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("onnxruntime", "onnx", "torch", "transformers", "numpy")},
             },
             minutes=(time.perf_counter() - self._began) / 60,
-            padding=float(1 - self.asked.valid.mean()),
-            unpruned=unpruned,
+            cpu_minutes=time.process_time() / 60,
+            padding=float(1 - asked.valid.mean()),
+            unpruned=whole,
             figures=tuple(figures),
             trends=tuple(trends),
         )
 
-    def _figures(self, layer: int, keep: float, flat: SampleModel, trend: Trend) -> list[Figure]:
+    def _figures(
+        self, layer: int, keep: float, flat: SampleModel, trend: Trend, asked: Questions
+    ) -> list[Figure]:
         """All variants at one layer and keep ratio."""
         measured = self.work / f"curve-{layer}.json"
         save_curve(ExponentialCurve(b=trend.b, num_tokens=trend.tokens), measured)
@@ -316,16 +281,15 @@ class Evaluation:
         for name in {variant.curve for variant in self.extent.variants} - {"none"}:
             models[name] = self._bundle(f"{layer}-{keep}-{name}", keep=keep, layer=layer, curve=curves[name])
         share = keep_per_10000(keep)
-        valid = self.asked.valid[self.asked.picture]
-        masks = {"ones": np.ones_like(valid), "picture": valid}
+        masks = {"ones": np.ones_like(asked.valid), "picture": asked.valid}
         for name, among_content in (("random", False), ("random content", True)):
             rng = np.random.default_rng([layer, share, among_content])
-            masks[name] = np.zeros_like(valid)
-            np.put_along_axis(masks[name], random_visual(rng, valid, share, among_content), 1.0, axis=1)
+            masks[name] = np.zeros_like(asked.valid)
+            np.put_along_axis(masks[name], random_visual(rng, asked.valid, share, among_content), 1.0, axis=1)
         answered: dict[str, tuple[Array, Array]] = {}
         for variant in self.extent.variants:
             mask = masks[variant.mask]
-            right, kept = self._answers(models[variant.curve], mask, share)
+            right, kept = _answers(models[variant.curve], asked, mask)
             if variant.mask.startswith("random") and not np.take_along_axis(mask, kept, axis=1).all():
                 raise PruningError(
                     "the graph kept other tokens than the imposed ones: expected those marked valid; "
@@ -334,71 +298,60 @@ class Evaluation:
             answered[variant.name] = right, kept
         baseline, _ = answered[sample_report.BASELINE]
         found = [
-            self._figure(name, layer, keep, right, kept, baseline) for name, (right, kept) in answered.items()
+            _figure(name, layer, keep, asked, right, kept, baseline)
+            for name, (right, kept) in answered.items()
         ]
         for figure in found:
             self._log(f"layer {layer}, keep {keep:g}, {figure.name}: {figure.accuracy:.1%}")
         return found
 
-    def _answers(self, model: SampleModel, masks: Array, keep: int) -> tuple[Array, Array]:
-        """Whether each question is answered right, bool [N], and its kept visual tokens int64 [N, K]."""
-        asked, visual = self.asked, masks.shape[1]
-        right = np.zeros(len(asked.answers), dtype=bool)
-        kept = np.zeros((len(right), kept_count(visual, keep) if keep else visual), dtype=np.int64)
-        for numbers in asked.batches():
-            ids = np.array([asked.ids[number] for number in numbers])
-            feeds = model.prefill_feeds(ids, self.embeds[asked.picture[numbers]], masks[numbers])
-            texts, chosen = model.answer(feeds)
-            right[numbers] = [
-                text == asked.answers[number] for text, number in zip(texts, numbers, strict=True)
-            ]
-            kept[numbers] = np.arange(visual) if chosen is None else chosen
-        return right, kept
-
-    def _figure(
-        self,
-        name: str,
-        layer: int | None,
-        keep: float,
-        right: Array,
-        kept: Array | None,
-        baseline: Array | None,
-    ) -> Figure:
-        asked = self.asked
-        accuracy, error = sample_report.mean_and_error(right.astype(float), asked.picture)
-        difference = difference_error = padding = target = None
-        if baseline is not None and name != sample_report.BASELINE:
-            difference, difference_error = sample_report.mean_and_error(
-                right.astype(float) - baseline, asked.picture
-            )
-        if kept is not None:
-            is_valid = np.take_along_axis(asked.valid[asked.picture], kept, axis=1)
-            padding = float(1 - is_valid.mean())
-            target = float((kept == asked.target[:, None]).any(1).mean())
-        return Figure(name, layer, keep, accuracy, error, difference, difference_error, padding, target)
-
     def _trend(self, model: SampleModel, layer: int) -> Trend:
         """The sample model's own recency bias at a layer, from the scores of its exported graph."""
         asked = model.questions([scene(seed) for seed in CURVE_SEEDS[: self.extent.curve_pictures]])
-        embeds = model.visual_embeds(asked.pixels)
-        sums = np.zeros(asked.valid.shape)
-        for numbers in asked.batches():
-            ids = np.array([asked.ids[number] for number in numbers])
-            pictures = asked.picture[numbers]
-            feeds = model.prefill_feeds(ids, embeds[pictures], asked.valid[pictures])
-            score = np.take_along_axis(model.run(feeds)["score.0"], feeds["visual_index"], axis=1)
-            np.add.at(sums, pictures, score)
-        trend = sample_report.fit_trend(layer, sums / PER_PICTURE, asked.valid)
+        replies = model.answer(asked, asked.valid, max_new_tokens=1)
+        scores = np.array([reply.stages[0].score for reply in replies], dtype=np.float64)
+        first = slice(None, None, PER_PICTURE)
+        trend = sample_report.fit_trend(
+            layer, scores.reshape(-1, PER_PICTURE, scores.shape[1]).mean(1), asked.valid[first]
+        )
         self._log(f"layer {layer}, measured trend: b = {trend.b:.2e} +- {trend.error:.2e}")
         return trend
 
     def _bundle(self, name: str, **options: Any) -> SampleModel:
-        from edgeprune.export.pipeline import export
-
-        return SampleModel(export(self.model, output=self.work / name, verify=False, **options), self.threads)
+        folder = edgeprune.export(self.model, output=self.work / name, verify=False, **options)
+        return SampleModel(folder, self.threads)
 
     def _log(self, line: str) -> None:
         print(f"{time.perf_counter() - self._began:6.0f} s  {line}", flush=True)
+
+
+def _answers(model: SampleModel, asked: Questions, masks: Array) -> tuple[Array, Array]:
+    """Whether each question is answered right, bool [N], and its kept visual tokens int64 [N, K]."""
+    replies = model.answer(asked, masks)
+    right = [model.text(reply) == word for reply, word in zip(replies, asked.answers, strict=True)]
+    every = np.arange(masks.shape[1])
+    kept = [reply.stages[0].kept_visual if reply.stages else every for reply in replies]
+    return np.array(right), np.array(kept)
+
+
+def _figure(
+    name: str,
+    layer: int | None,
+    keep: float,
+    asked: Questions,
+    right: Array,
+    kept: Array | None = None,
+    baseline: Array | None = None,
+) -> Figure:
+    """A line of the report, from what was answered right, bool [N]; `baseline` is that of plain FastV."""
+    accuracy, error = mean_and_error(right.astype(float), asked.picture)
+    difference = difference_error = padding = target = None
+    if baseline is not None and name != sample_report.BASELINE:
+        difference, difference_error = mean_and_error(right.astype(float) - baseline, asked.picture)
+    if kept is not None:
+        padding = float(1 - np.take_along_axis(asked.valid, kept, axis=1).mean())
+        target = float((kept == asked.target[:, None]).any(1).mean())
+    return Figure(name, layer, keep, accuracy, error, difference, difference_error, padding, target)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -85,7 +85,7 @@ class Report:
         seeds, curve_seeds: first and last seed of the pictures asked about, and of those the curve is from.
         machine: its kind.
         versions: of the packages that matter.
-        minutes: the run took.
+        minutes, cpu_minutes: the run took; the first depends on what else the machine did.
         padding: share of the pictures' visual tokens that are padding.
         unpruned: accuracy without pruning.
         figures: accuracy by layer, keep ratio and selection.
@@ -100,6 +100,7 @@ class Report:
     machine: str
     versions: dict[str, str]
     minutes: float
+    cpu_minutes: float
     padding: float
     unpruned: Figure
     figures: tuple[Figure, ...]
@@ -186,7 +187,8 @@ def markdown(report: Report) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
     parts = [
         f"    {report.command}\n",
-        f"took {report.minutes:.0f} minutes on {report.machine}, with {versions}.\n",
+        f"took {report.minutes:.0f} minutes ({report.cpu_minutes:.0f} of CPU time) on {report.machine}, "
+        f"with {versions}.\n",
         f"{report.questions} questions about {report.pictures} pictures (seeds {report.seeds[0]} to "
         f"{report.seeds[1]}). {report.padding:.0%} of the visual tokens are padding. "
         f"Unpruned: **{_percent(report.unpruned.accuracy, report.unpruned.error)}** right. "

@@ -1,6 +1,7 @@
 """The accuracy measurement, in a size that takes under a minute."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,10 +39,21 @@ def test_pictures_are_apart_from_training_tuning_and_earlier_looks():
     assert all(one[0] in TUNING_SEEDS and one[-1] in TUNING_SEEDS for one in (CURVE_SEEDS, QUICK.seeds))
 
 
-def test_kept_visual_tokens_are_counted_within_the_picture():
-    kept_index = np.array([[0, 1, 3, 5, 6], [0, 1, 2, 4, 6]])
-    visual_index = np.array([[2, 3, 4, 5]] * 2)
-    assert sample_accuracy._kept_visual(kept_index, visual_index).tolist() == [[1, 3], [0, 2]]
+def test_a_picture_is_seen_once_and_every_question_gets_its_own():
+    class Graph:
+        inputs = outputs = ()
+        seen = 0
+
+        def run(self, feeds, outputs):
+            Graph.seen += len(feeds["pixel_values"])
+            return {"visual_embeds": SimpleNamespace(numpy=lambda: feeds["pixel_values"] * 2)}
+
+    remembering = sample_accuracy._Remembering(Graph())
+    pictures = np.array([[1.0], [2.0], [1.0]])
+    for _ in range(2):
+        found = remembering.run({"pixel_values": pictures}, ["visual_embeds"])
+        assert found["visual_embeds"].tolist() == [[2.0], [4.0], [2.0]]
+    assert Graph.seen == 2
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def report():
         machine="2 CPU cores, no GPU; 1 thread",
         versions={"onnxruntime": "1.2.3"},
         minutes=12.3,
+        cpu_minutes=4.5,
         padding=0.25,
         unpruned=Figure("unpruned", None, 1.0, 0.995, 0.002, None, None, None, None),
         figures=figures,
