@@ -1,0 +1,240 @@
+"""ONNX Runtime on graphs of a few nodes: binding, reshaping, conversion, and messages."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from edgeprune.errors import BackendError
+from edgeprune.manifest import GraphSpec, TensorSpec
+from edgeprune.runtime.backends import open_backend, ort
+from edgeprune.runtime.backends.ort import Options, OrtBackend, OrtGraph, OrtTensor
+
+SPEC = GraphSpec(
+    file="graph.onnx",
+    inputs=(TensorSpec(name="new", dtype="float32", shape=("batch", "sequence", 2)),),
+    outputs=(TensorSpec(name="present", dtype="float32", shape=("batch", "total", 2)),),
+)
+
+
+def write(
+    folder: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: tuple[Any, ...] = ()
+) -> Path:
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    onnx.save(model, folder / "graph.onnx")
+    return folder
+
+
+def value(name: str, kind: int, *shape: int | str) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> OrtGraph:
+    """present = past ++ new along axis 1, total = their sum; a cache of a decoder."""
+    folder = write(
+        tmp_path,
+        [
+            helper.make_node("Concat", ["past", "new"], ["present"], axis=1),
+            helper.make_node("ReduceSum", ["present"], ["total"], keepdims=0),
+        ],
+        [value("past", 1, "batch", "past", 2), value("new", 1, "batch", "sequence", 2)],
+        [value("present", 1, "batch", "total", 2), value("total", 1)],
+    )
+    return open_backend("onnxruntime", threads=1).load(folder, SPEC)  # type: ignore[return-value]
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, dtype=np.float32)
+
+
+def test_the_interface_is_read_from_the_graph(cache: OrtGraph) -> None:
+    assert [(spec.name, spec.dtype, spec.shape) for spec in cache.inputs] == [
+        ("past", "float32", ("batch", "past", 2)),
+        ("new", "float32", ("batch", "sequence", 2)),
+    ]
+    assert [spec.name for spec in cache.outputs] == ["present", "total"]
+
+
+def test_outputs_go_back_in_without_a_copy(cache: OrtGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cache.run({"past": ones(1, 0, 2), "new": ones(1, 3, 2)}, ["present"])
+    bound: list[tuple[str, Any]] = []
+    original = onnxruntime.IOBinding.bind_ortvalue_input
+
+    def spy(self: Any, name: str, ortvalue: Any) -> None:
+        bound.append((name, ortvalue))
+        original(self, name, ortvalue)
+
+    monkeypatch.setattr(onnxruntime.IOBinding, "bind_ortvalue_input", spy)
+    address = first["present"].value.data_ptr()  # type: ignore[attr-defined]
+    second = cache.run({"past": first["present"], "new": 2 * ones(1, 1, 2)}, ["present", "total"])
+    past = dict(bound)["past"]
+    assert past is first["present"].value  # type: ignore[attr-defined]
+    assert past.data_ptr() == address
+    assert second["present"].shape == (1, 4, 2)
+    assert second["total"].numpy() == 10
+    assert second["present"].nbytes == 4 * 2 * 4
+
+
+def test_host_arrays_are_shared_not_copied(cache: OrtGraph) -> None:
+    array = ones(1, 3, 2)
+    tensor = cache._to_device("new", array)
+    assert tensor.value.data_ptr() == array.ctypes.data
+
+
+def test_only_what_is_asked_for_is_given(cache: OrtGraph) -> None:
+    found = cache.run({"past": ones(2, 0, 2), "new": ones(2, 1, 2)}, ["total"])
+    assert list(found) == ["total"]
+
+
+def test_empty_axes_are_taken(cache: OrtGraph) -> None:
+    found = cache.run({"past": ones(2, 0, 2), "new": ones(2, 0, 2)}, ["present"])
+    assert found["present"].shape == (2, 0, 2)
+    assert found["present"].numpy().shape == (2, 0, 2)
+
+
+def test_a_tensor_under_another_shape_is_the_same_memory(cache: OrtGraph) -> None:
+    new = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    tensor = cache.run({"past": ones(2, 0, 2), "new": new}, ["present"])["present"]
+    flat = tensor.reshape(1, 4, 2)
+    assert isinstance(flat, OrtTensor)
+    assert flat.value.data_ptr() == tensor.value.data_ptr()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(flat.numpy(), new.reshape(1, 4, 2))
+    del tensor
+    found = cache.run({"past": flat, "new": ones(1, 1, 2)}, ["present", "total"])
+    assert found["present"].shape == (1, 5, 2)
+    np.testing.assert_array_equal(found["present"].numpy()[0, :4], new.reshape(4, 2))
+    with pytest.raises(BackendError, match="cannot be seen as"):
+        flat.reshape(3, 2)
+
+
+def test_results_outlive_the_graph(cache: OrtGraph) -> None:
+    values = [
+        cache.run({"past": ones(1, 0, 2), "new": number * ones(1, 1, 2)}, ["present"])["present"].numpy()
+        for number in range(20)
+    ]
+    assert [float(array[0, 0, 0]) for array in values] == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(TensorProto.FLOAT16, "float16"), (TensorProto.BFLOAT16, "bfloat16")]
+)
+def test_host_floats_become_the_input_s_type(tmp_path: Path, kind: int, name: str) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("Identity", ["x"], ["same"]))
+    folder = write(tmp_path, nodes, [value("x", kind, "n")], [value("y", 1, "n"), value("same", kind, "n")])
+    graph = open_backend("onnxruntime", threads=1).load(folder, SPEC)
+    found = graph.run({"x": np.array([1.0, 0.1, 300.0], dtype=np.float32)}, ["y", "same"])
+    np.testing.assert_allclose(found["y"].numpy(), [1, 0.1, 300], rtol=4e-3)
+    assert found["y"].numpy()[1] != np.float32(0.1)
+    assert found["same"].dtype == name
+    if name == "bfloat16":
+        with pytest.raises(BackendError, match="numpy has no such type"):
+            found["same"].numpy()
+
+
+def test_feeds_that_do_not_fit_get_one_message(cache: OrtGraph) -> None:
+    with pytest.raises(BackendError, match=r"graph\.onnx was run without its input past"):
+        cache.run({"new": ones(1, 1, 2)}, ["present"])
+    with pytest.raises(BackendError, match=r"could not run graph\.onnx: .*Expected: 2"):
+        cache.run({"past": ones(1, 0, 2), "new": ones(1, 1, 3)}, ["present"])
+    with pytest.raises(BackendError, match=r"graph\.onnx has no input extra"):
+        cache.run({"past": ones(1, 0, 2), "new": ones(1, 1, 2), "extra": ones(1)}, ["present"])
+
+
+def test_a_file_that_is_no_graph_gets_one_message(tmp_path: Path) -> None:
+    backend = open_backend("onnxruntime")
+    with pytest.raises(BackendError, match=r"cannot load .*graph\.onnx"):
+        backend.load(tmp_path, SPEC)
+    (tmp_path / "graph.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"cannot load .*graph\.onnx") as caught:
+        backend.load(tmp_path, SPEC)
+    assert "\n" not in str(caught.value)
+
+
+def weighted(folder: Path) -> Path:
+    """y = x + w with w in a file beside the graph."""
+    array = np.array([10, 20], dtype=np.float32)
+    (folder / "weights.bin").write_bytes(array.tobytes())
+    weight = TensorProto(name="w", data_type=1, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", "weights.bin"), ("offset", "0"), ("length", "8")):
+        weight.external_data.add(key=key, value=text)
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    return write(folder, nodes, [value("x", 1, "n", 2)], [value("y", 1, "n", 2)], (weight,))
+
+
+def test_weights_are_found_in_another_folder(tmp_path: Path) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    weighted(home)
+    (home / "graph.onnx").rename(away / "graph.onnx")
+    backend = open_backend("onnxruntime", threads=1)
+    with pytest.raises(BackendError, match="cannot load"):
+        backend.load(away, SPEC)
+    graph = backend.load(away, SPEC, weights=home)
+    np.testing.assert_array_equal(graph.run({"x": ones(1, 2)}, ["y"])["y"].numpy(), [[11, 21]])
+
+
+def test_threads_reach_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def session(path: str, settings: Any, **_: Any) -> Any:
+        seen.append(settings.intra_op_num_threads)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    for threads in (3, None):
+        with pytest.raises(BackendError):
+            open_backend("onnxruntime", threads=threads).load(tmp_path, SPEC)
+    assert seen == [3, 0]
+
+
+def test_cuda_that_silently_became_the_cpu_is_an_error(
+    cache: OrtGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def session(path: str, settings: Any, providers: list[Any], **_: Any) -> Any:
+        asked.extend(providers)
+        return cache._session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    backend = OrtBackend("onnxruntime-cuda", Options(device=1))
+    with pytest.raises(BackendError, match=r"CUDA was asked for, but ONNX Runtime runs graph\.onnx with CPU"):
+        backend.load(Path("anywhere"), SPEC)
+    assert asked[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    assert "host alone" in backend.peak_memory().metric
+
+
+def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        def __init__(self, status: int) -> None:
+            self.status = status
+
+        def cuInit(self, flags: int) -> int:  # noqa: N802 - CUDA's own name
+            return self.status
+
+        def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+            count._obj.value = 2
+            return 0
+
+    def missing(name: str) -> Any:
+        raise OSError(name)
+
+    for library, expected in ((missing, 0), (lambda name: Driver(100), 0), (lambda name: Driver(0), 2)):
+        monkeypatch.setattr(ctypes, "CDLL", library)
+        assert ort._gpus() == expected
+
+
+def test_peak_memory_says_what_it_is() -> None:
+    assert "VmHWM" in open_backend("onnxruntime").peak_memory().metric

@@ -1,0 +1,193 @@
+"""A back end without a runtime: graphs that are a few lines of numpy, for tests of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune.manifest import GraphSpec, Manifest, TensorSpec
+from edgeprune.runtime.session import PromptInputs
+from edgeprune.runtime.statistics import PeakMemory
+from edgeprune.selection import select
+from tests.manifests import make_manifest
+
+IMAGE, EOS, VOCAB = 5, 2, 64
+PER_IMAGE, WIDTH = 16, 32
+
+
+class FakeTensor:
+    """A host array that remembers whether it was fetched."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.fetched = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> str:
+        return str(self.array.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
+    def reshape(self, *shape: int) -> FakeTensor:
+        return FakeTensor(self.array.reshape(shape))
+
+    def numpy(self) -> np.ndarray:
+        self.fetched = True
+        return self.array
+
+
+def fake_manifest(method: str = "fastv", **changes: Any) -> Manifest:
+    """As `make_manifest`, with the whole interface of a language graph of four layers."""
+    base = make_manifest(method)
+    groups = len(base.cache_groups)
+    inputs = [
+        TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),
+        TensorSpec(name="visual_embeds", dtype="float32", shape=("batch", "visual", WIDTH)),
+        TensorSpec(name="visual_index", dtype="int64", shape=("batch", "visual")),
+        TensorSpec(name="visual_valid", dtype="float32", shape=("batch", "visual")),
+        TensorSpec(name="position_ids", dtype="int64", shape=("batch", "sequence")),
+        TensorSpec(name="attention_mask", dtype="int64", shape=("batch", "sequence")),
+    ]
+    outputs = [TensorSpec(name="logits", dtype="float32", shape=("batch", VOCAB))]
+    for stage in range(len(base.plan.stages)):
+        outputs.append(TensorSpec(name=f"kept_index.{stage}", dtype="int64", shape=("batch", "kept")))
+        outputs.append(TensorSpec(name=f"score.{stage}", dtype="float32", shape=("batch", "sequence")))
+    for group in range(groups):
+        inputs.append(TensorSpec(name=f"past_mask.{group}", dtype="int64", shape=("batch", f"past_{group}")))
+        outputs.append(
+            TensorSpec(name=f"present_mask.{group}", dtype="int64", shape=("batch", f"present_{group}"))
+        )
+    for layer in range(4):
+        group = base.plan.group_of_layer(layer)
+        for kind in ("key", "value"):
+            shape = ("batch", 2, f"past_{group}", 8)
+            inputs.append(TensorSpec(name=f"past_{kind}.{layer}", dtype="float32", shape=shape))
+            outputs.append(TensorSpec(name=f"present_{kind}.{layer}", dtype="float32", shape=shape))
+    language = GraphSpec(file="language.onnx", inputs=tuple(inputs), outputs=tuple(outputs))
+    return base.model_copy(update={"language": language, **changes})
+
+
+class FakeVision:
+    """Each picture's mean, in every element of its embeddings."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.inputs, self.outputs = spec.inputs, spec.outputs
+        self.pictures: list[int] = []
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, FakeTensor]:
+        pixels = feeds["pixel_values"]
+        self.pictures.append(len(pixels))
+        means = pixels.mean(axis=(1, 2, 3), keepdims=True)[:, :, :, 0]
+        return {outputs[0]: FakeTensor(np.broadcast_to(means, (len(pixels), PER_IMAGE, WIDTH)).copy())}
+
+
+class FakeLanguage:
+    """A "decoder" whose next token is a checksum of everything real that it has read.
+
+    The checksum weighs each token by its position and adds the visual embeddings, so it changes with any
+    mistake in padding, positions, caches or the order of pictures. Key and value caches hold the summands.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.inputs, self.outputs = manifest.language.inputs, manifest.language.outputs
+        self.feeds: list[dict[str, Any]] = []
+        self.given: list[dict[str, FakeTensor]] = []
+        # Overwritten by tests: what to do to the outputs before they are handed out, and fixed next tokens.
+        self.tamper: Any = None
+        self.script: list[int] | None = None
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, FakeTensor]:
+        assert feeds.keys() == {spec.name for spec in self.inputs}
+        assert set(outputs) <= {spec.name for spec in self.outputs}
+        self.feeds.append(dict(feeds))
+        values = {name: getattr(value, "array", value) for name, value in feeds.items()}
+        ids, mask, positions = (values[n] for n in ("input_ids", "attention_mask", "position_ids"))
+        batch, sequence = ids.shape
+        summands = (ids * (positions + 1) * mask).astype(np.float32)
+        embeds = values["visual_embeds"]
+        if embeds.shape[1]:
+            places = np.arange(1, embeds.shape[1] + 1)
+            seen = (embeds.mean(axis=2) * 100 * places).round()
+            at = values["visual_index"]
+            np.put_along_axis(summands, at, np.take_along_axis(summands, at, 1) + seen, 1)
+        results: dict[str, np.ndarray] = {}
+        index = np.broadcast_to(np.arange(sequence), (batch, sequence))
+        group_index = [index]
+        for number, stage in enumerate(self.manifest.plan.stages):
+            score = summands / (1 + np.abs(summands).max())
+            chosen = select(
+                score, values["visual_index"], values["visual_valid"], np.ones(512, np.float32), stage.keep
+            )
+            results[f"kept_index.{number}"], results[f"score.{number}"] = chosen.kept_index, score
+            group_index.append(chosen.kept_index)
+        for group, kept in enumerate(group_index):
+            past = values[f"past_mask.{group}"]
+            results[f"present_mask.{group}"] = np.concatenate(
+                [past, np.take_along_axis(mask, kept, 1)], axis=1
+            )
+        for layer in range(self.manifest.model.layers):
+            kept = group_index[self.manifest.plan.group_of_layer(layer)]
+            new = np.take_along_axis(summands, kept, 1)[:, None, :, None]
+            for kind in ("key", "value"):
+                past = values[f"past_{kind}.{layer}"]
+                results[f"present_{kind}.{layer}"] = np.concatenate(
+                    [past, np.broadcast_to(new, (batch, 2, kept.shape[1], 8))], axis=2
+                )
+        total = results["present_key.0"][:, 0, :, 0].sum(axis=1) + results["present_key.3"][:, 0, :, 0].sum(
+            axis=1
+        )
+        results["logits"] = self._logits(total)
+        if self.tamper is not None:
+            self.tamper(results)
+        self.given.append({name: FakeTensor(results[name]) for name in outputs})
+        return dict(self.given[-1])
+
+    def _logits(self, total: np.ndarray) -> np.ndarray:
+        if self.script is not None:
+            step = len(self.feeds) - 1
+            best = np.full(len(total), self.script[min(step, len(self.script) - 1)])
+        else:
+            best = 6 + total.astype(np.int64) % (VOCAB - 6)
+        return -np.abs(np.arange(VOCAB)[None] - best[:, None]).astype(np.float32)
+
+
+class FakeBackend:
+    """Hands out the two graphs."""
+
+    name = "fake"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.vision = FakeVision(manifest.vision)
+        self.language = FakeLanguage(manifest)
+        self.waits = 0
+
+    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> Any:
+        return self.vision if spec.file == "vision.onnx" else self.language
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def peak_memory(self) -> PeakMemory:
+        return PeakMemory(123, "of a fake")
+
+
+def prompt_inputs(pictures: int = 1, text: int = 6, seed: int = 0, padded: int = 0) -> PromptInputs:
+    """A prompt of random text around its pictures; the first `padded` tokens of each picture are padding."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(6, VOCAB, size=text)
+    visual = np.full(pictures * PER_IMAGE, IMAGE)
+    ids = np.concatenate([words[: text // 2], visual, words[text // 2 :]]).astype(np.int64)
+    valid = np.ones((pictures, PER_IMAGE), dtype=np.float32)
+    valid[:, :padded] = 0
+    pixels = rng.standard_normal((pictures, 3, 24, 24)).astype(np.float32)
+    return PromptInputs(ids, pixels, valid.reshape(-1))

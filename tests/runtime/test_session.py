@@ -1,0 +1,311 @@
+"""The session's loop on a back end of numpy: batches, padding, caches, ends, pruning that did not happen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeprune.errors import BundleError, InputError, PruningError
+from edgeprune.manifest import GraphSpec
+from edgeprune.runtime.session import Generated, PromptInputs, Session
+from tests.runtime.fakes import EOS, IMAGE, PER_IMAGE, VOCAB, FakeBackend, fake_manifest, prompt_inputs
+
+
+def make(method: str = "fastv", **changes: Any) -> tuple[Session, FakeBackend]:
+    manifest = fake_manifest(method, **changes)
+    backend = FakeBackend(manifest)
+    return Session(backend, Path("nowhere"), manifest), backend
+
+
+def greedy(logits: np.ndarray) -> int:
+    return int(logits.argmax())
+
+
+def generate(session: Session, *prompts: PromptInputs, tokens: int = 5, **options: Any) -> list[Generated]:
+    return session.generate(prompts, [greedy] * len(prompts), tokens, **options)
+
+
+MIXTURE = [
+    prompt_inputs(1, 6, seed=1),
+    prompt_inputs(2, 9, seed=2, padded=4),
+    prompt_inputs(1, 14, seed=3),
+    prompt_inputs(0, 5, seed=4),
+    prompt_inputs(1, 6, seed=5, padded=13),
+    prompt_inputs(2, 4, seed=6),
+]
+
+
+@pytest.mark.parametrize("method", ["fastv", "none"])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_mixture_of_prompts_gives_what_each_gives_alone(method: str, batch_size: int) -> None:
+    session, _ = make(method)
+    together = generate(session, *MIXTURE, batch_size=batch_size)
+    for prompt, result in zip(MIXTURE, together, strict=True):
+        (alone,) = generate(make(method)[0], prompt)
+        assert result.token_ids == alone.token_ids
+        assert len(result.token_ids) == 5
+        for stage, own in zip(result.stages, alone.stages, strict=True):
+            np.testing.assert_array_equal(stage.kept_visual, own.kept_visual)
+            np.testing.assert_allclose(stage.visual_valid, prompt.visual_valid)
+    # The checksum tells prompts apart, so the comparison above means something.
+    assert len({result.token_ids for result in together}) == len(MIXTURE)
+
+
+def test_prompts_with_as_many_pictures_run_together_up_to_the_batch_size() -> None:
+    session, backend = make()
+    results = generate(session, *MIXTURE, batch_size=2)
+    assert [result.statistics.batch for result in results] == [2, 2, 2, 1, 1, 2]
+    assert sorted(backend.vision.pictures) == [1, 2, 4]
+
+
+def test_positions_count_real_tokens_and_padding_is_masked() -> None:
+    session, backend = make()
+    short, long = MIXTURE[0], MIXTURE[2]
+    generate(session, short, long, tokens=2)
+    prefill, step = backend.language.feeds
+    padding = len(long.input_ids) - len(short.input_ids)
+    np.testing.assert_array_equal(prefill["attention_mask"][0, :padding], 0)
+    np.testing.assert_array_equal(
+        prefill["attention_mask"].sum(axis=1), [len(short.input_ids), len(long.input_ids)]
+    )
+    np.testing.assert_array_equal(prefill["position_ids"][0, padding:], np.arange(len(short.input_ids)))
+    np.testing.assert_array_equal(
+        prefill["visual_index"][0], padding + np.flatnonzero(short.input_ids == IMAGE)
+    )
+    np.testing.assert_array_equal(step["position_ids"][:, 0], [len(short.input_ids), len(long.input_ids)])
+    assert step["visual_embeds"].shape[:2] == (2, 0)
+    assert step["visual_index"].shape == step["visual_valid"].shape == (2, 0)
+
+
+def test_padding_never_looks_like_a_visual_token() -> None:
+    manifest = fake_manifest()
+    odd = manifest.prompt.model_copy(update={"pad_token_id": IMAGE})
+    session, backend = make(prompt=odd)
+    generate(session, MIXTURE[0], MIXTURE[2], tokens=1)
+    assert (backend.language.feeds[0]["input_ids"] == IMAGE).sum() == 2 * PER_IMAGE
+
+
+def test_caches_are_handed_back_as_they_were_given_out_and_never_fetched() -> None:
+    session, backend = make()
+    generate(session, prompt_inputs(), tokens=4)
+    feeds, given = backend.language.feeds, backend.language.given
+    assert len(feeds) == 4
+    for step, before in zip(feeds[1:], given, strict=False):
+        names = [name for name in step if name.startswith("past_")]
+        assert len(names) == 10
+        for name in names:
+            assert step[name] is before[name.replace("past_", "present_")]
+    fetched = {name for outputs in given for name, tensor in outputs.items() if tensor.fetched}
+    assert fetched == {"logits", "kept_index.0", "score.0"}
+    assert not any(name.startswith(("kept_index", "score")) for outputs in given[1:] for name in outputs)
+
+
+def test_the_first_caches_are_empty_and_of_the_graph_s_shapes() -> None:
+    session, backend = make()
+    generate(session, MIXTURE[0], MIXTURE[2], tokens=1)
+    first = backend.language.feeds[0]
+    assert first["past_key.0"].shape == (2, 2, 0, 8)
+    assert first["past_mask.1"].shape == (2, 0)
+    assert first["past_mask.1"].dtype == np.int64
+
+
+def test_each_prompt_ends_by_itself() -> None:
+    session, backend = make()
+    calls = {0: 0, 1: 0}
+
+    def picker(number: int, end: int) -> Any:
+        def pick(logits: np.ndarray) -> int:
+            calls[number] += 1
+            return EOS if calls[number] == end else 10
+
+        return pick
+
+    results = session.generate([MIXTURE[0], MIXTURE[2]], [picker(0, 2), picker(1, 99)], 4)
+    assert results[0].token_ids == (10, EOS)
+    assert results[0].finish_reason == "stop"
+    assert results[1].token_ids == (10, 10, 10, 10)
+    assert results[1].finish_reason == "length"
+    assert calls == {0: 2, 1: 4}
+    assert results[0].statistics.decode_seconds <= results[1].statistics.decode_seconds
+    assert results[0].statistics.cache_bytes < results[1].statistics.cache_bytes
+    assert len(backend.language.feeds) == 4
+
+
+def test_a_listener_hears_every_token_and_can_end_a_reply() -> None:
+    session, _ = make()
+    heard: list[tuple[int, int]] = []
+
+    def listener(number: int, token: int) -> bool:
+        heard.append((number, token))
+        return number == 1 and len([n for n, _ in heard if n == 1]) == 2
+
+    results = generate(session, MIXTURE[0], MIXTURE[2], tokens=3, listener=listener)
+    assert [result.finish_reason for result in results] == ["length", "stop_string"]
+    for number, result in enumerate(results):
+        assert tuple(token for n, token in heard if n == number) == result.token_ids
+    assert len(results[1].token_ids) == 2
+
+
+def test_an_image_token_is_never_generated() -> None:
+    session, backend = make()
+    backend.language.script = [IMAGE]
+    (result,) = generate(session, prompt_inputs(), tokens=2)
+    assert IMAGE not in result.token_ids
+    assert set(result.token_ids) <= {IMAGE - 1, IMAGE + 1}
+
+
+def test_new_tokens_are_cut_where_the_positions_end() -> None:
+    base = fake_manifest()
+    prompt = prompt_inputs()
+    for room, expected in ((0, 1), (2, 3)):
+        info = base.model.model_copy(update={"max_positions": len(prompt.input_ids) + room})
+        session, backend = make(model=info)
+        (result,) = generate(session, prompt, tokens=50)
+        assert len(result.token_ids) == expected
+        assert result.finish_reason == "length"
+        assert max(feeds["position_ids"].max() for feeds in backend.language.feeds) < info.max_positions
+
+
+def test_an_ended_prompt_stays_within_the_positions_while_others_go_on() -> None:
+    base = fake_manifest()
+    long, short = prompt_inputs(text=12), prompt_inputs(text=4, seed=9)
+    info = base.model.model_copy(update={"max_positions": len(long.input_ids)})
+    session, backend = make(model=info)
+    results = generate(session, long, short, tokens=6)
+    assert [len(result.token_ids) for result in results] == [1, 6]
+    assert max(feeds["position_ids"].max() for feeds in backend.language.feeds) < info.max_positions
+
+
+def test_a_prompt_longer_than_the_positions_is_refused() -> None:
+    prompt = prompt_inputs()
+    info = fake_manifest().model.model_copy(update={"max_positions": len(prompt.input_ids) - 1})
+    session, _ = make(model=info)
+    with pytest.raises(InputError, match=r"22 tokens, 16 of them visual: expected at most 21"):
+        generate(session, prompt)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_ids": np.arange(6, 20)},
+        {"visual_valid": np.ones(PER_IMAGE - 1, np.float32)},
+        {"pixel_values": np.zeros((2, 3, 24, 24), np.float32)},
+    ],
+)
+def test_image_tokens_pictures_and_mask_must_agree(change: dict[str, Any]) -> None:
+    prompt = prompt_inputs()
+    fields = {
+        "input_ids": prompt.input_ids,
+        "pixel_values": prompt.pixel_values,
+        "visual_valid": prompt.visual_valid,
+    }
+    with pytest.raises(InputError, match="as many of each"):
+        generate(make()[0], PromptInputs(**{**fields, **change}))
+
+
+def test_a_batch_needs_equal_numbers_of_visual_tokens() -> None:
+    with pytest.raises(InputError, match="different numbers of visual tokens"):
+        make()[0].prefill([prompt_inputs(1), prompt_inputs(2)])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
+@pytest.mark.parametrize("name", ["tokens", "batch_size"])
+def test_counts_must_be_whole_and_positive(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match="expected a whole number of at least 1"):
+        generate(make()[0], prompt_inputs(), **{name: value})
+
+
+def test_statistics_tell_what_happened() -> None:
+    prompt = prompt_inputs(2, 7, padded=14)
+    (result,) = generate(make()[0], prompt, tokens=3)
+    figures = result.statistics
+    # K = round(0.3 * 32) = 10 of which only 4 can be content.
+    assert (figures.visual_tokens, figures.kept, figures.padded_kept) == (32, (10,), (6,))
+    assert (figures.prompt_tokens, figures.new_tokens, figures.batch) == (39, 3, 1)
+    # Two decode steps beyond the prefill: two full layers, two pruned ones; keys and values of 2 x 8 floats.
+    lengths = 2 * (39 + 2) + 2 * (39 - 32 + 10 + 2)
+    assert figures.cache_bytes == lengths * 2 * 2 * 8 * 4
+    assert figures.time_to_first_token_seconds >= figures.vision_seconds + figures.prefill_seconds > 0
+    assert figures.tokens_per_second == pytest.approx(2 / figures.decode_seconds)
+    assert (figures.peak_memory_bytes, figures.peak_memory_metric) == (123, "of a fake")
+
+
+def test_a_single_token_has_no_decoding_speed() -> None:
+    (result,) = generate(make()[0], prompt_inputs(), tokens=1)
+    assert result.statistics.tokens_per_second is None
+    assert result.statistics.decode_seconds == 0
+
+
+def test_preparing_counts_towards_the_first_token() -> None:
+    prompt = prompt_inputs()
+    slow = PromptInputs(prompt.input_ids, prompt.pixel_values, prompt.visual_valid, preprocess_seconds=100.0)
+    (result,) = generate(make()[0], slow, tokens=1)
+    assert result.statistics.preprocess_seconds == 100
+    assert 100 < result.statistics.time_to_first_token_seconds < 101
+
+
+def test_without_pictures_nothing_is_pruned_and_that_is_no_error() -> None:
+    session, backend = make()
+    (result,) = generate(session, prompt_inputs(0, 5))
+    assert result.statistics.visual_tokens == 0
+    assert result.statistics.kept == (0,)
+    assert backend.vision.pictures == []
+
+
+def keep_all(results: dict[str, np.ndarray]) -> None:
+    batch, sequence = results["score.0"].shape
+    results["kept_index.0"] = np.broadcast_to(np.arange(sequence), (batch, sequence))
+
+
+def keep_text_instead_of_visual(results: dict[str, np.ndarray]) -> None:
+    results["kept_index.0"] = np.arange(results["kept_index.0"].shape[1])[None]
+
+
+def keep_one_twice(results: dict[str, np.ndarray]) -> None:
+    results["kept_index.0"] = results["kept_index.0"].copy()
+    results["kept_index.0"][:, 5] = results["kept_index.0"][:, 4]
+
+
+def shorten_no_cache(results: dict[str, np.ndarray]) -> None:
+    results["present_mask.1"] = results["present_mask.0"]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (keep_all, r"kept 22 of 22 tokens: expected 11, that is 5 of 16 visual ones"),
+        (keep_text_instead_of_visual, r"kept 8 of 16 visual tokens: expected 5"),
+        (keep_one_twice, r"expected 5, in order"),
+        (shorten_no_cache, r"layer group 1 hold 22 tokens: expected 11 of 22"),
+    ],
+)
+def test_pruning_that_did_not_happen_is_an_error(tamper: Any, message: str) -> None:
+    session, backend = make()
+    backend.language.tamper = tamper
+    with pytest.raises(PruningError, match=message):
+        generate(session, prompt_inputs())
+
+
+def without(spec: GraphSpec, name: str) -> GraphSpec:
+    outputs = tuple(output for output in spec.outputs if output.name != name)
+    return spec.model_copy(update={"outputs": outputs})
+
+
+def test_a_graph_that_cannot_prune_is_refused_when_it_is_loaded() -> None:
+    manifest = fake_manifest()
+    backend = FakeBackend(manifest)
+    backend.language.outputs = without(manifest.language, "kept_index.0").outputs
+    with pytest.raises(PruningError, match=r"no kept_index\.0: it would run unpruned"):
+        Session(backend, Path("nowhere"), manifest)
+
+
+def test_a_graph_of_another_bundle_is_refused_when_it_is_loaded() -> None:
+    manifest = fake_manifest()
+    backend = FakeBackend(manifest)
+    backend.language.outputs = without(manifest.language, "present_key.3").outputs
+    with pytest.raises(BundleError, match=r"no output present_key\.3"):
+        Session(backend, Path("nowhere"), manifest)
+    assert manifest.model.vocab_size == VOCAB

@@ -1,0 +1,92 @@
+"""Reading what pruning stages did: one stage against the reference, and two in a row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeprune.errors import PruningError
+from edgeprune.plans import PruningPlan, PruningStage
+from edgeprune.runtime.stages import StageResult, stage_results
+from edgeprune.selection import select
+
+
+def one_stage(keep: int = 5000) -> PruningPlan:
+    return PruningPlan(method="test", stages=(PruningStage(layer=2, score_layer=1, keep=keep),))
+
+
+def run_stage(score: np.ndarray, index: np.ndarray, valid: np.ndarray, keep: int) -> dict[str, np.ndarray]:
+    chosen = select(score, index, valid, np.linspace(1, 2, 64, dtype=np.float32), keep)
+    return {"kept_index": chosen.kept_index, "score": score}
+
+
+def test_results_are_the_reference_selection_s() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.random((3, 20), dtype=np.float32)
+    index = np.stack([np.arange(start, start + 12) for start in (2, 5, 8)])
+    valid = (rng.random((3, 12)) > 0.3).astype(np.float32)
+    traces = {f"{name}.0": value for name, value in run_stage(score, index, valid, 5000).items()}
+    expected = select(score, index, valid, np.linspace(1, 2, 64, dtype=np.float32), 5000)
+    for row, (result,) in enumerate(stage_results(one_stage(), index, valid, 20, traces)):
+        np.testing.assert_array_equal(result.kept_visual, expected.kept_visual[row])
+        np.testing.assert_array_equal(result.candidates, np.arange(12))
+        np.testing.assert_array_equal(result.score, score[row, index[row]])
+        np.testing.assert_array_equal(result.visual_valid, valid[row])
+        assert result.kept == 6
+        assert result.padded_kept == expected.padded_kept[row]
+
+
+def test_a_second_stage_counts_the_prompt_s_own_visual_tokens() -> None:
+    plan = PruningPlan(
+        method="test",
+        stages=(
+            PruningStage(layer=2, score_layer=1, keep=5000),
+            PruningStage(layer=3, score_layer=2, keep=5000),
+        ),
+    )
+    # 2 text, 8 visual, 1 text. The first stage keeps visual tokens 1, 3, 5, 7; the second of those 3 and 7.
+    first = np.array([[0, 1, 3, 5, 7, 9, 10]])
+    second = np.array([[0, 1, 3, 5, 6]])
+    scores = np.arange(11, dtype=np.float32)[None], np.arange(7, dtype=np.float32)[None]
+    traces = {"kept_index.0": first, "kept_index.1": second, "score.0": scores[0], "score.1": scores[1]}
+    valid = np.array([[1, 1, 1, 1, 1, 1, 1, 0]], dtype=np.float32)
+    ((before, after),) = stage_results(plan, np.arange(2, 10)[None], valid, 11, traces)
+    assert before.kept_visual.tolist() == [1, 3, 5, 7]
+    assert after.candidates.tolist() == [1, 3, 5, 7]
+    assert after.kept_visual.tolist() == [3, 7]
+    assert after.score.tolist() == [2, 3, 4, 5]
+    assert after.visual_valid.tolist() == [1, 1, 1, 0]
+    assert (before.padded_kept, after.padded_kept) == (1, 1)
+
+
+def test_without_debias_the_raw_scores_decide() -> None:
+    stage = StageResult(
+        layer=2,
+        keep=5000,
+        kept_visual=np.array([4, 6]),
+        candidates=np.array([1, 4, 6, 9]),
+        score=np.array([0.4, 0.1, 0.2, 0.3], dtype=np.float32),
+        visual_valid=np.array([0, 1, 1, 0], dtype=np.float32),
+    )
+    assert stage.without_debias().tolist() == [1, 9]
+    assert (stage.padded_kept, stage.padded_among(stage.without_debias())) == (0, 2)
+
+
+def test_no_stage_no_results() -> None:
+    index = np.zeros((2, 0), dtype=np.int64)
+    assert stage_results(PruningPlan(method="none"), index, index.astype(np.float32), 4, {}) == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([[0, 1, 2, 3, 4]], "kept 5 of 5 tokens: expected 3"),
+        ([[0, 4, 4]], "kept 1 of 4 visual tokens: expected 2"),
+        ([[0, 2, 1]], "expected 2, in order"),
+    ],
+)
+def test_what_is_not_the_plan_is_refused(kept: list[list[int]], message: str) -> None:
+    # Visual tokens at 0..3, text at 4.
+    traces = {"kept_index.0": np.array(kept), "score.0": np.zeros((1, 5), dtype=np.float32)}
+    with pytest.raises(PruningError, match=message):
+        stage_results(one_stage(), np.arange(4)[None], np.ones((1, 4), dtype=np.float32), 5, traces)
