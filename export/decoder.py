@@ -125,11 +125,14 @@ class PrunedDecoder(nn.Module):
     def _embed(self, input_ids: torch.Tensor, visual_embeds: torch.Tensor) -> torch.Tensor:
         """Embeds tokens and puts the n-th visual embedding in the place of the n-th image token."""
         text = self.text_model.embed_tokens(input_ids)
-        is_visual = input_ids == self.image_token_id
+        is_image_token = (input_ids == self.image_token_id).to(torch.int64)
+        count = is_image_token.cumsum(1)
+        # Beyond the V-th the token is one that the model itself made, and stays text.
+        is_visual = (is_image_token != 0) & (count <= visual_embeds.shape[1])
         # A gather instead of a scatter: it needs one spare row (for text, and for V = 0) and no dynamic size.
         spare = torch.zeros_like(text[:, :1])
         visual = torch.cat([spare, visual_embeds.to(text.dtype)], dim=1)
-        rank = is_visual.to(torch.int64).cumsum(1) * is_visual.to(torch.int64)
+        rank = count * is_visual.to(torch.int64)
         rows = torch.arange(rank.shape[0], device=rank.device).unsqueeze(1)
         return torch.where(is_visual.unsqueeze(-1), visual[rows, rank], text)
 

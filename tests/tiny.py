@@ -17,7 +17,10 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-WORDS = "user assistant what colour is the big small red green blue star box in picture ? : .".split()
+WORDS = [
+    *("user", "assistant", "what", "colour", "is", "the", "big", "small"),
+    *("red", "green", "blue", "star", "box", "in", "picture", "?", ":", "."),
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
     "{% for part in message['content'] %}"
@@ -53,7 +56,9 @@ def text_config(kind: str, **changes: Any) -> transformers.PretrainedConfig:
     return config(**{**sizes, **special, **changes})
 
 
-def llava_config(kind: str = "llama", image_size: int = 24, patch_size: int = 4, **changes: Any) -> LlavaConfig:
+def llava_config(
+    kind: str = "llama", image_size: int = 24, patch_size: int = 4, **changes: Any
+) -> LlavaConfig:
     """A LLaVA of (image_size / patch_size)^2 visual tokens; `changes` go to the text config."""
     vision = CLIPVisionConfig(
         hidden_size=24,
@@ -73,6 +78,15 @@ def llava_config(kind: str = "llama", image_size: int = 24, patch_size: int = 4,
         vision_feature_select_strategy="default",
         tie_word_embeddings=text.tie_word_embeddings,
     )
+
+
+def tiny_llava(
+    kind: str = "llama", seed: int = 0, image_size: int = 24, patch_size: int = 4, **changes: Any
+) -> LlavaForConditionalGeneration:
+    """A LLaVA with random float32 weights that runs Hugging Face's eager attention, in eval mode."""
+    torch.manual_seed(seed)
+    config = llava_config(kind, image_size, patch_size, **changes)
+    return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
 
 
 def save_processor(folder: Path, image_size: int = 24, patch_size: int = 4, letterbox: bool = True) -> None:
@@ -119,9 +133,6 @@ def save_llava(
     **changes: Any,
 ) -> Path:
     """Saves a random LLaVA with processor; returns the folder."""
-    torch.manual_seed(seed)
-    config = llava_config(kind, image_size, patch_size, **changes)
-    model = LlavaForConditionalGeneration(config).to(dtype).eval()
-    model.save_pretrained(folder)
+    tiny_llava(kind, seed, image_size, patch_size, **changes).to(dtype).save_pretrained(folder)
     save_processor(folder, image_size, patch_size, letterbox)
     return folder

@@ -1,0 +1,212 @@
+"""What exported models are compared with: Hugging Face's generate, and FastV written as a plain loop.
+
+The FastV here shares no code with the exporter. It has no caches: every step runs Hugging Face's own eager
+layers on the whole sequence again, and drops the visual tokens by indexing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import LlavaForConditionalGeneration
+
+from edgeprune.export.graph import Interface
+from edgeprune.selection import select
+
+Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch of prompts: ids and mask int64 [B, S], pixels [B * pictures, 3, H, W], valid float32 [B, V]."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor
+    visual_valid: torch.Tensor
+
+    def visual_index(self, image_token: int) -> torch.Tensor:
+        """Positions of the visual tokens, int64 [B, V]."""
+        return torch.stack([(row == image_token).nonzero()[:, 0] for row in self.input_ids])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Greedy decoding: tokens int64 [B, steps], logits [B, steps, vocab], and what the stages kept."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    kept: tuple[NDArray[np.int64], ...] = ()
+    scores: tuple[NDArray[np.float32], ...] = ()
+
+
+def random_inputs(
+    model: LlavaForConditionalGeneration, batch: int, pictures: int, seed: int = 0, padded: float = 0.25
+) -> Inputs:
+    """Prompts of different lengths, left padded, with the pictures at different places among the text."""
+    rng = np.random.default_rng(seed)
+    config = model.config
+    side = config.vision_config.image_size
+    per_picture = (side // config.vision_config.patch_size) ** 2
+    image, rows = config.image_token_id, []
+    for row in range(batch):
+        parts = []
+        for picture in range(pictures):
+            text = rng.integers(6, config.text_config.vocab_size, size=2 + (row + picture) % 3)
+            parts += [text, np.full(per_picture, image)]
+        # The first row is the shortest, and padded most.
+        parts.append(rng.integers(6, config.text_config.vocab_size, size=3 + 2 * row))
+        rows.append(np.concatenate(parts))
+    longest = max(map(len, rows))
+    ids = np.zeros((batch, longest), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = row
+        mask[number, longest - len(row) :] = 1
+    pixels = rng.standard_normal((batch * pictures, 3, side, side)).astype(np.float32)
+    valid = (rng.random((batch, pictures * per_picture)) >= padded).astype(np.float32)
+    return Inputs(*(torch.from_numpy(array) for array in (ids, mask, pixels, valid)))
+
+
+@torch.no_grad()
+def huggingface(model: LlavaForConditionalGeneration, inputs: Inputs, steps: int) -> Decoded:
+    """Hugging Face's own generate, which never stops early."""
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    out = model.generate(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        pixel_values=inputs.pixel_values.to(model.dtype),
+        do_sample=False,
+        max_new_tokens=steps,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return Decoded(out.sequences[:, -steps:], torch.stack(out.logits, dim=1).float())
+
+
+@torch.no_grad()
+def fastv(
+    model: LlavaForConditionalGeneration,
+    inputs: Inputs,
+    steps: int,
+    layer: int,
+    keep: int,
+    curve: torch.Tensor,
+) -> Decoded:
+    """FastV before decoder layer `layer`, scored by eager `output_attentions` of the layer before it."""
+    base, decoder, image = model.model, model.model.language_model, model.config.image_token_id
+    mask, ids = inputs.attention_mask, inputs.input_ids
+    out = base(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        pixel_values=inputs.pixel_values.to(model.dtype),
+        output_attentions=True,
+        use_cache=False,
+    )
+    score = out.attentions[layer - 1][:, :, -1].float().mean(dim=1)
+    index = inputs.visual_index(image)
+    chosen = select(score.numpy(), index.numpy(), inputs.visual_valid.numpy(), curve.numpy(), keep).kept_index
+    visual = torch.cat(list(base.get_image_features(inputs.pixel_values.to(model.dtype)).pooler_output))
+    tokens: list[torch.Tensor] = []
+    logits = []
+    for step in range(steps):
+        ids = torch.cat([inputs.input_ids, *tokens], dim=1)
+        mask = torch.cat([inputs.attention_mask, torch.ones(len(ids), step, dtype=torch.int64)], dim=1)
+        hidden = model.get_input_embeddings()(ids).clone()
+        prompt = hidden[:, : inputs.input_ids.shape[1]]
+        prompt[inputs.input_ids == image] = visual
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        new = torch.arange(inputs.input_ids.shape[1], ids.shape[1]).expand(len(ids), -1)
+        stays = torch.cat([torch.from_numpy(chosen), new], dim=1)
+        for number, block in enumerate(decoder.layers):
+            if number == layer:
+                hidden = torch.stack([row[keep_row] for row, keep_row in zip(hidden, stays, strict=True)])
+                positions, mask = positions.gather(1, stays), mask.gather(1, stays)
+            size = hidden.shape[1]
+            seen = torch.ones(size, size, dtype=torch.bool).tril() & mask.bool()[:, None, :]
+            additive = torch.zeros(len(ids), 1, size, size, dtype=hidden.dtype)
+            additive = additive.masked_fill(~seen[:, None], torch.finfo(hidden.dtype).min)
+            hidden = block(
+                hidden,
+                attention_mask=additive,
+                position_ids=positions,
+                position_embeddings=decoder.rotary_emb(hidden, positions),
+            )
+        logits.append(model.lm_head(decoder.norm(hidden))[:, -1].float())
+        tokens.append(logits[-1].argmax(-1, keepdim=True))
+    return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), (chosen,), (score.numpy(),))
+
+
+def greedy(
+    step: Step, interface: Interface, inputs: Inputs, embeds: torch.Tensor, image: int, steps: int
+) -> Decoded:
+    """Greedy decoding through the language graph's interface, however `step` runs the graph.
+
+    Args:
+        step: named inputs -> named outputs, one run of the graph.
+        embeds: visual embeddings [B * pictures, tokens per picture, D].
+        image: the image token.
+    """
+    batch, visual = inputs.visual_valid.shape
+    feeds = {
+        "input_ids": inputs.input_ids,
+        "visual_embeds": embeds.reshape(batch, visual, embeds.shape[-1]),
+        "visual_index": inputs.visual_index(image),
+        "visual_valid": inputs.visual_valid,
+        "position_ids": (inputs.attention_mask.cumsum(1) - 1).clamp_min(0),
+        "attention_mask": inputs.attention_mask,
+    }
+    for spec in interface.inputs[len(feeds) :]:
+        shape = [batch if axis == "batch" else axis if isinstance(axis, int) else 0 for axis in spec.shape]
+        dtype = torch.int64 if spec.dtype == "int64" else embeds.dtype
+        feeds[spec.name] = torch.zeros(shape, dtype=dtype)
+    kept: tuple[Any, ...] = ()
+    scores: tuple[Any, ...] = ()
+    tokens, logits = [], []
+    for number in range(steps):
+        outputs = step(feeds)
+        if number == 0:
+            kept = tuple(v.numpy() for n, v in outputs.items() if n.startswith("kept_index."))
+            scores = tuple(v.numpy() for n, v in outputs.items() if n.startswith("score."))
+        logits.append(outputs["logits"])
+        tokens.append(outputs["logits"].argmax(-1, keepdim=True))
+        feeds = {
+            "input_ids": tokens[-1],
+            **{name: feeds[name][:, :0] for name in ("visual_embeds", "visual_index", "visual_valid")},
+            "position_ids": feeds["position_ids"][:, -1:] + 1,
+            "attention_mask": torch.ones(batch, 1, dtype=torch.int64),
+            **{n.replace("present_", "past_"): v for n, v in outputs.items() if n.startswith("present_")},
+        }
+    return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), kept, scores)
+
+
+def torch_step(decoder: torch.nn.Module, interface: Interface) -> Step:
+    """Runs a `PrunedDecoder` by the graph's names."""
+    names = [spec.name for spec in interface.outputs]
+
+    @torch.no_grad()
+    def step(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        single = [value for name, value in feeds.items() if "." not in name]
+        kinds = ("past_mask.", "past_key.", "past_value.")
+        lists = [[value for name, value in feeds.items() if name.startswith(kind)] for kind in kinds]
+        return dict(zip(names, decoder(*single, *lists), strict=True))
+
+    return step
+
+
+def onnxruntime_step(session: Any) -> Step:
+    """Runs a language graph in ONNX Runtime."""
+    names = [value.name for value in session.get_outputs()]
+
+    def step(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        arrays = {name: value.numpy() for name, value in feeds.items()}
+        return {n: torch.from_numpy(v) for n, v in zip(names, session.run(None, arrays), strict=True)}
+
+    return step
