@@ -14,7 +14,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, cast
 
@@ -30,8 +30,16 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich alone would double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, run, inspect, verify, bench, doctor):
-    app.command()(getattr(command, command.__name__.rsplit(".", 1)[-1]))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "export": export.export,
+    "run": run.run,
+    "inspect": inspect.inspect,
+    "verify": verify.verify,
+    "bench": bench.bench,
+    "doctor": doctor.doctor,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name)(_function)
 
 # What typer raises for a wrong option; it brings its own copy of click, or uses the package, by its version.
 _UsageError = cast(
@@ -104,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     command = typer.main.get_command(app)
+    named = next((name for name in arguments[:1] if name in _COMMANDS), None)
     try:
         with command.make_context("edgeprune", list(arguments)) as context:
             command.invoke(context)
@@ -112,14 +121,9 @@ def _run(arguments: Sequence[str]) -> None:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except _UsageError as error:
-        raise EdgepruneError(_usage_message(error)) from error
-
-
-def _usage_message(error: BaseException) -> str:
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "edgeprune"
-    text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-    return f"{text}; see {path} --help"
+        path = "edgeprune" if named is None else f"edgeprune {named}"
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        raise EdgepruneError(f"{message}; see {path} --help") from error
 
 
 def _failed(message: str) -> int:
