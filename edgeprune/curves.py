@@ -28,7 +28,8 @@ from pydantic import (
     model_validator,
 )
 
-from edgeprune.errors import InputError, OutputError
+from edgeprune.errors import InputError
+from edgeprune.files import write_text
 
 # Weights beyond float32's normal numbers would become 0 or infinite in the graph.
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -328,20 +329,7 @@ def save_curve(curve: BiasCurve, path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    target = Path(path)
-    # In the same folder, because only within one file system a rename replaces a file at once.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        try:
-            temporary.write_text(curve.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the bias curve cannot be written to {target} ({error.strerror}): choose a file in a folder "
-            "that exists and can be written to"
-        ) from error
+    write_text(Path(path), curve.model_dump_json(indent=2, exclude_none=True) + "\n", "the bias curve")
 
 
 def preset_names() -> list[str]:

@@ -22,6 +22,7 @@ import typer
 
 from edgeprune import __version__
 from edgeprune.cli import bench, doctor, export, inspect, run, verify
+from edgeprune.cli import eval as eval_
 from edgeprune.errors import EdgepruneError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "verify": verify.verify,
     "bench": bench.bench,
+    "eval": eval_.evaluate,
     "doctor": doctor.doctor,
 }
 for _name, _function in _COMMANDS.items():

@@ -1,0 +1,314 @@
+"""`edgeprune eval`: how well a model answers a benchmark, pruned in one or in several ways."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli.output import (
+    Backend,
+    Json,
+    Threads,
+    print_fields,
+    print_json,
+    print_table,
+    progress_on_stderr,
+)
+from edgeprune.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeprune.evaluation.answering import Asking
+    from edgeprune.evaluation.benchmarks import Benchmark
+    from edgeprune.evaluation.comparison import Comparison, Grid
+    from edgeprune.evaluation.questions import Question
+    from edgeprune.progress import Progress
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE|MODEL",
+            help="A bundle, or a model folder, of which the needed bundles are exported.",
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="FILE", help="The question file; of MME the folder of subtasks.")
+    ],
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The benchmark: exact, gqa, mmbench, mmbench-cn, mme, mmvet, pope, scienceqa, textvqa, "
+            "vizwiz, vqav2, tgif-qa, msvd-qa, msrvtt-qa.",
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder of pictures, or of a folder of frames per video."),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Reference answers, where the question file has none."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="The folder for answers and results; by default eval-NAME."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Ask only the first questions.")] = None,
+    frames: Annotated[int, typer.Option(metavar="N", help="Frames shown of each video.")] = 8,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The prompt, with {images} and {question} in their places; by default the chat template.",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="End an answer after so many tokens; by default the benchmark's."),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Questions that run together.")] = 8,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Of a model: pruning methods, separated by commas; by default `fastv`."
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Of a model: shares of visual tokens kept, separated by commas; by default nothing is "
+            "pruned, with --compare 0.5,0.3,0.1.",
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(metavar="N", help="Of a model: prune before this layer.")
+    ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|PRESET|none", help="Of a model: bias curve; by default the method's."),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Of a model: unpruned, random, methods, and debiased methods side by side."
+        ),
+    ] = False,
+    debias: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="What --compare debiases: among none, position, padding, both."),
+    ] = "none,position,padding,both",
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where exported bundles are kept; by default in the output."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of random selections and of resampling.")] = 0,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", help="Resamples of the pictures, for the 95 % intervals.")
+    ] = 2000,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Ask everything anew rather than go on with an earlier run.")
+    ] = False,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well a model answers a benchmark's questions.
+
+    Reads the question files of GQA, VQAv2, MME, POPE and others as their communities use them, and scores
+    with their official metrics; where grading is done elsewhere, it writes the file to hand in. Answers are
+    written as they come: the same command goes on after an interruption.
+
+    `edgeprune eval llava --data llava_gqa.jsonl --annotations testdev.json --images gqa --metric gqa`
+    """
+    from edgeprune.evaluation.answering import Asking
+    from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
+    from edgeprune.evaluation.comparison import Grid
+    from edgeprune.evaluation.formats import Files
+    from edgeprune.files import make_folder
+    from edgeprune.manifest import MANIFEST_NAME
+    from edgeprune.selection import keep_per_10000
+
+    benchmark = benchmark_by_name(metric)
+    is_bundle = (Path(target) / MANIFEST_NAME).is_file()
+    if is_bundle and (compare or method or keep or layer is not None or curve):
+        raise InputError(
+            f"{target} is a bundle, which prunes as it was exported: --compare, --method, --keep, --layer "
+            "and --curve need the model folder; give that, or leave them out"
+        )
+    shares = _listed(keep) if keep else ["0.5", "0.3", "0.1"] if compare else []
+    for share in shares:
+        keep_per_10000(share)
+    grid = Grid(
+        methods=tuple(_listed(method or "fastv")),
+        keeps=tuple(float(share) for share in shares),
+        debias=tuple(_listed(debias)),
+        layer=layer,
+        curve=curve,
+        seed=seed,
+        resamples=resamples,
+    )
+    longest = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
+    asking = Asking(longest, template, batch, backend, threads)
+    asking.check()
+    questions = read_questions(benchmark, Files(data, images, annotations, frames), limit)
+    folder = output or Path(f"eval-{metric}")
+    make_folder(folder)
+    with progress_on_stderr() as progress:
+        if compare:
+            found = _compare(target, cache, benchmark, questions, asking, grid, folder, restart, progress)
+        else:
+            bundle = Path(target) if is_bundle else _exported(target, cache, grid, folder, progress)
+            single = _evaluate(bundle, benchmark, questions, asking, grid, folder, restart, progress)
+    if compare:
+        _print_comparison(found, folder, as_json)
+    else:
+        _print_single(single, benchmark, folder, as_json)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _model_folder(target: str, progress: Progress) -> Path:
+    from edgeprune.export import part
+
+    folder: Path = part("pipeline").resolve_model(target, progress)
+    return folder
+
+
+def _exported(target: str, cache: Path | None, grid: Grid, folder: Path, progress: Progress) -> Path:
+    """The one bundle of a model that a single evaluation needs."""
+    from edgeprune.evaluation.comparison import Bundles, Way
+
+    if len(grid.methods) > 1 or len(grid.keeps) > 1:
+        raise InputError("several methods or keep ratios were given: expected one each, or --compare")
+    bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", grid, progress)
+    if not grid.keeps:
+        return bundles.of(Way("unpruned", "none"))
+    return bundles.of(Way("", grid.methods[0], grid.keeps[0], has_curve=True, mask="own"))
+
+
+def _evaluate(
+    bundle: Path,
+    benchmark: Benchmark,
+    questions: list[Question],
+    asking: Asking,
+    grid: Grid,
+    folder: Path,
+    restart: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Asks one bundle; writes result.json and the submission file, and returns what is in the former."""
+    from edgeprune.evaluation.answering import ask, settings_of
+    from edgeprune.evaluation.benchmarks import can_score
+    from edgeprune.evaluation.bootstrap import interval
+    from edgeprune.evaluation.predictions import PredictionFile
+    from edgeprune.files import write_text
+
+    settings = settings_of(bundle, questions, asking)
+    file = PredictionFile(folder / "predictions.jsonl", settings, questions, restart)
+    progress.step(f"asking {benchmark.title}", len(questions))
+    ask(bundle, questions, file, asking, progress=progress)
+    texts = file.texts()
+    result: dict[str, Any] = {
+        "benchmark": benchmark.title,
+        "settings": settings,
+        "predictions": str(file.path),
+        "figures": {},
+        "main": None,
+        "interval": None,
+        "submission": None,
+        "note": benchmark.note,
+    }
+    if benchmark.metric is not None and can_score(benchmark, questions):
+        tally = benchmark.metric(questions, texts)
+        result |= {
+            "figures": tally.result(),
+            "main": tally.main,
+            "interval": asdict(interval(tally, grid.resamples, grid.seed)),
+        }
+    elif benchmark.note is None:
+        result["note"] = "the questions come without reference answers, so nothing is scored here"
+    if benchmark.submission is not None:
+        path = folder / f"submission.{benchmark.ending}"
+        benchmark.submission(questions, texts, path)
+        result["submission"] = str(path)
+    write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def _compare(
+    target: str,
+    cache: Path | None,
+    benchmark: Benchmark,
+    questions: list[Question],
+    asking: Asking,
+    grid: Grid,
+    folder: Path,
+    restart: bool,
+    progress: Progress,
+) -> Comparison:
+    from edgeprune.evaluation import report
+    from edgeprune.evaluation.comparison import Bundles, compare
+
+    grid.check()
+    report.drawing_classes()  # what is missing shall show before the work, not after it
+    bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", grid, progress)
+    found = compare(bundles, benchmark, questions, asking, grid, folder, restart, progress)
+    report.write(found, folder)
+    report.plot(found, folder / "comparison.png")
+    return found
+
+
+def _print_single(result: dict[str, Any], benchmark: Benchmark, folder: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    rows = [(name, f"{value:.2f}") for name, value in result["figures"].items()]
+    if result["interval"] is not None:
+        low, high = result["interval"]["low"], result["interval"]["high"]
+        rows = [
+            (name, f"{value} (95 % interval {low:.2f} to {high:.2f})" if name == result["main"] else value)
+            for name, value in rows
+        ]
+    print(f"{benchmark.title}: {result['settings']['questions']} questions, {result['settings']['plan']}")
+    print_fields(rows)
+    if result["submission"] is not None:
+        print(f"to hand in: {result['submission']}")
+    if result["note"] is not None:
+        print(f"note: {result['note']}")
+    print(f"written to {folder}")
+
+
+def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
+    from edgeprune.evaluation.report import difference_text, interval_text
+
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [
+        [
+            outcome.way.name,
+            "1" if outcome.way.keep is None else f"{outcome.way.keep:g}",
+            interval_text(outcome.main),
+            difference_text(outcome.difference).strip("*"),
+            ", ".join(f"{count:.0f}" for count in outcome.kept) or f"{found.visual_tokens:.0f}",
+            f"{100 * outcome.padding:.0f} %" if outcome.kept else "",
+        ]
+        for outcome in found.outcomes
+    ]
+    title = f"{found.benchmark}, {found.questions} questions about {found.pictures} pictures, 95 % intervals"
+    header = ["selection", "keep", found.figure, "difference to the plain method", "kept", "padding"]
+    print_table(header, rows, title)
+    for reason in found.left_out:
+        print(f"left out: {reason}")
+    print(f"written to {folder}: comparison.md, comparison.json, comparison.png, and every answer")

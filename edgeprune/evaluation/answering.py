@@ -1,0 +1,171 @@
+"""Asks a bundle the questions of a benchmark, greedily, and writes every answer down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.bundle import read_manifest
+from edgeprune.errors import InputError
+from edgeprune.evaluation.predictions import Prediction, PredictionFile
+from edgeprune.evaluation.questions import EncodedPicture, Question
+from edgeprune.manifest import MANIFEST_NAME
+from edgeprune.progress import Progress, Silent
+
+QUESTION_PLACE, IMAGES_PLACE = "{question}", "{images}"
+
+Mask = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+"""From a prompt's padding mask float32 [V] and its question's number, the mask that the graph gets."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked.
+
+    Attributes:
+        max_new_tokens: at most so many per answer.
+        template: the prompt around a question, with {question} and {images}; None for the model's own chat
+            template.
+        batch: questions that run together at most.
+        backend, threads: of the runtime.
+    """
+
+    max_new_tokens: int
+    template: str | None = None
+    batch: int = 8
+    backend: str = "auto"
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Raises InputError for what cannot be asked."""
+        for name, value in (("--max-new-tokens", self.max_new_tokens), ("--batch", self.batch)):
+            if value < 1:
+                raise InputError(f"{name} is {value}: expected at least 1")
+        if self.template is not None and not (
+            QUESTION_PLACE in self.template and IMAGES_PLACE in self.template
+        ):
+            raise InputError(
+                f"the prompt template is {self.template!r:.80}: expected one with {IMAGES_PLACE} where the "
+                f"pictures go and {QUESTION_PLACE} where the question goes"
+            )
+
+
+class Bundle:
+    """A loaded bundle, asked in batches.
+
+    Args:
+        folder: the bundle.
+        asking: how.
+        mask: puts another padding mask in the place of a picture's own; None leaves it.
+    """
+
+    def __init__(self, folder: Path, asking: Asking, mask: Mask | None = None) -> None:
+        from edgeprune.runtime import load
+        from edgeprune.runtime.prompt import PromptEncoder
+        from edgeprune.runtime.sampling import Sampler
+
+        options = {} if asking.threads is None else {"threads": asking.threads}
+        self._model: Any = load(folder, asking.backend, **options)
+        self.backend: str = self._model.backend_name
+        manifest = self._model.manifest
+        self._words: Any = PromptEncoder(folder, manifest.prompt, manifest.preprocessing.tokens_per_image)
+        self._image_token: str = manifest.prompt.image_token
+        self._pick: Any = Sampler(0.0, 1.0, None).pick
+        self._asking, self._mask = asking, mask
+
+    def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
+        """Answers questions, each with its number.
+
+        Raises:
+            InputError: a picture or a prompt cannot be used; names the question.
+        """
+        prepared = [self._prepare(number, question) for number, question in numbered]
+        inputs = [
+            given
+            if self._mask is None
+            else replace(given, visual_valid=self._mask(given.visual_valid, number))
+            for (number, _), given in zip(numbered, prepared, strict=True)
+        ]
+        asking = self._asking
+        generated = self._model.session.generate(
+            inputs, [self._pick] * len(inputs), asking.max_new_tokens, None, asking.batch
+        )
+        return [
+            (number, self._prediction(given.visual_valid, found))
+            for (number, _), given, found in zip(numbered, prepared, generated, strict=True)
+        ]
+
+    def _prepare(self, number: int, question: Question) -> Any:
+        pictures = [
+            picture.read() if isinstance(picture, EncodedPicture) else picture
+            for picture in question.pictures
+        ]
+        prompt = question.prompt
+        if self._asking.template is not None:
+            places = f"{self._image_token}\n" * len(pictures)
+            prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
+        try:
+            return self._model.prepare(prompt, pictures)
+        except InputError as error:
+            raise InputError(f"{question.where}: {error}") from error
+
+    def _prediction(self, valid: NDArray[np.float32], found: Any) -> Prediction:
+        # By the picture's own mask: an imposed one says nothing about padding.
+        padded = int((valid[found.stages[0].kept_visual] == 0).sum()) if found.stages else 0
+        return Prediction(
+            text=self._words.decode(found.token_ids).strip(),
+            visual_tokens=len(valid),
+            kept=tuple(stage.kept for stage in found.stages),
+            padded_kept=padded,
+            new_tokens=len(found.token_ids),
+        )
+
+
+def settings_of(
+    bundle: Path, questions: Sequence[Question], asking: Asking, selection: str = "the bundle's own"
+) -> dict[str, Any]:
+    """Everything an answer depends on, for the header of its file.
+
+    The bundle counts by its manifest, which holds the hashes of all its files; questions by their texts.
+    """
+    manifest = read_manifest(bundle)
+    texts = hashlib.sha256()
+    for question in questions:
+        texts.update(f"{question.id}\0{question.prompt}\0".encode("utf-8", "surrogatepass"))
+    return {
+        "model": manifest.model.source,
+        "plan": manifest.plan.describe(),
+        "bundle": hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()[:16],
+        "selection": selection,
+        "questions": len(questions),
+        "question texts": texts.hexdigest()[:16],
+        "template": asking.template,
+        "max_new_tokens": asking.max_new_tokens,
+    }
+
+
+def ask(
+    bundle: Path,
+    questions: Sequence[Question],
+    file: PredictionFile,
+    asking: Asking,
+    mask: Mask | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Answers every question that has no answer yet. The bundle is loaded only if there is one."""
+    listener = progress or Silent()
+    missing = file.missing
+    listener.advance(len(questions) - len(missing))
+    if not missing:
+        return
+    model = Bundle(bundle, asking, mask)
+    for start in range(0, len(missing), asking.batch):
+        numbers = missing[start : start + asking.batch]
+        file.append(model.answer([(number, questions[number]) for number in numbers]))
+        listener.advance(len(numbers))

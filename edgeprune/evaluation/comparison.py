@@ -1,0 +1,313 @@
+"""Ways to select visual tokens, asked the same questions: none, random, methods, debiased methods.
+
+Every way answers from a graph that the exporter wrote. What the padding mask decides needs no graph of its
+own: the mask is an input. A random selection is imposed through it as well, since where exactly K tokens are
+marked valid, exactly those are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune import __version__
+from edgeprune.bundle import read_manifest
+from edgeprune.errors import InputError
+from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
+from edgeprune.evaluation.benchmarks import Benchmark, can_score
+from edgeprune.evaluation.bootstrap import RESAMPLES, Interval, interval, paired
+from edgeprune.evaluation.metrics import Tally
+from edgeprune.evaluation.predictions import Prediction, PredictionFile
+from edgeprune.evaluation.questions import Question
+from edgeprune.files import make_folder
+from edgeprune.plans import PruningPlan, method_by_name
+from edgeprune.progress import Progress, Silent
+from edgeprune.selection import keep_per_10000, random_visual
+
+UNPRUNED, RANDOM, RANDOM_CONTENT = "unpruned", "random", "random among content"
+DEBIAS = ("none", "position", "padding", "both")
+_RANDOM_METHOD = "fastv"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to compare.
+
+    Attributes:
+        methods: pruning methods.
+        keeps: keep ratios.
+        debias: of each method, which of `DEBIAS`; "none" is what the others are compared with.
+        layer: prune before this layer; None is each method's own.
+        curve: a bias curve's file or preset; None is each method's own.
+        random: whether to draw at random too.
+        seed: of random selections and of resampling.
+        resamples: for the intervals.
+    """
+
+    methods: tuple[str, ...] = ("fastv",)
+    keeps: tuple[float, ...] = (0.5, 0.3, 0.1)
+    debias: tuple[str, ...] = DEBIAS
+    layer: int | None = None
+    curve: str | None = None
+    random: bool = True
+    seed: int = 0
+    resamples: int = RESAMPLES
+
+    def check(self) -> None:
+        """Raises InputError for what cannot be compared."""
+        for method in self.methods:
+            method_by_name(method)
+        for keep in self.keeps:
+            if keep_per_10000(keep) == 10_000:
+                raise InputError(
+                    "a keep ratio of 1 prunes nothing: leave it out, unpruned is compared anyhow"
+                )
+        for name in self.debias:
+            if name not in DEBIAS:
+                raise InputError(f"unknown debias {name!r}: choose among {', '.join(DEBIAS)}")
+        if not self.methods or not self.keeps or not self.debias:
+            raise InputError("nothing to compare: give at least one method, keep ratio and debias")
+        if self.resamples < 1:
+            raise InputError(f"--resamples is {self.resamples}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to select visual tokens, at one keep ratio.
+
+    Attributes:
+        name: as in the report.
+        method: the exported method.
+        keep: keep ratio; None where nothing is pruned.
+        has_curve: whether the graph has a bias curve.
+        mask: "own" (the picture's padding mask), "ones" (no mask), or a random selection from all tokens
+            ("all") or from those that show the picture ("content").
+        baseline: the way that it is compared with, or None.
+    """
+
+    name: str
+    method: str
+    keep: float | None = None
+    has_curve: bool = False
+    mask: str = "ones"
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way came to.
+
+    Attributes:
+        way: the way.
+        figures: all of the benchmark's figures.
+        main: the main one with its interval.
+        difference: of the main figure from the baseline's, paired; None without one.
+        plan: the exported plan in words.
+        kept: mean number of visual tokens after each stage.
+        padding: of the tokens that the first stage kept, the share of padding.
+    """
+
+    way: Way
+    figures: dict[str, float]
+    main: Interval
+    difference: Interval | None
+    plan: str
+    kept: tuple[float, ...]
+    padding: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outcomes on one benchmark."""
+
+    benchmark: str
+    figure: str
+    questions: int
+    pictures: int
+    resamples: int
+    visual_tokens: float
+    outcomes: tuple[Outcome, ...]
+    left_out: tuple[str, ...]
+
+
+def ways(grid: Grid) -> Iterator[Way]:
+    """Every way of a grid, baselines before what is compared with them."""
+    yield Way(UNPRUNED, "none")
+    for keep in grid.keeps:
+        if grid.random:
+            yield Way(RANDOM, _RANDOM_METHOD, keep, mask="all")
+            yield Way(RANDOM_CONTENT, _RANDOM_METHOD, keep, mask="content")
+        for method in grid.methods:
+            plain = method if "none" in grid.debias else None
+            for debias in sorted(set(grid.debias), key=DEBIAS.index):
+                yield Way(
+                    name=method if debias == "none" else f"{method} + {debias}",
+                    method=method,
+                    keep=keep,
+                    has_curve=debias in ("position", "both"),
+                    mask="own" if debias in ("padding", "both") else "ones",
+                    baseline=None if debias == "none" else plain,
+                )
+
+
+class Bundles:
+    """The bundles of a model that a comparison needs, exported when they are asked for.
+
+    Args:
+        model: the model folder.
+        cache: where bundles are put, and found again.
+        grid: layer and curve.
+        progress: told of exports.
+    """
+
+    def __init__(self, model: Path, cache: Path, grid: Grid, progress: Progress) -> None:
+        self._model, self._cache, self._grid, self._progress = model, cache, grid, progress
+        make_folder(cache)
+
+    def of(self, way: Way) -> Path:
+        """The bundle of a way.
+
+        Raises:
+            EdgepruneError: it cannot be exported.
+        """
+        grid = self._grid
+        # The layer belongs to methods of one selection; the others keep their own.
+        layer = grid.layer if way.method != "none" else None
+        curve = grid.curve if way.has_curve else "none"
+        keep = 1.0 if way.keep is None else way.keep
+        name = f"{way.method}-{keep:g}{'-curve' if way.has_curve else ''}-{self._mark(layer, curve)}"
+        folder = self._cache / name
+        if not folder.exists():
+            from edgeprune.export import part
+
+            self._progress.step(
+                f"exporting {way.method} at keep {keep:g}{' with bias curve' * way.has_curve}"
+            )
+            part("pipeline").export(
+                self._model,
+                keep=keep,
+                method=way.method,
+                layer=layer,
+                curve=curve,
+                output=folder,
+                verify=False,
+            )
+        return folder
+
+    def _mark(self, layer: int | None, curve: str | None) -> str:
+        """Short text that changes with anything an export depends on."""
+        files = sorted(path for path in self._model.iterdir() if path.is_file())
+        parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+        parts += [__version__, str(layer), str(curve)]
+        if curve is not None and Path(curve).is_file():
+            parts.append(hashlib.sha256(Path(curve).read_bytes()).hexdigest())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+
+
+def compare(
+    bundles: Bundles,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    asking: Asking,
+    grid: Grid,
+    output: Path,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Asks every way all questions. Answers are kept in `output`, so that an interrupted run goes on.
+
+    Raises:
+        InputError: the questions have no reference answers, or an earlier run had other settings.
+        EdgepruneError: a bundle cannot be exported or run.
+    """
+    if benchmark.metric is None or not can_score(benchmark, questions):
+        raise InputError(
+            f"{benchmark.title} cannot be scored here: a comparison needs a metric and reference answers; "
+            "give them with --annotations, or predict with one bundle at a time"
+        )
+    listener = progress or Silent()
+    tallies: dict[tuple[str, float | None], Tally] = {}
+    outcomes: list[Outcome] = []
+    left_out: list[str] = []
+    visual = 0.0
+    for way in ways(grid):
+        folder = bundles.of(way)
+        manifest = read_manifest(folder)
+        reason = _pointless(way, manifest.curve is not None, manifest.padding_mask.kind != "none")
+        if reason is not None:
+            if reason not in left_out:
+                listener.note(reason)
+                left_out.append(reason)
+            continue
+        at = "" if way.keep is None else f" at {way.keep:g}"
+        listener.step(f"{way.name}{at}", len(questions))
+        path = output / f"{way.name.replace(' ', '-')}{at.replace(' at ', '-')}.jsonl"
+        settings = settings_of(folder, questions, asking, f"{way.mask}, seed {grid.seed}")
+        file = PredictionFile(path, settings, questions, restart)
+        ask(folder, questions, file, asking, _mask(way, grid.seed), listener)
+        tally = benchmark.metric(questions, file.texts())
+        tallies[way.name, way.keep] = tally
+        found = [file.done[number] for number in range(len(questions))]
+        visual = sum(one.visual_tokens for one in found) / len(found)
+        base = None if way.baseline is None else tallies[way.baseline, way.keep]
+        outcomes.append(_outcome(way, tally, base, manifest.plan, found, grid))
+    return Comparison(
+        benchmark=benchmark.title,
+        figure=tally.main,
+        questions=len(questions),
+        pictures=len(tally.counts),
+        resamples=grid.resamples,
+        visual_tokens=visual,
+        outcomes=tuple(outcomes),
+        left_out=tuple(left_out),
+    )
+
+
+def _outcome(
+    way: Way, tally: Tally, base: Tally | None, plan: PruningPlan, found: list[Prediction], grid: Grid
+) -> Outcome:
+    stages = range(len(found[0].kept))
+    kept = tuple(sum(one.kept[stage] for one in found) / len(found) for stage in stages)
+    padded = sum(one.padded_kept for one in found) / len(found)
+    return Outcome(
+        way=way,
+        figures=tally.result(),
+        main=interval(tally, grid.resamples, grid.seed),
+        difference=None if base is None else paired(tally, base, grid.resamples, grid.seed),
+        plan=plan.describe(),
+        kept=kept,
+        padding=padded / kept[0] if kept and kept[0] else 0.0,
+    )
+
+
+def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:
+    """Why a way would only repeat another one, or None."""
+    if way.has_curve and not has_curve:
+        return f"{way.method} has no bias curve of its own, so position debiasing is left out: give --curve"
+    if way.mask in ("own", "content") and not has_mask:
+        return "the model does not letterbox pictures, so what concerns padding is left out"
+    return None
+
+
+def _mask(way: Way, seed: int) -> Mask | None:
+    if way.mask == "own" or way.keep is None:
+        return None
+    if way.mask == "ones":
+        return lambda valid, number: np.ones_like(valid)
+    share = keep_per_10000(way.keep)
+    among_content = way.mask == "content"
+
+    def drawn(valid: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+        if not len(valid):
+            return valid
+        rng = np.random.default_rng([seed, share, among_content, number])
+        chosen = np.zeros_like(valid)
+        chosen[random_visual(rng, valid[None], share, among_content)[0]] = 1.0
+        return chosen
+
+    return drawn
