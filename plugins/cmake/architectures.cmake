@@ -1,0 +1,27 @@
+# The GPUs that the kernels are compiled for unless CMAKE_CUDA_ARCHITECTURES says otherwise: Jetson Orin (87) and
+# Thor (110), and desktop and data-centre GPUs from Ampere on, as far as this nvcc knows them. The newest also goes in
+# as PTX for GPUs to come, and so does the oldest for those in between that have no code of their own.
+function(edgeprune_default_architectures result)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known RESULT_VARIABLE failed)
+  set(chosen)
+  foreach(architecture 80 86 87 89 90 110 120)
+    if(failed OR known MATCHES "compute_${architecture}[^0-9]")
+      list(APPEND chosen ${architecture})
+    endif()
+  endforeach()
+  if(failed)
+    message(WARNING "edgeprune-plugins: '${CMAKE_CUDA_COMPILER} --list-gpu-arch' failed, so the GPUs it can compile "
+                    "for are unknown; give -DCMAKE_CUDA_ARCHITECTURES")
+  endif()
+  list(GET chosen 0 oldest)
+  list(GET chosen -1 newest)
+  set(architectures)
+  foreach(architecture IN LISTS chosen)
+    if(architecture STREQUAL oldest OR architecture STREQUAL newest)
+      list(APPEND architectures ${architecture})
+    else()
+      list(APPEND architectures ${architecture}-real)
+    endif()
+  endforeach()
+  set(${result} ${architectures} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,15 @@
+# cmake -DLIBRARY= -DNM= -DOBJDUMP= -P exports.cmake: the plugin library shows its three functions and nothing else, and
+# needs neither TensorRT nor a CUDA runtime to be opened.
+execute_process(COMMAND ${NM} -D --defined-only ${LIBRARY} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[^ \n]+\n" names "${symbols}")
+list(TRANSFORM names STRIP)
+list(SORT names)
+set(expected edgeprune_plugins_tensorrt_version getCreators setLoggerFinder)
+if(NOT names STREQUAL expected)
+  message(FATAL_ERROR "the library shows '${names}', expected '${expected}'")
+endif()
+execute_process(COMMAND ${OBJDUMP} -p ${LIBRARY} OUTPUT_VARIABLE headers COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "NEEDED[ ]+[^\n]+" needed "${headers}")
+if(NOT needed OR needed MATCHES "cudart|nvinfer|libcuda")
+  message(FATAL_ERROR "the library needs '${needed}', expected the C and C++ libraries alone")
+endif()
