@@ -8,6 +8,7 @@ into one new file.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -50,8 +51,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
         InputError: there are none, or the index names one that is missing.
     """
     if (folder / _INDEX).is_file():
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
+        names = _named_by(folder / _INDEX)
     elif (folder / _SINGLE).is_file():
         names = [_SINGLE]
     else:
@@ -65,6 +65,27 @@ def checkpoint_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise InputError(f"{folder / _INDEX} names {name}, which is missing: download the model again")
     return [folder / name for name in names]
+
+
+def _named_by(index: Path) -> list[str]:
+    """The files that a checkpoint's index names."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names:
+            raise ValueError("it names no file")
+        stems = [name.removesuffix(".safetensors") for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index} is not a valid index ({error}): download the model again") from error
+    for name, stem in zip(names, stems, strict=True):
+        # Its files are copied into the bundle, so they must be the model's own.
+        if Path(name).name != name or "\\" in name:
+            raise InputError(f"{index} names {name!r}, which leaves the folder: do not use this model")
+        if stem == name:
+            raise InputError(
+                f"{index} names {name!r}, which is not a safetensors file: save the model with "
+                "save_pretrained, which writes safetensors"
+            )
+    return names
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -81,20 +102,28 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError("its header is cut short")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {}
-        for key, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if 8 + length + end > size:
-                raise ValueError(f"tensor {key} reaches beyond its end")
-            dtype = _DTYPES.get(entry["dtype"])
-            tensors[key] = StoredTensor(
-                path.name, key, dtype or torch.uint8, tuple(entry["shape"]), 8 + length + begin, end - begin
-            )
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        tensors = {
+            key: _stored(path.name, key, entry, 8 + length, size - 8 - length)
+            for key, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise InputError(
             f"{path} is not a whole safetensors file ({error}): download or copy it again"
         ) from error
     return tensors
+
+
+def _stored(file: str, key: str, entry: Mapping[str, Any], start: int, available: int) -> StoredTensor:
+    """One entry of a header whose `available` bytes of data begin at `start`; ValueError if it is wrong."""
+    begin, end = entry["data_offsets"]
+    shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"])
+    if not all(isinstance(size, int) and size >= 0 for size in (begin, end, *shape)) or begin > end:
+        raise ValueError(f"tensor {key} has impossible sizes")
+    if end > available:
+        raise ValueError(f"tensor {key} reaches beyond its end")
+    if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"tensor {key} has {end - begin} bytes for the shape {shape}")
+    return StoredTensor(file, key, dtype or torch.uint8, shape, start + begin, end - begin)
 
 
 def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
@@ -192,10 +221,9 @@ def _convert(
                 "quantised checkpoints are not supported; export the original model"
             )
     header: dict[str, Any] = {}
-    width = torch.empty(0, dtype=dtype).element_size()
     end = 0
     for number, tensor in enumerate(tensors):
-        begin, end = end, end + tensor.length // torch.empty(0, dtype=tensor.dtype).element_size() * width
+        begin, end = end, end + tensor.length // tensor.dtype.itemsize * dtype.itemsize
         # Keys of different files may coincide; the number keeps them apart.
         header[f"{number}.{tensor.key}"] = {
             "dtype": SAFETENSORS_NAMES[dtype],

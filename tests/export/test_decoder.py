@@ -1,4 +1,4 @@
-"""The pruned decoder in torch, against Hugging Face's generate (all kept) and an independent FastV (pruned)."""
+"""The pruned decoder in torch, against Hugging Face's generate and against an independent FastV."""
 
 from __future__ import annotations
 

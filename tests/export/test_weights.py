@@ -1,0 +1,297 @@
+"""Weights by reference: found in every layout of a checkpoint, placed without loss, refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlavaForConditionalGeneration
+
+from edgeprune.errors import InputError
+from edgeprune.export import weights
+from edgeprune.export.families.llava import Llava
+from edgeprune.export.weights import StoredTensor
+from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
+
+ITEM = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
+
+
+def fake_model(
+    config: Any, dtype: torch.dtype = torch.float32
+) -> tuple[LlavaForConditionalGeneration, FakeTensorMode]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        model = Llava().build(config, dtype)
+    return model, mode
+
+
+def read(folder: Path, tensor: StoredTensor) -> torch.Tensor:
+    """The tensor from the bytes that `tensor` points at, as an ONNX runtime reads them."""
+    raw = (folder / tensor.file).read_bytes()[tensor.offset : tensor.offset + tensor.length]
+    assert len(raw) == tensor.length
+    return torch.frombuffer(bytearray(raw), dtype=tensor.dtype).reshape(tensor.shape)
+
+
+def legacy_name(name: str) -> str:
+    """The name that a parameter has in LLaVA checkpoints as they were published."""
+    if name.startswith("lm_head"):
+        return f"language_model.{name}"
+    name = name.removeprefix("model.")
+    name = name.replace("language_model.", "language_model.model.", 1)
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
+def save_as(model: LlavaForConditionalGeneration, folder: Path, layout: str) -> Path:
+    if layout == "sharded":
+        model.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
+        return folder
+    model.save_pretrained(folder)
+    if layout == "legacy":
+        path = folder / "model.safetensors"
+        save_file({legacy_name(name): value for name, value in model.state_dict().items()}, path)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["single", "sharded", "legacy"])
+def test_finds_every_parameter(layout: str, tmp_path: Path) -> None:
+    model = tiny_llava("llama")
+    folder = save_as(model, tmp_path, layout)
+    fake, _ = fake_model(llava_config("llama"))
+    found = weights.locate(fake, folder)
+    parameters = dict(model.named_parameters())
+    assert set(found) == set(parameters)
+    for name, parameter in parameters.items():
+        assert torch.equal(read(folder, found[name]), parameter), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_tied_names_share_one_place(kind: str, tmp_path: Path) -> None:
+    config = llava_config(kind, tie_word_embeddings=True)
+    tiny_llava(kind, tie_word_embeddings=True).save_pretrained(tmp_path)
+    fake, _ = fake_model(config)
+    found = weights.locate(fake, tmp_path)
+    assert found["lm_head.weight"] == found["model.language_model.embed_tokens.weight"]
+
+
+def test_a_weight_of_an_unknown_layout_is_named(tmp_path: Path) -> None:
+    tiny_llava("llama").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({("elsewhere" if key == name else key): value for key, value in tensors.items()}, path)
+    fake, _ = fake_model(llava_config("llama"))
+    with pytest.raises(InputError, match=r"no weight for .*layers\.1\.mlp\.up_proj\.weight: is it complete"):
+        weights.locate(fake, tmp_path)
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    tiny_llava("llama").save_pretrained(tmp_path)
+    fake, _ = fake_model(llava_config("llama", intermediate_size=52))
+    with pytest.raises(InputError, match=r"shape \(.*48.*the config says \(.*52.*do not belong together"):
+        weights.locate(fake, tmp_path)
+
+
+@pytest.mark.parametrize("kind", sorted(TEXT_CONFIGS))
+@pytest.mark.parametrize("dtype", list(ITEM), ids=str)
+def test_buffers_have_the_values_that_loading_gives(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny_llava(kind).to(dtype).save_pretrained(tmp_path)
+    loaded = Llava().load(tmp_path, dtype)
+    fake, _ = fake_model(llava_config(kind), dtype)
+    before = {name: id(buffer) for name, buffer in fake.named_buffers()}
+    values = weights.buffer_values(fake)
+    wanted = dict(loaded.named_buffers())
+    assert set(values) == set(wanted)
+    assert {"model.language_model.rotary_emb.inv_freq", "model.vision_tower.embeddings.position_ids"} <= set(
+        values
+    )
+    for name, buffer in wanted.items():
+        assert values[name].dtype == buffer.dtype, name
+        assert torch.equal(values[name], buffer), name
+    assert {name: id(buffer) for name, buffer in fake.named_buffers()} == before, "the model was changed"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_buffers_follow_rotary_scaling(rope: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"rope_parameters": {"rope_theta": 500.0, **rope}}
+    model = tiny_llava("llama", **changes)
+    fake, _ = fake_model(llava_config("llama", **changes))
+    name = "model.language_model.rotary_emb.inv_freq"
+    plain = dict(tiny_llava("llama").named_buffers())[name]
+    value = weights.buffer_values(fake)[name]
+    assert torch.equal(value, dict(model.named_buffers())[name])
+    assert not torch.equal(value, plain)
+
+
+def stored_in(
+    folder: Path, tensors: dict[str, torch.Tensor], file: str = "model.safetensors"
+) -> dict[str, Any]:
+    save_file(tensors, folder / file)
+    return weights.read_header(folder / file)
+
+
+def test_weights_of_the_wanted_dtype_stay_as_they_are(tmp_path: Path) -> None:
+    (source := tmp_path / "in").mkdir()
+    (target := tmp_path / "out").mkdir()
+    stored = stored_in(source, {"a": torch.randn(3, 5), "b": torch.randn(7)})
+    advanced: list[int] = []
+    placed, entries = weights.place(stored, source, target, torch.float32, advanced.append)
+    assert placed == stored
+    assert [entry.path for entry in entries] == ["model.safetensors"]
+    assert (target / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert sum(advanced) == entries[0].bytes
+
+
+@pytest.mark.parametrize("dtype", list(ITEM), ids=str)
+def test_other_dtypes_are_converted_into_one_new_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    (source := tmp_path / "in").mkdir()
+    (target := tmp_path / "out").mkdir()
+    tensors = {
+        "matrix": torch.randn(6, 4),
+        "half": torch.randn(5).half(),
+        "brain": torch.randn(2, 3).bfloat16(),
+        "scalar": torch.tensor(1.5),
+    }
+    one, two = dict(list(tensors.items())[:2]), dict(list(tensors.items())[2:])
+    stored = {**stored_in(source, one, "1.safetensors"), **stored_in(source, two, "2.safetensors")}
+    stored["tied"] = stored["matrix"]
+    placed, entries = weights.place(stored, source, target, dtype)
+    for name, value in {**tensors, "tied": tensors["matrix"]}.items():
+        assert placed[name].dtype == dtype
+        assert torch.equal(read(target, placed[name]), value.to(dtype)), name
+    assert placed["tied"] == placed["matrix"]
+    converted = load_file(target / weights.CONVERTED)
+    assert len(converted) == sum(value.dtype != dtype for value in tensors.values())
+    by_path = {entry.path: entry for entry in entries}
+    assert set(by_path) == {path.name for path in target.iterdir()}
+    for path in target.iterdir():
+        assert by_path[path.name].bytes == path.stat().st_size
+
+
+def test_files_that_nothing_is_taken_from_are_left_out(tmp_path: Path) -> None:
+    (source := tmp_path / "in").mkdir()
+    (target := tmp_path / "out").mkdir()
+    stored = stored_in(source, {"a": torch.randn(3)}, "1.safetensors")
+    stored_in(source, {"unused": torch.randn(3)}, "2.safetensors")
+    weights.place(stored, source, target, torch.float32)
+    assert [path.name for path in target.iterdir()] == ["1.safetensors"]
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    stored = stored_in(tmp_path, {"packed": torch.ones(4, dtype=torch.int8)})
+    (target := tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"model\.safetensors stores packed in a type .*export the original"):
+        weights.place(stored, tmp_path, target, torch.float16)
+
+
+def _file(header: bytes, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def _tensor(**changes: Any) -> bytes:
+    return json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], **changes}}).encode()
+
+
+DAMAGED: dict[str, bytes] = {
+    "empty": b"",
+    "shorter than its length field": b"\x01\x02",
+    "header cut short": _file(_tensor())[:20],
+    "header longer than the file": _file(_tensor(), length=1 << 62),
+    "header not JSON": _file(b"{'w': 1}"),
+    "header not UTF-8": _file(b'{"\xff": 1}'),
+    "header a list": _file(b"[1, 2]"),
+    "header a number": _file(b"7"),
+    "header nested without end": _file(b'{"w":' + b"[" * 100_000),
+    "entry not an object": _file(b'{"w": 3}'),
+    "entry without offsets": _file(b'{"w": {"dtype": "F32", "shape": [2, 2]}}'),
+    "data cut short": _file(_tensor())[:-1],
+    "offsets beyond the end": _file(_tensor(data_offsets=[8, 24])),
+    "offsets before the data": _file(_tensor(data_offsets=[-16, 0])),
+    "offsets the wrong way round": _file(_tensor(data_offsets=[16, 0])),
+    "offsets not numbers": _file(_tensor(data_offsets=["0", "16"])),
+    "fewer bytes than the shape": _file(_tensor(shape=[2, 3])),
+    "negative shape": _file(_tensor(shape=[-2, -2])),
+    "shape not numbers": _file(_tensor(shape=["2", 2])),
+    "shape missing": _file(_tensor(shape=None)),
+    "dtype not a name": _file(_tensor(dtype=["F32"])),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(DAMAGED[name])
+    with pytest.raises(
+        InputError, match=r"model\.safetensors is not a whole safetensors file \(.+\): download"
+    ):
+        weights.read_header(path)
+
+
+def test_reads_what_it_should(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(_file(_tensor()))
+    header = len(_tensor())
+    assert weights.read_header(path) == {
+        "w": StoredTensor("model.safetensors", "w", torch.float32, (2, 2), 8 + header, 16)
+    }
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+def _index(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(text) and None
+
+
+LAYOUTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nothing": (lambda folder: None, r"has no model\.safetensors .*save_pretrained"),
+    "a pickle": (_pickled, r"pytorch_model\.bin is a pickle, which is never loaded"),
+    "a missing shard": (
+        _index('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}'),
+        r"names model-00001-of-00002\.safetensors, which is missing: download",
+    ),
+    "an index that is no JSON": (_index("{"), r"index\.json is not a valid index .*download"),
+    "an index without a map": (_index('{"weights": {}}'), r"index\.json is not a valid index"),
+    "an index of numbers": (_index('{"weight_map": {"w": 3}}'), r"index\.json is not a valid index"),
+    "an index that is a list": (_index("[]"), r"index\.json is not a valid index"),
+    "an empty index": (_index('{"weight_map": {}}'), r"index\.json is not a valid index"),
+    "a shard outside the folder": (
+        _index('{"weight_map": {"w": "../secret.safetensors"}}'),
+        r"names '\.\./secret\.safetensors', which leaves the folder",
+    ),
+    "a pickled shard": (
+        _index('{"weight_map": {"w": "model.bin"}}'),
+        r"names 'model\.bin', which is not a safetensors file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_folders_without_usable_weights_are_refused(name: str, tmp_path: Path) -> None:
+    write, message = LAYOUTS[name]
+    (tmp_path / "secret.safetensors").write_bytes(_file(_tensor()))
+    (folder := tmp_path / "model").mkdir()
+    write(folder)
+    with pytest.raises(InputError, match=message):
+        weights.checkpoint_files(folder)
