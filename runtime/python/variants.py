@@ -138,3 +138,6 @@ def _remove_stages(model: Any, nodes: list[Any]) -> None:
     # Shapes that were inferred with pruning no longer hold.
     graph.ClearField("value_info")
     model.ClearField("functions")
+    domains = [entry for entry in model.opset_import if entry.domain != _PRUNE_OP[0]]
+    model.ClearField("opset_import")
+    model.opset_import.extend(domains)

@@ -1,0 +1,127 @@
+"""Drawings, pixel by pixel, on a stage made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeprune.errors import InputError
+from edgeprune.manifest import Manifest
+from edgeprune.runtime.drawing import as_seen, draw_kept
+from edgeprune.runtime.images import load_image
+from edgeprune.runtime.stages import StageResult
+from tests.manifests import make_manifest
+
+GREEN, RED, BLUE = (18, 161, 80), (229, 72, 77), (20, 40, 200)
+
+
+def stage(kept: list[int], valid: list[int] | None = None, images: int = 1) -> StageResult:
+    """Scores fall with the index, so that without debias the first ones are kept."""
+    count = 16 * images
+    return StageResult(
+        layer=2,
+        keep=round(10_000 * len(kept) / count),
+        kept_visual=np.array(kept),
+        candidates=np.arange(count),
+        score=np.linspace(1, 0, count, dtype=np.float32),
+        visual_valid=np.array(valid or [1] * count, dtype=np.float32),
+    )
+
+
+def blue(width: int = 24, height: int = 24) -> np.ndarray:
+    return np.full((height, width, 3), BLUE, dtype=np.uint8)
+
+
+def cells(sheet: Image.Image, column: int, row: int = 0, rows: int = 1) -> np.ndarray:
+    """The colours in the middle and on the edge of every cell of a drawn picture: uint8 [16, 2, 3]."""
+    pixels = np.array(sheet)
+    side = 480
+    x0 = 20 + column * (side + 20)
+    legend = 24 + 20
+    top = sheet.height - legend - rows * (2 * 24 + side + 20) + row * (2 * 24 + side + 20) + 2 * 24
+    cell = side // 4
+    found = [
+        [pixels[top + r * cell + cell // 2, x0 + c * cell + d] for d in (cell // 2, 3)]
+        for r in range(4)
+        for c in range(4)
+    ]
+    return np.array(found)
+
+
+def colored(found: np.ndarray, color: tuple[int, int, int]) -> list[int]:
+    return np.flatnonzero((found == color).all(axis=1)).tolist()
+
+
+def test_kept_tokens_show_the_picture_in_a_frame_and_dropped_ones_are_dimmed() -> None:
+    sheet = draw_kept(make_manifest(), [blue()], stage([3, 6, 12]))
+    for column, kept in ((0, [0, 1, 2]), (1, [3, 6, 12])):
+        found = cells(sheet, column)
+        assert colored(found[:, 0], BLUE) == kept
+        assert colored(found[:, 1], GREEN) == kept
+        dropped = [token for token in range(16) if token not in kept]
+        assert (found[dropped, 0] > np.array(BLUE)).all()
+
+
+def test_padding_that_is_kept_has_another_frame() -> None:
+    valid = [0, 1, 0, 1] + [1] * 12
+    sheet = draw_kept(make_manifest(), [blue()], stage([1, 3, 5, 7], valid))
+    assert colored(cells(sheet, 0)[:, 1], RED) == [0, 2]
+    assert colored(cells(sheet, 0)[:, 1], GREEN) == [1, 3]
+    assert colored(cells(sheet, 1)[:, 1], RED) == []
+
+
+def test_every_picture_of_a_prompt_gets_its_own_tokens() -> None:
+    sheet = draw_kept(make_manifest(), [blue(), blue()], stage([2, 17, 31], images=2))
+    assert colored(cells(sheet, 1, 0, 2)[:, 0], BLUE) == [2]
+    assert colored(cells(sheet, 1, 1, 2)[:, 0], BLUE) == [1, 15]
+    assert colored(cells(sheet, 0, 0, 2)[:, 0], BLUE) == [0, 1, 2]
+    assert colored(cells(sheet, 0, 1, 2)[:, 0], BLUE) == []
+
+
+def test_a_stage_that_is_not_debiased_is_drawn_once() -> None:
+    manifest = make_manifest()
+    plain = manifest.plan.stages[0].model_copy(update={"debiased": False})
+    plan = manifest.plan.model_copy(update={"stages": (plain,)})
+    both = draw_kept(manifest, [blue()], stage([3]))
+    once = draw_kept(manifest.model_copy(update={"plan": plan}), [blue()], stage([3]))
+    assert once.width == both.width - 500
+
+
+def test_the_picture_is_drawn_as_the_model_sees_it() -> None:
+    manifest: Manifest = make_manifest()
+    spec = manifest.preprocessing.model_copy(
+        update={
+            "pad_color": (200, 100, 50),
+            "resize_shortest_edge": 24,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (1.0, 1.0, 1.0),
+        }
+    )
+    seen = np.array(as_seen(blue(48, 24), spec))
+    assert seen.shape == (24, 24, 3)
+    np.testing.assert_array_equal(seen[12, 12], BLUE)
+    np.testing.assert_array_equal(seen[0, 0], (200, 100, 50))
+
+
+def test_titles_are_never_cut() -> None:
+    sheet = draw_kept(make_manifest(), [blue()], stage([3]), title="a very long title " * 20)
+    edge = np.array(sheet)[:, -15:]
+    assert (edge == 255).all()
+    assert sheet.width > 1500
+
+
+def test_it_is_written_as_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "kept.png"
+    draw_kept(make_manifest(), [blue()], stage([3])).save(path)
+    assert load_image(path).shape[1] == 1020
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_other_pictures_than_the_prompt_s_are_refused(count: int) -> None:
+    with pytest.raises(
+        InputError, match=rf"{count} pictures are to be drawn with visual tokens up to number 32"
+    ):
+        draw_kept(make_manifest(), [blue()] * count, stage([3], images=2))
