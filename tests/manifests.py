@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgeprune.bundle import write_manifest
+from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import ExponentialCurve
 from edgeprune.manifest import (
+    MANIFEST_NAME,
     CacheGroup,
     Check,
     FileEntry,
@@ -99,3 +100,18 @@ def write_bundle(folder: Path, **changes: Any) -> Path:
         (folder / name).write_bytes(content)
     write_manifest(folder, make_manifest(**changes))
     return folder
+
+
+def relist(folder: Path, name: str) -> Manifest:
+    """Makes the manifest agree with a changed file, as whoever tampers would."""
+    manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_text())
+    path = folder / name
+    files = tuple(
+        entry.model_copy(update={"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        if entry.path == name
+        else entry
+        for entry in manifest.files
+    )
+    changed = manifest.model_copy(update={"files": files})
+    write_manifest(folder, changed)
+    return changed

@@ -1,0 +1,148 @@
+"""`edgeprune bench`: options passed on, the report as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune.runtime import bench as measuring
+from edgeprune.runtime.bench import BenchReport, Spread, VariantResult
+from tests.edgeprune.cli.conftest import Cli
+
+
+def variant(name: str, seconds: float) -> VariantResult:
+    return VariantResult(
+        name=name,
+        kept=43,
+        padded_kept=7,
+        time_to_first_token=Spread(seconds, seconds / 2, seconds * 2),
+        vision=Spread(0.001, 0.001, 0.001),
+        prefill=Spread(0.002, 0.002, 0.002),
+        time_per_output_token=Spread(0.0005, 0.0005, 0.0005),
+        cache_bytes=4096,
+        peak_memory_bytes=None,
+    )
+
+
+REPORT = BenchReport(
+    backend="onnxruntime",
+    threads=None,
+    runs=5,
+    warmup=1,
+    prompt_tokens=152,
+    visual_tokens=144,
+    new_tokens=16,
+    interleaved=True,
+    peak_memory_metric="resident set",
+    variants=(variant("unpruned", 0.4), variant("pruned", 0.1)),
+    prefill_speed_up=2.0,
+    prefill_speed_up_bound=2.5,
+)
+
+
+class FakeBench:
+    """Remembers what it was asked to measure."""
+
+    def __init__(self) -> None:
+        self.report = REPORT
+        self.asked: tuple[Path, dict[str, Any]] | None = None
+
+    def run(self, bundle: Path, **arguments: Any) -> BenchReport:
+        arguments.pop("progress").step("measuring", 5)
+        self.asked = (bundle, arguments)
+        return self.report
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
+    fake = FakeBench()
+    monkeypatch.setattr(measuring, "run", fake.run)
+    return fake
+
+
+def test_defaults_draw_a_picture(cli: Cli, bench: FakeBench) -> None:
+    assert cli("bench", "bundle").code == 0
+    assert bench.asked == (
+        Path("bundle"),
+        {
+            "prompt": "What is in the picture?",
+            "images": None,
+            "runs": 5,
+            "warmup": 1,
+            "max_new_tokens": 16,
+            "backend": "auto",
+            "threads": None,
+        },
+    )
+
+
+def test_every_option_is_passed_on(cli: Cli, bench: FakeBench) -> None:
+    given = (
+        "--image a.png --image b.png --runs 3 --warmup 2 --max-new-tokens 4 --backend onnxruntime --threads 1"
+    )
+    cli("bench", "bundle", *given.split(), "--prompt", "what?")
+    assert bench.asked == (
+        Path("bundle"),
+        {
+            "prompt": "what?",
+            "images": ["a.png", "b.png"],
+            "runs": 3,
+            "warmup": 2,
+            "max_new_tokens": 4,
+            "backend": "onnxruntime",
+            "threads": 1,
+        },
+    )
+
+
+def test_the_table_has_spreads_and_the_bound(cli: Cli, bench: FakeBench) -> None:
+    result = cli("bench", "bundle")
+    for text in (
+        "400 (200 to 800)",
+        "100 (50 to 200)",
+        "unknown",
+        "152 tokens, 144 of them visual; 16 decoded",
+        "2.00x, by counting FLOPs 2.50x (0.80 of it)",
+        "the variants took turns",
+        "resident set",
+    ):
+        assert text in result.out, text
+    assert result.err == "measuring ...\n"
+
+
+def test_an_unpruned_bundle_has_no_speed_up(cli: Cli, bench: FakeBench) -> None:
+    bench.report = replace(REPORT, prefill_speed_up=None, prefill_speed_up_bound=None, interleaved=False)
+    out = cli("bench", "bundle").out
+    assert "speed-up" not in out
+    assert "one variant after the other" in out
+
+
+def test_json_is_the_report(cli: Cli, bench: FakeBench) -> None:
+    assert json.loads(cli("bench", "bundle", "--json").out) == json.loads(json.dumps(REPORT.to_dict()))
+
+
+@pytest.mark.parametrize(
+    "given", ["--runs 0", "--warmup -1", "--max-new-tokens 1", "--threads 0", "--backend abacus"]
+)
+def test_a_measurement_that_cannot_be(cli: Cli, sample_bundle: Path, given: str) -> None:
+    name, value = given.removeprefix("--").split()
+    message = cli("bench", sample_bundle, *given.split()).message
+    assert value in message
+    assert name.replace("-", "_") in message or "back end" in message
+
+
+@pytest.mark.slow
+def test_the_sample_model_is_measured(cli: Cli, sample_bundle: Path) -> None:
+    given = "--runs 1 --warmup 0 --max-new-tokens 2 --threads 1 --json"
+    found = json.loads(cli("bench", sample_bundle, *given.split()).out)
+    assert [variant["name"] for variant in found["variants"]] == [
+        "unpruned",
+        "pruned without debias",
+        "pruned",
+    ]
+    assert [variant["kept"] for variant in found["variants"]] == [144, 43, 43]
+    assert found["prefill_speed_up_bound"] > 1

@@ -1,0 +1,134 @@
+"""`edgeprune inspect`: what a bundle is, in words and in JSON, and the drawing of what it keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeprune.bundle import read_manifest
+from edgeprune.cli.summary import curve_plot
+from edgeprune.curves import ExponentialCurve, TabulatedCurve
+from edgeprune.manifest import PaddingMask
+from tests.conftest import SAMPLE_MODEL
+from tests.edgeprune.cli.conftest import Cli
+from tests.edgeprune.cli.fakes import FakeModel
+from tests.manifests import FILES, write_bundle
+
+PICTURE = SAMPLE_MODEL.parent / "pictures" / "tall.png"
+
+
+def test_text_names_plan_curve_mask_graphs_files_and_verification(cli: Cli, bundle: Path) -> None:
+    result = cli("inspect", bundle)
+    assert (result.code, result.err) == (0, "")
+    for text in (
+        "fastv: before layer 2 keep 0.3",
+        "exponential curve, b = 0.01",
+        "more than 0.5 of it is padding",
+        "16 a picture (4 x 4)",
+        "layers 0 to 1, layers 2 to 3",
+        "pixel_values",
+        "[images, 3, 24, 24]",
+        "present_key.0..3",
+        "prefill logits",
+        "opset 18",
+        *FILES,
+    ):
+        assert text in result.out, text
+
+
+def test_an_unpruned_bundle_has_no_curve_to_show(cli: Cli, tmp_path: Path) -> None:
+    out = cli("inspect", write_bundle(tmp_path / "unpruned", method="none")).out
+    assert "none: no pruning" in out
+    assert "weights by token" not in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"padding_mask": PaddingMask(kind="none")}, "padding is not suppressed"),
+        ({"padding_mask": PaddingMask(kind="bilinear", threshold=0.5)}, "resized mask is at least 0.5"),
+        ({"curve": None}, "positions are not debiased"),
+    ],
+)
+def test_what_is_not_debiased_is_said(
+    cli: Cli, tmp_path: Path, changes: dict[str, object], text: str
+) -> None:
+    assert text in cli("inspect", write_bundle(tmp_path / "other", **changes)).out
+
+
+def test_json_is_the_manifest(cli: Cli, bundle: Path) -> None:
+    found = json.loads(cli("inspect", bundle, "--json").out)
+    manifest = read_manifest(bundle)
+    assert found == {
+        "bundle": str(bundle),
+        "bytes": sum(map(len, FILES.values())),
+        **manifest.model_dump(mode="json"),
+    }
+
+
+def test_the_plot_of_a_curve_falls_from_full_to_its_share() -> None:
+    falling = curve_plot(ExponentialCurve(b=0.01, num_tokens=100), width=10)
+    assert len(falling) == 10
+    assert falling[0] == "█"
+    assert falling[-1] == "▃"
+    assert sorted(falling, reverse=True) == list(falling)
+    assert curve_plot(TabulatedCurve(weights=(1.0, 2.0)), width=10) == "▅█"
+    assert curve_plot(TabulatedCurve(weights=(1.0,))) == "█"
+
+
+def test_a_drawing_asks_for_one_token_and_compares_with_no_debias(
+    cli: Cli, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FakeModel()
+    monkeypatch.setattr("edgeprune.runtime.load", model.load, raising=False)
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.full((8, 16, 3), 90, dtype=np.uint8)).save(picture)
+    output = tmp_path / "kept.png"
+    result = cli("inspect", bundle, "--picture", picture, "--prompt", "what?", "-o", output)
+    assert model.asked == ("what?", [str(picture)], {"max_new_tokens": 1})
+    assert "5 of 16 tokens" in result.out
+    assert "0 (without debias 4)" in result.out
+    with Image.open(output) as drawn:
+        assert drawn.format == "PNG"
+    facts = json.loads(cli("inspect", bundle, "--picture", picture, "-o", output, "--json").out)["picture"]
+    assert facts == {
+        "file": str(output),
+        "visual_tokens": 16,
+        "kept": [5],
+        "padded_kept": [0],
+        "padded_kept_without_debias": [4],
+        "kept_visual": [[4, 5, 6, 7, 8]],
+        "kept_visual_without_debias": [[0, 1, 2, 3, 4]],
+    }
+
+
+def test_a_drawing_of_the_sample_model(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "kept.png"
+    result = cli(
+        "inspect", sample_bundle, "--picture", PICTURE, "--prompt", "what shape is red", "-o", output
+    )
+    assert "43 of 144 tokens" in result.out
+    with Image.open(output) as drawn:
+        assert min(drawn.size) > 144
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "message"),
+    [("none", "kept.png", "does not prune"), ("fastv", "kept", "does not end as a picture's name")],
+)
+def test_a_drawing_that_cannot_be(cli: Cli, tmp_path: Path, method: str, name: str, message: str) -> None:
+    made = write_bundle(tmp_path / "made", method=method)
+    assert message in cli("inspect", made, "--picture", PICTURE, "-o", tmp_path / name).message
+
+
+def test_a_picture_that_is_none(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "kept.png"
+    output.write_bytes(b"earlier")
+    assert (
+        "no picture" in cli("inspect", sample_bundle, "--picture", tmp_path / "x.png", "-o", output).message
+    )
+    assert output.read_bytes() == b"earlier"

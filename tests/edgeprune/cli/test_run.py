@@ -1,0 +1,271 @@
+"""`edgeprune run`: answer, statistics, and every mistake with pictures and prompts."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgeprune.manifest import MANIFEST_NAME
+from edgeprune.runtime.images import MAX_PIXELS
+from tests.conftest import SAMPLE_MODEL
+from tests.edgeprune.cli.conftest import Cli, snapshot
+from tests.edgeprune.cli.fakes import FakeModel, make_reply
+from tests.manifests import relist, write_bundle
+
+PICTURE = SAMPLE_MODEL.parent / "pictures" / "wide.png"
+ASK = ("--image", PICTURE, "--prompt", "what shape is green")
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    fake = FakeModel()
+    monkeypatch.setattr("edgeprune.runtime.load", fake.load, raising=False)
+    return fake
+
+
+def test_the_answer_streams_to_stdout_and_the_statistics_to_stderr(
+    cli: Cli, model: FakeModel, bundle: Path
+) -> None:
+    result = cli("run", bundle, "--image", "a.png", "--prompt", "what?")
+    assert (result.code, result.out) == (0, "a red ring\n")
+    for text in (
+        "16, kept 5 (padding among them: 0)",
+        "25 in the prompt, 4 generated (stop)",
+        "after 6.4 ms (vision 2 ms, prefill 3 ms)",
+        "250 ms, 1234 tokens/s",
+        "4.1 kB",
+        "123 MB (resident set)",
+        "fake",
+    ):
+        assert text in result.err
+
+
+def test_an_unpruned_reply_speaks_of_no_kept_tokens(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    model.reply = make_reply(pruned=False)
+    assert "visual tokens  16\n" in cli("run", bundle, "--prompt", "what?").err
+
+
+def test_defaults(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    cli("run", bundle, "--prompt", "what?")
+    assert model.loaded == (bundle, "auto", {})
+    assert model.asked == (
+        "what?",
+        [],
+        {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": None, "stop": ()},
+    )
+
+
+def test_every_option_is_passed_on(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    given = "--image a.png --image b.png --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --seed 7"
+    cli(
+        "run",
+        bundle,
+        "--prompt",
+        "what?",
+        *given.split(),
+        "--stop",
+        "x",
+        "--stop",
+        "y",
+        "--backend",
+        "onnxruntime",
+        "--threads",
+        "3",
+    )
+    assert model.loaded == (bundle, "onnxruntime", {"threads": 3})
+    assert model.asked == (
+        "what?",
+        ["a.png", "b.png"],
+        {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["x", "y"]},
+    )
+
+
+def test_json_is_the_reply_and_nothing_is_streamed(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    result = cli("run", bundle, "--prompt", "what?", "--json")
+    assert json.loads(result.out) == json.loads(json.dumps({"backend": "fake", **model.reply.to_dict()}))
+    assert result.err == ""
+
+
+def test_the_prompt_can_come_from_stdin(
+    cli: Cli, model: FakeModel, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what\nis it?\n"))
+    cli("run", bundle, "--prompt", "-")
+    assert model.asked is not None
+    assert model.asked[0] == "what\nis it?"
+
+
+@pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty"), (b"\xff\xfe", "is not text")])
+def test_a_prompt_on_stdin_that_is_none(
+    cli: Cli, model: FakeModel, bundle: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    assert f"the prompt on stdin {message}" in cli("run", bundle, "--prompt", "-").message
+
+
+def test_a_drawing_is_refused_before_the_model_is_loaded(
+    cli: Cli, model: FakeModel, bundle: Path, tmp_path: Path
+) -> None:
+    unpruned = write_bundle(tmp_path / "unpruned", method="none")
+    mistakes = [
+        (unpruned, ["--image", "a.png"], tmp_path / "kept.png", "the bundle does not prune"),
+        (bundle, [], tmp_path / "kept.png", "no picture to draw"),
+        (bundle, ["--image", "a.png"], tmp_path / "kept.doc", "does not end as a picture's name"),
+        (bundle, ["--image", "a.png"], tmp_path / "none" / "kept.png", "in a folder that exists"),
+    ]
+    for given, images, path, message in mistakes:
+        result = cli("run", given, "--prompt", "what?", *images, "--picture", path)
+        assert message in result.message
+    assert model.loaded is None
+
+
+# With the sample model
+
+
+def test_a_reply_in_json_has_text_tokens_times_and_memory(cli: Cli, sample_bundle: Path) -> None:
+    found = json.loads(cli("run", sample_bundle, *ASK, "--json").out)
+    assert found["visual_tokens"] == 144
+    assert found["kept"] == [43]
+    (kept,) = found["kept_visual"]
+    assert kept == sorted(set(kept))
+    assert len(kept) == 43
+    assert set(kept) <= set(range(144))
+    assert found["padded_kept"] == [0]
+    assert len(found["token_ids"]) == found["new_tokens"]
+    assert all(value > 0 for name, value in found.items() if name.endswith(("_seconds", "_bytes")))
+    assert found["peak_memory_metric"]
+    assert cli("run", sample_bundle, *ASK).out == found["text"] + "\n"
+
+
+def test_a_drawing_of_the_kept_tokens(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
+    result = cli("run", sample_bundle, *ASK, "--picture", tmp_path / "kept.png")
+    assert result.code == 0
+    assert f"kept tokens drawn in {tmp_path / 'kept.png'}" in result.err
+    with Image.open(tmp_path / "kept.png") as picture:
+        assert min(picture.size) > 144
+
+
+def ask(picture: Path | str, prompt: str = "what shape is green") -> tuple[Path | str, ...]:
+    return ("--image", picture, "--prompt", prompt)
+
+
+def _huge(path: Path) -> None:
+    side = int(MAX_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(path)
+
+
+def _no_height(path: Path) -> None:
+    path.write_bytes(b"P5 4 0 255\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "there is no picture"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_text("no picture"), "is not an image"),
+        (lambda path: path.write_bytes(PICTURE.read_bytes()[:3000]), "truncated or damaged"),
+        (lambda path: path.write_bytes(b""), "is not an image"),
+        (_no_height, "is not an image"),
+        (_huge, "is too large"),
+    ],
+    ids=["missing", "folder", "text", "truncated", "empty", "no height", "huge"],
+)
+def test_a_picture_that_is_none(
+    cli: Cli, sample_bundle: Path, tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
+    write(tmp_path / "picture.png")
+    found = cli("run", sample_bundle, *ask(tmp_path / "picture.png")).message
+    assert message in found
+    assert "picture.png" in found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--prompt", "<image> what shape is green"), "1 image place"),
+        (ask(PICTURE, "<image> <image> what"), "2 image places"),
+        ((*ask(PICTURE, "<image> what"), "--image", PICTURE), "1 image place"),
+        (ask(PICTURE, "what " * 3000), "2048"),
+        ((*ASK, "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        ((*ASK, "--temperature", "-1"), "the temperature is -1.0"),
+        ((*ASK, "--temperature", "nan"), "the temperature is nan"),
+        ((*ASK, "--top-p", "0"), "top_p is 0.0"),
+        ((*ASK, "--top-p", "1.5"), "top_p is 1.5"),
+        ((*ASK, "--seed", "-1"), "the seed is -1"),
+        ((*ASK, "--stop", ""), "stop strings"),
+        ((*ASK, "--threads", "0"), "threads is 0"),
+        ((*ASK, "--backend", "abacus"), "there is no back end 'abacus': choose one of auto"),
+    ],
+)
+def test_a_request_that_cannot_be_met(
+    cli: Cli, sample_bundle: Path, given: tuple[str | Path, ...], message: str
+) -> None:
+    assert message in cli("run", sample_bundle, *given).message
+
+
+def test_a_back_end_that_is_not_installed_names_the_extra(
+    cli: Cli, sample_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert (
+        "pip install 'edgeprune[ort]'" in cli("run", sample_bundle, *ASK, "--backend", "onnxruntime").message
+    )
+
+
+# Damaged bundles
+
+
+def _newer(folder: Path) -> None:
+    raw = json.loads((folder / MANIFEST_NAME).read_text())
+    (folder / MANIFEST_NAME).write_text(json.dumps({**raw, "schema_version": 99}))
+
+
+def _leaving(folder: Path) -> None:
+    raw = json.loads((folder / MANIFEST_NAME).read_text())
+    raw["files"][-1]["path"] = "../outside"
+    (folder / MANIFEST_NAME).write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is not a folder"),
+        (lambda folder: (folder / MANIFEST_NAME).unlink(), "is not a bundle"),
+        (lambda folder: (folder / "vision.onnx").unlink(), "lacks vision.onnx"),
+        (lambda folder: (folder / "vision.onnx").write_bytes(b"vis"), "truncated or altered"),
+        (_newer, "written by a newer edgeprune"),
+        (_leaving, "outside its folder"),
+    ],
+    ids=["missing", "no manifest", "missing file", "truncated file", "newer schema", "leaving"],
+)
+@pytest.mark.parametrize(
+    "command",
+    ["run --prompt x --image x.png", "inspect", "verify", "bench"],
+    ids=lambda text: text.split()[0],
+)
+def test_a_damaged_bundle_is_refused_by_every_command(
+    cli: Cli, bundle: Path, command: str, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(bundle)
+    before = snapshot(bundle.parent)
+    name, *rest = command.split()
+    assert message in cli(name, bundle, *rest).message
+    assert snapshot(bundle.parent) == before
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "language.onnx", "tokenizer.json"])
+def test_a_file_that_is_listed_but_no_good_is_named(
+    cli: Cli, sample_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(sample_bundle, tmp_path / "bundle"))
+    (folder / name).write_bytes(b"[]")
+    relist(folder, name)
+    assert name in cli("run", folder, *ASK).message

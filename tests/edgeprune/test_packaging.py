@@ -1,0 +1,53 @@
+"""The distribution holds every package and data file of the three rooms."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings the reader of pyproject.toml")
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = {"edgeprune": "edgeprune", "export": "edgeprune.export", "runtime/python": "edgeprune.runtime"}
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def folders_with(pattern: str) -> set[str]:
+    """Packages, by their installed names, whose folder holds a file of that pattern."""
+    found = set()
+    for folder, package in ROOMS.items():
+        for path in (ROOT / folder).rglob(pattern):
+            below = path.parent.relative_to(ROOT / folder).parts
+            if "__pycache__" not in below:
+                found.add(".".join([package, *below]))
+    return found
+
+
+def test_every_package_is_listed() -> None:
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == folders_with("__init__.py")
+
+
+def test_every_module_lies_in_a_package() -> None:
+    assert folders_with("*.py") == folders_with("__init__.py")
+
+
+def test_every_data_file_is_listed() -> None:
+    data = SETTINGS["tool"]["setuptools"]["package-data"]
+    assert {name for name, patterns in data.items() if "*.json" in patterns} == folders_with("*.json")
+    assert data["edgeprune"] == ["py.typed"]
+
+
+def test_the_version_is_the_packages() -> None:
+    import edgeprune
+
+    assert SETTINGS["project"]["version"] == edgeprune.__version__
+
+
+def test_extras_name_what_the_messages_name() -> None:
+    extras = SETTINGS["project"]["optional-dependencies"]
+    assert {"export", "ort", "ort-gpu", "bench", "rtx", "trt", "debug", "dev"} <= set(extras)
