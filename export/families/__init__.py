@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.export.families.base import Family, ModelParts, supported
@@ -19,21 +20,29 @@ def read_config(folder: Path) -> PretrainedConfig:
     """The config of a local model folder.
 
     Raises:
-        InputError: the folder has no readable config.json.
+        InputError: the folder has no config.json, or one that is not valid.
         UnsupportedModelError: transformers does not know the model type.
     """
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise InputError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no JSON object")
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path} is not valid ({error}): download the model again") from error
+    parts = [part for part in raw.values() if isinstance(part, dict) and "model_type" in part]
+    for part in (raw, *parts):
+        if (kind := part.get("model_type")) not in CONFIG_MAPPING:
+            raise UnsupportedModelError(
+                f"transformers knows no model_type {kind!r}, as {path} has it. {supported()}"
+            )
+    try:
         return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError) as error:
-        kind, _ = PretrainedConfig.get_config_dict(folder)
-        raise UnsupportedModelError(
-            f"transformers cannot read the config of {folder} (model_type {kind.get('model_type')!r}). "
-            f"{supported()}"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
+    except Exception as error:  # transformers has no one exception for a value that cannot be
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid ({reason}): download the model again") from error
 
 
 def family_of(config: PretrainedConfig) -> Family:

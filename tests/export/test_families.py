@@ -1,0 +1,226 @@
+"""Model families: what can be exported, and what is refused by name with the list of what works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.export.families import FAMILIES, family_of, read_config, supported
+from edgeprune.export.families.base import TEXT_MODELS
+from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
+
+LIST = "Supported: LlavaForConditionalGeneration with a text model of Llama, Vicuna, Mistral without sliding"
+
+
+def with_text(text: transformers.PretrainedConfig) -> LlavaConfig:
+    config = llava_config()
+    config.text_config = text
+    return config
+
+
+def with_vision(vision: transformers.PretrainedConfig, strategy: str) -> LlavaConfig:
+    config = llava_config()
+    config.vision_config = vision
+    config.vision_feature_select_strategy = strategy
+    return config
+
+
+def text_changed(kind: str, **changes: Any) -> LlavaConfig:
+    config = llava_config(kind)
+    for name, value in changes.items():
+        setattr(config.text_config, name, value)
+    return config
+
+
+def siglip() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=24,
+        patch_size=4,
+    )
+
+
+def test_the_list_names_every_text_model_that_is_tested() -> None:
+    assert set(TEXT_MODELS) == set(TEXT_CONFIGS)
+    assert supported().startswith(LIST)
+    assert all(name in supported() for name in TEXT_MODELS.values())
+
+
+@pytest.mark.parametrize("kind", sorted(TEXT_CONFIGS))
+def test_accepts_every_text_model(kind: str) -> None:
+    config = llava_config(kind)
+    assert family_of(config) is FAMILIES[0], "by model_type where architectures is empty"
+    config.architectures = ["LlavaForConditionalGeneration"]
+    assert family_of(config) is FAMILIES[0]
+
+
+ROPE = {"rope_theta": 1e4, "factor": 2.0}
+REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
+    "another architecture": (
+        transformers.LlamaConfig(architectures=["LlamaForCausalLM"]),
+        "architecture LlamaForCausalLM is not supported",
+    ),
+    "no architecture": (transformers.BertConfig(), "model_type 'bert' is not supported"),
+    "another text model": (with_text(transformers.OPTConfig()), "text model 'opt' is not supported"),
+    "a relative of a text model": (
+        with_text(transformers.Gemma2Config()),
+        "text model 'gemma2' is not supported",
+    ),
+    "window of mistral": (
+        llava_config("mistral", sliding_window=64),
+        "'mistral' uses sliding-window attention (window 64)",
+    ),
+    "window of phi3": (llava_config("phi3", sliding_window=511), "(window 511)"),
+    "window of some qwen2 layers": (
+        llava_config("qwen2", use_sliding_window=True, sliding_window=32, max_window_layers=2),
+        "'qwen2' uses sliding-window attention (window 32)",
+    ),
+    "window of some qwen3 layers": (
+        llava_config("qwen3", use_sliding_window=True, sliding_window=32, max_window_layers=2),
+        "'qwen3' uses sliding-window attention",
+    ),
+    "softcap of attention": (
+        text_changed("gemma", attn_logit_softcapping=50.0),
+        "'gemma' uses attn_logit_softcapping",
+    ),
+    "softcap of logits": (
+        text_changed("gemma", final_logit_softcapping=30.0),
+        "'gemma' uses final_logit_softcapping",
+    ),
+    "rope by length": (
+        llava_config("llama", rope_parameters={"rope_type": "dynamic", **ROPE}),
+        "'llama' uses 'dynamic' rotary scaling",
+    ),
+    "yarn": (
+        llava_config("qwen2", rope_parameters={"rope_type": "yarn", **ROPE}),
+        "'qwen2' uses 'yarn' rotary scaling",
+    ),
+    "long rope": (
+        llava_config(
+            "phi3",
+            original_max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+            },
+        ),
+        "'phi3' uses 'longrope' rotary scaling",
+    ),
+    "another tower": (
+        with_vision(transformers.Dinov2Config(), "full"),
+        "vision tower 'dinov2' is not supported; supported towers: clip_vision_model, siglip_vision_model",
+    ),
+    "class token as a visual token": (
+        with_vision(llava_config().vision_config, "full"),
+        "vision_feature_select_strategy 'full' with 'clip_vision_model'",
+    ),
+    "patch lost as a class token": (
+        with_vision(siglip(), "default"),
+        "vision_feature_select_strategy 'default' with 'siglip_vision_model'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_by_name_and_says_what_works(name: str) -> None:
+    config, message = REFUSED[name]
+    with pytest.raises(UnsupportedModelError) as caught:
+        family_of(config)
+    assert message in str(caught.value)
+    assert LIST in str(caught.value)
+
+
+def _write(folder: Path, text: str) -> Path:
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_reads_a_folder(tmp_path: Path) -> None:
+    llava_config("qwen2").save_pretrained(tmp_path)
+    assert read_config(tmp_path).text_config.model_type == "qwen2"
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not a Hugging Face model folder: it has no config\.json"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", '"llava"', "{" * 100_000])
+def test_a_config_that_is_no_json_object(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json is not valid"):
+        read_config(_write(tmp_path, text))
+
+
+@pytest.mark.parametrize("kind", ["unheard_of", None])
+def test_a_model_type_that_transformers_does_not_know(kind: str | None, tmp_path: Path) -> None:
+    text = json.dumps({"model_type": kind} if kind else {"hidden_size": 3})
+    with pytest.raises(UnsupportedModelError, match=f"knows no model_type {kind!r}.*{LIST}"):
+        read_config(_write(tmp_path, text))
+
+
+def test_a_text_model_that_transformers_does_not_know(tmp_path: Path) -> None:
+    llava_config().save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["text_config"]["model_type"] = "unheard_of"
+    with pytest.raises(UnsupportedModelError, match=f"knows no model_type 'unheard_of'.*{LIST}"):
+        read_config(_write(tmp_path, json.dumps(raw)))
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "four"}, {"rope_parameters": 3}])
+def test_a_config_with_a_value_that_cannot_be(change: dict[str, Any], tmp_path: Path) -> None:
+    llava_config().save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["text_config"].update(change)
+    (name,) = change
+    with pytest.raises(InputError, match=rf"config\.json is not valid \(.*{name}.*download"):
+        read_config(_write(tmp_path, json.dumps(raw)))
+
+
+@pytest.mark.parametrize("layers", [-2, -1, 1, [-2, -1], [1]], ids=str)
+def test_visual_embeddings_are_huggingfaces(layers: int | list[int]) -> None:
+    config = llava_config()
+    config.vision_feature_layer = layers
+    check_vision(config)
+
+
+def test_visual_embeddings_of_a_siglip_tower() -> None:
+    check_vision(with_vision(siglip(), "full"))
+
+
+def check_vision(config: LlavaConfig) -> None:
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    family = family_of(config)
+    pixels = torch.randn(3, 3, *family.image_size(config))
+    with torch.no_grad():
+        found = family.parts(model).vision(pixels)
+        wanted = torch.stack(list(model.model.get_image_features(pixels).pooler_output))
+    rows, columns = family.grid(config)
+    assert found.shape == (3, rows * columns, config.text_config.hidden_size)
+    assert float((found - wanted).abs().max()) <= 1e-6
+    assert float(wanted.std()) > 1e-3
+
+
+def test_builds_and_loads_in_the_dtype(tmp_path: Path) -> None:
+    model = tiny_llava("qwen3")
+    model.save_pretrained(tmp_path)
+    (family,) = FAMILIES
+    loaded = family.load(tmp_path, torch.float16)
+    assert loaded.lm_head.weight.dtype == torch.float16
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.half())
+    assert not loaded.training
+    built = family.build(model.config, torch.bfloat16)
+    assert {parameter.dtype for parameter in built.parameters()} == {torch.bfloat16}
+    assert not built.training
