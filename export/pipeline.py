@@ -32,6 +32,7 @@ from edgeprune.manifest import (
 )
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
+from edgeprune.selection import keep_per_10000
 
 MIN_OPSET, MAX_OPSET = 18, 22
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
@@ -92,6 +93,7 @@ def export(
     listener = progress or Silent()
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"opset {opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
+    _check_options(options)
     folder = resolve_model(model, listener)
     config = read_config(folder)
     family = family_of(config)
@@ -108,6 +110,18 @@ def export(
             )
         write_manifest(scratch, manifest)
     return target
+
+
+def _check_options(options: ExportOptions) -> None:
+    """Refuses what is wrong whatever the model, before one is fetched."""
+    if options.dtype is not None and options.dtype not in graph.TORCH_DTYPES:
+        raise InputError(
+            f"the dtype {options.dtype!r} is not supported: choose one of {', '.join(graph.TORCH_DTYPES)}"
+        )
+    method_by_name(options.method)
+    if isinstance(options.keep, (int, float)):
+        keep_per_10000(options.keep)
+    resolve_curve(options.curve, options.method)
 
 
 def default_output(folder: Path, model: str | os.PathLike[str], options: ExportOptions) -> Path:

@@ -130,9 +130,11 @@ def save_llava(
     image_size: int = 24,
     patch_size: int = 4,
     letterbox: bool = True,
+    shard: str = "1GB",
     **changes: Any,
 ) -> Path:
-    """Saves a random LLaVA with processor; returns the folder."""
-    tiny_llava(kind, seed, image_size, patch_size, **changes).to(dtype).save_pretrained(folder)
+    """Saves a random LLaVA with processor, in files of at most `shard`; returns the folder."""
+    model = tiny_llava(kind, seed, image_size, patch_size, **changes).to(dtype)
+    model.save_pretrained(folder, max_shard_size=shard)
     save_processor(folder, image_size, patch_size, letterbox)
     return folder
