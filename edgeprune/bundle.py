@@ -54,8 +54,10 @@ def copy_with_sha256(source: Path, target: Path, progress: Progress | None = Non
 
 
 @contextmanager
-def writing_to(output: Path, force: bool = False) -> Iterator[Path]:
+def writing_to(output: Path, force: bool = False, marker: str = MANIFEST_NAME) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes `output` when the block ends without an error.
+
+    An earlier folder is replaced only with `force`, and only if it holds the file `marker` or nothing.
 
     Raises:
         OutputError: `output` exists and `force` is not set, cannot be written, or the disk is full.
@@ -64,10 +66,10 @@ def writing_to(output: Path, force: bool = False) -> Iterator[Path]:
     if output.exists() or output.is_symlink():
         if not force:
             raise OutputError(f"{output} exists already: name another folder, or add --force to replace it")
-        if not (output / MANIFEST_NAME).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        if not (output / marker).is_file() and not (output.is_dir() and not any(output.iterdir())):
             raise OutputError(
-                f"{output} exists and is not a bundle (it has no {MANIFEST_NAME}): "
-                "--force replaces bundles only"
+                f"{output} exists and was not written by edgeprune (it has no {marker}): move it away, because "
+                "only what edgeprune wrote is replaced"
             )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

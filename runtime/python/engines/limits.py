@@ -1,0 +1,173 @@
+"""How large the inputs of an engine may be, and the optimization profiles that follow from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgeprune.errors import InputError
+from edgeprune.manifest import GraphSpec, Manifest
+from edgeprune.selection import kept_count
+
+PREFILL, DECODE, VISION = "prefill", "decode", "vision"
+
+DEFAULT_NEW_TOKENS = 512
+# Text around the pictures where no --max-prompt is given, and in what the kernels are tuned for.
+_DEFAULT_TEXT = 512
+_USUAL_TEXT = 64
+
+# The function body's TopK takes K + 1 values (a sentinel stands in front), and TensorRT's takes at most this.
+TOPK_LIMIT = 3840
+
+
+class Limits(BaseModel):
+    """The largest inputs an engine takes, per run: prompts of a batch, and per prompt its tokens (visual ones
+    included), its pictures and the tokens generated after it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int = Field(ge=1)
+    prompt: int = Field(ge=1)
+    images: int = Field(ge=0)
+    new_tokens: int = Field(ge=1)
+
+
+class Range(NamedTuple):
+    """The shapes of one input that a profile allows, and the one it is tuned for."""
+
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    most: tuple[int, ...]
+
+
+Profile: TypeAlias = "dict[str, Range]"
+"""Ranges by the inputs' names."""
+
+
+def resolve_limits(
+    manifest: Manifest,
+    max_batch: int | None = None,
+    max_prompt: int | None = None,
+    max_images: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Limits:
+    """Fills in what is not given: one prompt with one picture and some text, as far as positions go.
+
+    Raises:
+        InputError: a number is too small, does not fit the model, or they contradict each other.
+    """
+    per_image, positions = manifest.preprocessing.tokens_per_image, manifest.model.max_positions
+    images = _whole("--max-images", max_images, 1, 0)
+    visual = images * per_image
+    prompt = _whole("--max-prompt", max_prompt, min(positions, visual + _DEFAULT_TEXT), 1)
+    if prompt > positions:
+        raise InputError(
+            f"--max-prompt is {prompt}, and the model has {positions} positions: give at most that"
+        )
+    if visual >= prompt:
+        raise InputError(
+            f"{images} pictures are {visual} visual tokens, and a prompt of at most {prompt} tokens has no "
+            "room "
+            f"for them and a question: raise --max-prompt (up to {positions}) or lower --max-images"
+        )
+    return Limits(
+        batch=_whole("--max-batch", max_batch, 1, 1),
+        prompt=prompt,
+        images=images,
+        new_tokens=_whole("--max-new-tokens", max_new_tokens, DEFAULT_NEW_TOKENS, 1),
+    )
+
+
+def _whole(option: str, value: int | None, default: int, least: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{option} is {value!r}: expected a whole number of at least {least}")
+    return value
+
+
+def check_topk(manifest: Manifest, limits: Limits) -> None:
+    """Refuses what the function body's TopK cannot select, before a device finds out at run time.
+
+    Raises:
+        InputError: a stage would have to keep too many tokens.
+    """
+    visual = limits.images * manifest.preprocessing.tokens_per_image
+    for number, stage in enumerate(manifest.plan.stages):
+        visual = kept_count(visual, stage.keep)
+        if visual + 1 > TOPK_LIMIT:
+            raise InputError(
+                f"pruning stage {number} would keep {visual} of the visual tokens of {limits.images} "
+                "pictures, and "
+                f"without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower --max-images, export "
+                "with a "
+                "lower --keep, or build with the plugin (--flavour tensorrt --plugin on)"
+            )
+
+
+def language_profiles(manifest: Manifest, limits: Limits) -> dict[str, Profile]:
+    """The two profiles of the language engine: whole prompts without a past, and single tokens with one."""
+    return {
+        PREFILL: _profile(manifest.language, _prefill_axes(manifest, limits)),
+        DECODE: _profile(manifest.language, _decode_axes(manifest, limits)),
+    }
+
+
+def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
+    """The profile of the vision engine: the pictures of one batch."""
+    most = max(1, limits.images) * limits.batch
+    return _profile(manifest.vision, {"images": (1, 1, most)})
+
+
+_Axes: TypeAlias = "dict[str, tuple[int, int, int]]"
+_PAST = "past_"
+
+
+def _prefill_axes(manifest: Manifest, limits: Limits) -> _Axes:
+    usual, visual = _usual_prompt(manifest, limits)
+    most = limits.images * manifest.preprocessing.tokens_per_image
+    return {
+        "batch": (1, 1, limits.batch),
+        "sequence": (1, usual, limits.prompt),
+        "visual": (0, visual, most),  # a prompt may come without pictures
+        **{_PAST + str(group): (0, 0, 0) for group in range(len(manifest.cache_groups))},
+    }
+
+
+def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
+    usual, visual = _usual_prompt(manifest, limits)
+    # The last token that is generated is never read; and no past is longer than the positions.
+    most = min(limits.prompt + limits.new_tokens - 1, manifest.model.max_positions)
+    axes: _Axes = {
+        "batch": (1, 1, limits.batch),
+        # One token is all that ever comes. A fixed 1, though, makes TensorRT lay out the joint weights of q,
+        # k, v and of gate, up a second time for this profile, which costs 60 % more engine and memory.
+        "sequence": (1, 1, 2),
+        "visual": (0, 0, 0),
+    }
+    dropped = 0
+    for group in range(len(manifest.cache_groups)):
+        if group:
+            kept = kept_count(visual, manifest.plan.stages[group - 1].keep)
+            dropped, visual = dropped + visual - kept, kept
+        middle = max(1, usual - dropped) + limits.new_tokens // 2
+        # At most the whole prompt, in every group: without pictures nothing is dropped.
+        axes[_PAST + str(group)] = (1, min(middle, most), most)
+    return axes
+
+
+def _usual_prompt(manifest: Manifest, limits: Limits) -> tuple[int, int]:
+    """Tokens and visual tokens of the prompt that kernels are tuned for: one picture and a question."""
+    visual = min(1, limits.images) * manifest.preprocessing.tokens_per_image
+    return min(limits.prompt, visual + _USUAL_TEXT), visual
+
+
+def _profile(graph: GraphSpec, axes: _Axes) -> Profile:
+    def corner(shape: tuple[int | str, ...], which: int) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else axes[axis][which] for axis in shape)
+
+    return {
+        spec.name: Range(corner(spec.shape, 0), corner(spec.shape, 1), corner(spec.shape, 2))
+        for spec in graph.inputs
+    }
