@@ -14,13 +14,23 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from edgeprune.export.indexing import take
+
 NAME = "edgeprune"
 
 
 @dataclass
 class ScoreTap:
-    """Receives float32 [B, S]: the last row's attention, mean over heads, to the S current positions."""
+    """Receives the attention that the scoring rows pay the S current positions.
 
+    Attributes:
+        rows: int64 [B, R], positions of the scoring rows; None is the last one alone.
+        weights: float32 [B, R], what each row counts.
+        score: float32 [B, S], the rows' attention, mean over heads, weighted sum over rows.
+    """
+
+    rows: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
     score: torch.Tensor | None = None
 
 
@@ -40,6 +50,15 @@ class LayerCaches:
         value = torch.cat([self.values[layer_idx], value], dim=2)
         self.present_keys.append(key)
         self.present_values.append(value)
+        return key, value
+
+
+class PassingCache:
+    """Stands for a layer's caches where its attention is only looked at: it keeps and adds nothing."""
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return key, value
 
 
@@ -71,12 +90,25 @@ def attention(
     kv_heads = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
     if score_tap is not None:
-        last = _probabilities(query[:, :, -1:], key, attention_mask[:, :, -1:], scale, heads)
-        score_tap.score = last.mean(dim=1)[:, 0, key.shape[2] - rows :]
+        score_tap.score = _scored(score_tap, query, key, attention_mask, scale)[:, key.shape[2] - rows :]
     weights = _probabilities(query, key, attention_mask, scale, heads).to(value.dtype)
     folded = weights.reshape(batch, kv_heads, heads // kv_heads * rows, key.shape[2])
     mixed = torch.matmul(folded, value).reshape(batch, heads, rows, width)
     return mixed.transpose(1, 2), None
+
+
+def _scored(
+    tap: ScoreTap, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """The scoring rows' attention to all T keys, float32 [B, T]."""
+    heads = query.shape[1]
+    if tap.rows is None:
+        return _probabilities(query[:, :, -1:], key, mask[:, :, -1:], scaling, heads).mean(dim=1)[:, 0]
+    assert tap.weights is not None
+    asking = take(query.transpose(1, 2), tap.rows).transpose(1, 2)
+    seen = take(mask[:, 0], tap.rows).unsqueeze(1)
+    paid = _probabilities(asking, key, seen, scaling, heads).mean(dim=1)
+    return (paid * tap.weights.unsqueeze(-1)).sum(dim=1)
 
 
 AttentionInterface.register(NAME, attention)

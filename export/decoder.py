@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from edgeprune.export.attention import LayerCaches, ScoreTap, use_edgeprune_attention
+from edgeprune.export.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
+from edgeprune.export.indexing import remaining_visual, spread
 from edgeprune.export.op import debiased_token_prune
-from edgeprune.plans import PruningPlan
+from edgeprune.export.scoring import rater_weights, score_tap
+from edgeprune.plans import Positions, PruningPlan, Ranking, ScoringRows, random_scores
+
+
+@dataclass
+class _Sequence:
+    """The tokens between two layers: what a stage shortens.
+
+    Attributes:
+        hidden: [B, S, D].
+        position_ids, attention_mask: int64 [B, S].
+        visual_index: int64 [B, V], where the visual tokens stand.
+        raters: float32 [B, S], weights of the rating text tokens, where a stage asks for them.
+        rotary: cosine and sine of the positions.
+        mask: additive, float32 [B, 1, S, P + S].
+    """
+
+    hidden: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    visual_index: torch.Tensor
+    raters: torch.Tensor | None
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    mask: torch.Tensor
 
 
 class PrunedDecoder(nn.Module):
@@ -42,13 +67,30 @@ class PrunedDecoder(nn.Module):
         self.plan = plan
         self.image_token_id = image_token_id
         self.stages = {stage.layer: number for number, stage in enumerate(plan.stages)}
-        self.score_layers = {stage.score_layer: number for number, stage in enumerate(plan.stages)}
-        if plan.prunes:
-            self.register_buffer("bias_curve", bias_curve, persistent=False)
+        # A layer that scores the stage right before it is looked at there, with its projections alone.
+        self.score_layers = {
+            stage.score_layer: number
+            for number, stage in enumerate(plan.stages)
+            if stage.score_layer is not None and stage.score_layer < stage.layer
+        }
+        self.rated = any(stage.rows is ScoringRows.RATERS for stage in plan.stages)
+        for name, value in self.constants(plan, bias_curve).items():
+            self.register_buffer(name, value, persistent=False)
         # transformers renamed the keyword on its way from 5.0 to 5.40.
         known = inspect.signature(type(text_model.layers[0]).forward).parameters
         self.cache_keyword = "cache" if "cache" in known else "past_key_values"
         use_edgeprune_attention(text_model.layers, text_model.config)
+
+    @staticmethod
+    def constants(plan: PruningPlan, bias_curve: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The buffers that belong to the plan and not to the model, by name, each float32 [Vmax]."""
+        found = {"bias_curve": bias_curve} if plan.prunes else {}
+        for number, stage in enumerate(plan.stages):
+            if stage.ranking is Ranking.RANDOM:
+                found[f"random_scores_{number}"] = torch.from_numpy(
+                    random_scores(stage.seed, len(bias_curve))
+                ).to(bias_curve.device)
+        return found
 
     @property
     def groups(self) -> int:
@@ -82,9 +124,11 @@ class PrunedDecoder(nn.Module):
             logits float32 [B, vocab] of the last position; per stage kept_index int64 [B, S'] and score
             float32 [B, S]; per group the mask int64 [B, P + S']; per layer keys, then values.
         """
-        hidden = self._embed(input_ids, visual_embeds)
         caches = LayerCaches(list(past_keys), list(past_values))
+        hidden = self._embed(input_ids, visual_embeds)
+        raters = rater_weights(hidden, visual_index, position_ids) if self.rated else None
         rotary, mask, present = self._enter_group(hidden, position_ids, attention_mask, past_masks[0])
+        tokens = _Sequence(hidden, position_ids, attention_mask, visual_index, raters, rotary, mask)
         present_masks = [present]
         scores: list[torch.Tensor] = []
         kept: list[torch.Tensor] = []
@@ -92,35 +136,89 @@ class PrunedDecoder(nn.Module):
         for number, layer in enumerate(self.text_model.layers):
             if number in self.stages:
                 stage = self.stages[number]
-                score = taps[stage].score
-                curve = (
-                    self.bias_curve if self.plan.stages[stage].debiased else torch.ones_like(self.bias_curve)
-                )
+                score = self._score(stage, tokens, taps.get(stage))
+                index, present = self._prune(stage, tokens, score, visual_valid, past_masks[stage + 1])
                 scores.append(score)
-                hidden, index = debiased_token_prune(
-                    hidden, score, visual_index, visual_valid, curve, self.plan.stages[stage].keep
-                )
                 kept.append(index)
-                position_ids = position_ids.gather(1, index)
-                attention_mask = attention_mask.gather(1, index)
-                rotary, mask, present = self._enter_group(
-                    hidden, position_ids, attention_mask, past_masks[stage + 1]
-                )
                 present_masks.append(present)
             tap = None
             if number in self.score_layers:
-                tap = taps[self.score_layers[number]] = ScoreTap()
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_ids=position_ids,
-                use_cache=True,
-                position_embeddings=rotary,
-                score_tap=tap,
-                **{self.cache_keyword: caches},
-            )
-        logits = self.lm_head(self.text_model.norm(hidden[:, -1])).to(torch.float32)
+                tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
+            tokens.hidden = self._run(layer, tokens, tokens.mask, caches, tap)
+        logits = self.lm_head(self.text_model.norm(tokens.hidden[:, -1])).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
+
+    def _run(
+        self,
+        layer: nn.Module,
+        tokens: _Sequence,
+        mask: torch.Tensor,
+        caches: LayerCaches | PassingCache,
+        tap: ScoreTap | None,
+    ) -> torch.Tensor:
+        found: torch.Tensor = layer(
+            tokens.hidden,
+            attention_mask=mask,
+            position_ids=tokens.position_ids,
+            use_cache=True,
+            position_embeddings=tokens.rotary,
+            score_tap=tap,
+            **{self.cache_keyword: caches},
+        )
+        return found
+
+    def _tap(self, stage: int, tokens: _Sequence) -> ScoreTap:
+        return score_tap(
+            self.plan.stages[stage].rows, tokens.visual_index, tokens.position_ids, tokens.raters
+        )
+
+    def _score(self, stage: int, tokens: _Sequence, tap: ScoreTap | None) -> torch.Tensor:
+        """What a stage's visual tokens are ranked by, float32 [B, S]."""
+        planned = self.plan.stages[stage]
+        if planned.ranking is Ranking.RANDOM:
+            table = self.get_buffer(f"random_scores_{stage}")
+            visual = tokens.visual_index
+            return spread(table[: visual.shape[1]].expand(visual.shape[0], -1), visual, tokens.position_ids)
+        if tap is None:
+            tap = self._tap(stage, tokens)
+            # Of the layer, only what the scores need stays in the graph. Its cache is pruned already, so it
+            # sees the new tokens alone: all of them in a prefill, and a decode step selects nothing.
+            mask = tokens.mask[..., tokens.mask.shape[-1] - tokens.hidden.shape[1] :]
+            self._run(self.text_model.layers[planned.layer], tokens, mask, PassingCache(), tap)
+        assert tap.score is not None
+        return tap.score
+
+    def _prune(
+        self,
+        stage: int,
+        tokens: _Sequence,
+        score: torch.Tensor,
+        visual_valid: torch.Tensor,
+        past_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shortens the tokens; returns the kept positions int64 [B, S'] and the group's key mask."""
+        planned = self.plan.stages[stage]
+        curve, valid = self.bias_curve, visual_valid
+        if not planned.node_debiases:
+            curve = torch.ones_like(curve)
+            valid = torch.ones_like(tokens.visual_index, dtype=torch.float32)
+        before = tokens.position_ids
+        tokens.hidden, index = debiased_token_prune(
+            tokens.hidden, score, tokens.visual_index, valid, curve, planned.keep
+        )
+        tokens.position_ids = before.gather(1, index)
+        tokens.attention_mask = tokens.attention_mask.gather(1, index)
+        if stage + 1 < len(self.plan.stages):
+            tokens.visual_index = remaining_visual(index, tokens.visual_index, before)
+            if tokens.raters is not None:
+                tokens.raters = tokens.raters.gather(1, index)
+        if self.plan.positions is Positions.RENUMBERED:
+            earlier = past_mask.sum(1, keepdim=True)
+            tokens.position_ids = (earlier + tokens.attention_mask.cumsum(1) - 1).clamp_min(0)
+        tokens.rotary, tokens.mask, present = self._enter_group(
+            tokens.hidden, tokens.position_ids, tokens.attention_mask, past_mask
+        )
+        return index, present
 
     def _embed(self, input_ids: torch.Tensor, visual_embeds: torch.Tensor) -> torch.Tensor:
         """Embeds tokens and puts the n-th visual embedding in the place of the n-th image token."""

@@ -103,12 +103,14 @@ def quiet_exporter() -> Iterator[None]:
 
 
 # Distinct sizes of at least 2: the tracer turns sizes of 0, 1, and equal ones into constants.
-_SIZES = {"batch": 2, "sequence": 23, "visual": 11, "past_0": 5, "past_1": 3, "past_2": 4, "images": 2}
+_SIZES = {"batch": 2, "sequence": 23, "visual": 11, "images": 2}
+_PAST_SIZES = (5, 3, 4, 7, 6, 13, 17, 19)
 _SMALLEST = {"batch": 1, "sequence": 1}
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:
-    shape = [axis if isinstance(axis, int) else _SIZES[axis] for axis in spec.shape]
+    sizes = _SIZES | {f"past_{group}": size for group, size in enumerate(_PAST_SIZES)}
+    shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
     dtype = {
         "float32": torch.float32,
         "float16": torch.float16,

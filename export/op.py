@@ -12,6 +12,7 @@ import onnxscript
 import torch
 from onnx import defs, helper, parser
 
+from edgeprune.export import indexing
 from edgeprune.selection import kept_count
 
 DOMAIN = "com.edgeprune"
@@ -108,7 +109,7 @@ def register_schema() -> None:
 
 
 def translation() -> dict[object, object]:
-    """The custom translation table for `torch.onnx.export`: one node, never inlined."""
+    """The custom translation table for `torch.onnx.export`: one node, never inlined; the rest inlined."""
     register_schema()
     domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)
 
@@ -116,7 +117,7 @@ def translation() -> dict[object, object]:
         node = getattr(domain, OP_NAME)
         return node(hidden_states, score, visual_index, visual_valid, bias_curve, **{KEEP_ATTRIBUTE: keep})
 
-    return {torch.ops.edgeprune.debiased_token_prune.default: to_onnx}
+    return {torch.ops.edgeprune.debiased_token_prune.default: to_onnx, **indexing.translation()}
 
 
 # The K-th best score comes from a TopK whose own order among equals does not matter: tokens above that

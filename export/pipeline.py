@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,7 @@ from edgeprune.manifest import (
     Preprocessing,
     Verification,
 )
-from edgeprune.plans import PruningPlan, method_by_name
+from edgeprune.plans import Keep, PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.selection import keep_per_10000
 
@@ -42,26 +43,28 @@ _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.T
 class ExportOptions:
     """What to export; see `export` for the meaning of each field."""
 
-    keep: float
+    keep: Keep = None
     method: str = "fastv"
-    layer: int | None = None
+    layer: int | Sequence[int] | None = None
     curve: str | os.PathLike[str] | None = None
     padding_mask: bool = True
     dtype: DType | None = None
     opset: int = 18
+    seed: int = 0
 
 
 def export(
     model: str | os.PathLike[str],
     *,
-    keep: float,
+    keep: Keep = None,
     output: str | os.PathLike[str] | None = None,
     method: str = "fastv",
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     curve: str | os.PathLike[str] | None = None,
     padding_mask: bool = True,
     dtype: DType | None = None,
     opset: int = 18,
+    seed: int = 0,
     force: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
@@ -70,15 +73,19 @@ def export(
 
     Args:
         model: a folder in Hugging Face's layout, or a hub id.
-        keep: share of visual tokens kept, 0 < keep <= 1; 1 gives the unpruned graph.
+        keep: the share of visual tokens that the layers behind the first selection see on average, 0 < keep
+            <= 1; 1 gives the unpruned graph. A sequence is the share of each selection, of all visual tokens;
+            None is the method's published setting.
         output: the bundle's folder; by default named after model, method and keep, in the current folder.
-        method: the pruning method ("fastv"), or "none" for the unpruned graph.
-        layer: prune before this decoder layer; None is the method's default.
+        method: the pruning method, one of `edgeprune.plans.METHODS`; "none" for the unpruned graph.
+        layer: prune before this decoder layer, or these where the method has several selections; None is the
+            method's published layers, scaled to the decoder's depth.
         curve: a bias curve's JSON file, a preset's name, "none" for no positional debias, or None for the
             method's default preset.
         padding_mask: whether padded visual tokens are suppressed (where the preprocessing pads).
         dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
         opset: ONNX opset, 18 to 22.
+        seed: of the method "random".
         force: replace an earlier bundle at `output`.
         verify: compare the result with the original model before it is put in place.
         progress: told the steps.
@@ -89,7 +96,7 @@ def export(
     Raises:
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
-    options = ExportOptions(keep, method, layer, curve, padding_mask, dtype, opset)
+    options = ExportOptions(keep, method, layer, curve, padding_mask, dtype, opset, seed)
     listener = progress or Silent()
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"opset {opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
@@ -127,7 +134,11 @@ def _check_options(options: ExportOptions) -> None:
 def default_output(folder: Path, model: str | os.PathLike[str], options: ExportOptions) -> Path:
     """The folder name a bundle gets when none is given."""
     name = folder.resolve().name if Path(model).is_dir() else str(model).rsplit("/", 1)[-1]
-    suffix = "unpruned" if options.method == "none" else f"{options.method}-{options.keep:g}"
+    given = [] if options.keep is None else options.keep
+    shares = list(given) if isinstance(given, Sequence) else [given]
+    suffix = "-".join([options.method, *(f"{share:g}" for share in shares)])
+    if options.method == "none":
+        suffix = "unpruned"
     return Path(f"{name}-{suffix}")
 
 
@@ -170,8 +181,15 @@ def _write(
     progress: Progress,
 ) -> Manifest:
     text = config.get_text_config()
-    plan = method_by_name(options.method).plan(text.num_hidden_layers, options.keep, options.layer)
     preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
+    plan = method_by_name(options.method).plan(
+        text.num_hidden_layers,
+        options.keep,
+        options.layer,
+        visual_tokens=preprocessing.tokens_per_image,
+        seed=options.seed,
+    )
+    _check_curve(options)
     curve = resolve_curve(options.curve, options.method) if plan.prunes else None
     vocabulary_slots = max(1, text.max_position_embeddings // preprocessing.tokens_per_image)
     tokens = preprocessing.tokens_per_image * vocabulary_slots
@@ -208,7 +226,7 @@ def _write(
     ):
         sources = assemble.initializer_sources(module, model, placed, buffers)
         if stages:
-            sources["bias_curve"] = torch.from_numpy(bias)
+            sources |= PrunedDecoder.constants(plan, torch.from_numpy(bias))
         assemble.attach(traced, sources, scratch)
         assemble.optimize(traced)
         assemble.save(traced, spec, scratch / name, edgeprune.__version__)
@@ -232,6 +250,14 @@ def _write(
         prompt=prompt,
         files=tuple(listed),
     )
+
+
+def _check_curve(options: ExportOptions) -> None:
+    if options.method == "random" and options.curve not in (None, "none"):
+        raise InputError(
+            f"a bias curve ({options.curve}) was given and the method random has no attention to debias: "
+            "leave it out"
+        )
 
 
 def _bias(

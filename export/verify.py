@@ -10,6 +10,7 @@ Three independent statements are checked, on random inputs and on a drawn pictur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of, read_config
 from edgeprune.export.graph import TORCH_DTYPES
 from edgeprune.manifest import Check, Manifest, Verification, failures
+from edgeprune.plans import Ranking, ScoringRows
 from edgeprune.progress import Progress
 from edgeprune.selection import select
 
@@ -47,6 +49,21 @@ class Case:
     attention_mask: Array
     pixel_values: Array
     visual_valid: Array
+
+
+class Figures:
+    """The worst value of every figure; NaN is worse than any number, and stays."""
+
+    def __init__(self) -> None:
+        self._worst: dict[str, Check] = {}
+
+    def add(self, name: str, value: float, limit: float) -> None:
+        if name not in self._worst or math.isnan(value) or value > self._worst[name].value:
+            self._worst[name] = Check(name=name, value=float(value), limit=limit)
+
+    @property
+    def checks(self) -> list[Check]:
+        return list(self._worst.values())
 
 
 def verify_bundle(
@@ -106,11 +123,8 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     dtype = TORCH_DTYPES[manifest.model.dtype]
     model = family.load(source, dtype)
     vision, language = _session(bundle / manifest.vision.file), _session(bundle / manifest.language.file)
-    worst: dict[str, Check] = {}
-
-    def record(name: str, value: float, limit: float) -> None:
-        if name not in worst or value > worst[name].value:
-            worst[name] = Check(name=name, value=float(value), limit=limit)
+    figures = Figures()
+    record = figures.add
 
     cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_picture_case(bundle, manifest)]
     reference = [_huggingface(model, case, manifest) for case in cases]
@@ -126,7 +140,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
         scale = max(1.0, float(embeds.float().abs().max()))
         record("visual embeddings", _apart(ours, embeds) / scale, LOGIT_LIMITS[manifest.model.dtype])
         _compare_language(case, manifest, decoder, language, embeds, hf_logits, hf_score, record)
-    return list(worst.values())
+    return figures.checks
 
 
 def _compare_language(
@@ -163,22 +177,23 @@ def _compare_language(
                     _apart(logits.numpy(), hf_logits) / spread,
                     LOGIT_LIMITS[kind],
                 )
-            for stage in range(stages):
+            visual = _to_numpy(feeds["visual_index"])
+            for stage, planned in enumerate(manifest.plan.stages):
                 kept = found[f"kept_index.{stage}"]
                 record(
                     "kept tokens, graph against torch",
                     _differing(kept, expected[f"kept_index.{stage}"].numpy()),
                     KEPT_LIMITS[kind],
                 )
+                curve, valid = decoder.bias_curve.numpy(), case.visual_valid
+                if not planned.node_debiases:
+                    curve, valid = np.ones_like(curve), np.ones(visual.shape, dtype=np.float32)
                 score = found[f"score.{stage}"]
-                chosen = select(
-                    score,
-                    _to_numpy(feeds["visual_index"]),
-                    case.visual_valid,
-                    decoder.bias_curve.numpy(),
-                    manifest.plan.stages[stage].keep,
-                )
-                record("kept tokens, graph against numpy", _differing(kept, chosen.kept_index), 0.0)
+                chosen = select(score, visual, valid, curve, planned.keep)
+                appended = planned.counts(visual.shape[1]).appended
+                lacking = _lacking(kept, chosen.kept_index, visual, appended)
+                record("kept tokens, graph against numpy", lacking, 0.0)
+                visual = _still_visual(kept, visual)
             if stages and hf_score is not None:
                 apart = _apart(found["score.0"], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
@@ -248,10 +263,32 @@ def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tens
             use_cache=False,
         )
     logits = output.logits[:, -1].float()
-    if not manifest.plan.prunes:
+    first = manifest.plan.stages[0] if manifest.plan.prunes else None
+    if first is None or first.ranking is not Ranking.ATTENTION or first.score_layer is None:
         return logits, None
-    attention = output.attentions[manifest.plan.stages[0].score_layer]
-    return logits, attention[:, :, -1].float().mean(1)
+    paid = output.attentions[first.score_layer].float().mean(1)
+    ids = torch.from_numpy(case.input_ids)
+    if first.rows is ScoringRows.LAST_TOKEN:
+        return logits, paid[:, -1]
+    weights = _row_weights(model, first.rows, ids, case, manifest)
+    return logits, (paid * weights.unsqueeze(-1)).sum(1)
+
+
+def _row_weights(
+    model: Any, rows: ScoringRows, ids: torch.Tensor, case: Case, manifest: Manifest
+) -> torch.Tensor:
+    """What each row's attention counts in the first score, float32 [B, S]."""
+    weights = torch.zeros(ids.shape)
+    for row, tokens in enumerate(ids):
+        visual = (tokens == manifest.prompt.image_token_id).nonzero()[:, 0]
+        if rows is ScoringRows.IMAGE:
+            weights[row, visual] = 1
+            continue
+        text = torch.arange(int(visual[-1]) + 1, len(tokens))
+        weights[row, text] = 1
+        if rows is ScoringRows.RATERS:
+            raise NotImplementedError
+    return weights
 
 
 def _curve(manifest: Manifest) -> NDArray[np.float32]:
@@ -320,6 +357,27 @@ def _numpy(dtype: torch.dtype) -> type[np.generic]:
 
 def _to_numpy(value: torch.Tensor) -> Array:
     return value.detach().numpy()
+
+
+def _lacking(found: Array, chosen: Array, visual: Array, appended: int) -> float:
+    """Share of the reference's kept positions that the graph lacks; 1 where it has others than the plan's.
+
+    Beside the reference's positions, `appended` ones stand for means of dropped visual tokens.
+    """
+    if found.shape[1] != chosen.shape[1] + appended:
+        return 1.0
+    for row, reference, of_row in zip(found, chosen, visual, strict=True):
+        added = np.setdiff1d(row, reference)
+        if len(np.unique(row)) != len(row) or not np.isin(added, of_row).all():
+            return 1.0
+    missing = [np.setdiff1d(b, a).size for a, b in zip(found, chosen, strict=True)]
+    return float(np.sum(missing) / chosen.size)
+
+
+def _still_visual(kept: Array, visual: Array) -> Array:
+    """Where the visual tokens among the kept positions stand, int64 [B, visual tokens left]."""
+    rows = [np.flatnonzero(np.isin(row, of_row)) for row, of_row in zip(kept, visual, strict=True)]
+    return np.stack(rows)
 
 
 def _apart(found: Array, expected: torch.Tensor) -> float:

@@ -269,13 +269,12 @@ class Session:
         self, caches: dict[str, Tensor], sequence: int, stages: tuple[StageResult, ...]
     ) -> None:
         """The caches are the proof that later layers really saw fewer tokens."""
-        dropped = 0
-        for group, stage in enumerate([None, *stages]):
-            dropped += 0 if stage is None else len(stage.candidates) - stage.kept
+        visual = len(stages[0].candidates) if stages else 0
+        for group, expected in enumerate(self.manifest.plan.cache_lengths(sequence, visual)):
             found = caches[f"present_mask.{group}"].shape[1]
-            if found != sequence - dropped:
+            if found != expected:
                 raise PruningError(
-                    f"the caches of layer group {group} hold {found} tokens: expected {sequence - dropped} "
+                    f"the caches of layer group {group} hold {found} tokens: expected {expected} "
                     f"of {sequence}, as the plan says ({self.manifest.plan.describe()}); export again"
                 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeprune.errors import PruningError
 from edgeprune.plans import PruningPlan
-from edgeprune.selection import kept_count, select_visual
+from edgeprune.selection import select_visual
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,8 @@ class StageResult:
         candidates: int64 [C], the visual tokens that reached the stage, likewise.
         score: float32 [C], the attention that the scoring rows pay each of them, before any debiasing.
         visual_valid: float32 [C], their padding mask.
+        averaged: int64 [means], where the stage appends means of dropped tokens: for each the visual token
+            at the middle of its cluster, for which it stands from here on.
     """
 
     layer: int
@@ -33,6 +35,7 @@ class StageResult:
     candidates: NDArray[np.int64]
     score: NDArray[np.float32]
     visual_valid: NDArray[np.float32]
+    averaged: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def kept(self) -> int:
@@ -75,7 +78,8 @@ def stage_results(
         For each prompt, a result per stage.
 
     Raises:
-        PruningError: a stage kept other than S - V + K tokens, or another number of visual ones than K.
+        PruningError: a stage kept another number of tokens, or of visual ones among them, than its plan says,
+            or not in order.
     """
     batch, visual = visual_index.shape
     results: list[list[StageResult]] = [[] for _ in range(batch)]
@@ -84,7 +88,8 @@ def stage_results(
     np.put_along_axis(identity, visual_index, np.broadcast_to(np.arange(visual), (batch, visual)), axis=1)
     for number, stage in enumerate(plan.stages):
         kept_index, score = traces[f"kept_index.{number}"], traces[f"score.{number}"]
-        expected = kept_count(visual, stage.keep)
+        counts = stage.counts(visual)
+        expected = counts.after
         length = identity.shape[1] - visual + expected
         where = f"stage {number}, before layer {stage.layer},"
         if kept_index.shape != (batch, length):
@@ -94,10 +99,13 @@ def stage_results(
             )
         after = np.take_along_axis(identity, kept_index, axis=1)
         for row in range(batch):
-            kept = after[row][after[row] >= 0]
-            if len(kept) != expected or (np.diff(kept_index[row]) <= 0).any():
+            left = after[row][after[row] >= 0]
+            # Means stand behind the last kept visual token, under the numbers of dropped ones.
+            kept, averaged = left[: counts.kept], left[counts.kept :]
+            originals = kept_index[row][~np.isin(after[row], averaged)]
+            if len(left) != expected or (np.diff(originals) <= 0).any():
                 raise PruningError(
-                    f"{where} kept {len(kept)} of {visual} visual tokens: expected {expected}, in order; the "
+                    f"{where} kept {len(left)} of {visual} visual tokens: expected {expected}, in order; the "
                     "graph does not follow its plan: export again"
                 )
             reached = identity[row] >= 0
@@ -110,6 +118,7 @@ def stage_results(
                     candidates=candidates,
                     score=score[row][reached],
                     visual_valid=visual_valid[row][candidates],
+                    averaged=averaged,
                 )
             )
         identity, visual = after, expected

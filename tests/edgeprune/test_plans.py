@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from edgeprune.errors import InputError
 from edgeprune.plans import (
     METHODS,
-    FastV,
     Merge,
     PruningPlan,
     PruningStage,
     ScoringRows,
     method_by_name,
+    random_scores,
+    recycled_count,
 )
 
 
@@ -22,7 +28,7 @@ def stage(layer: int, keep: int = 5000) -> PruningStage:
 
 
 def test_fastv_is_one_debiased_selection_scored_by_the_layer_before() -> None:
-    plan = FastV().plan(32, 0.3)
+    plan = METHODS["fastv"].plan(32, 0.3)
     assert plan == PruningPlan(
         method="fastv",
         stages=(
@@ -40,33 +46,33 @@ def test_fastv_is_one_debiased_selection_scored_by_the_layer_before() -> None:
 
 
 def test_fastv_takes_another_layer_and_leaves_debiasing_out() -> None:
-    (only,) = FastV().plan(8, 0.25, layer=3, debiased=False).stages
+    (only,) = METHODS["fastv"].plan(8, 0.25, layer=3, debiased=False).stages
     assert (only.layer, only.score_layer, only.keep, only.debiased) == (3, 2, 2500, False)
 
 
 @pytest.mark.parametrize("layer", [1, 7])
 def test_fastv_reaches_from_the_first_to_the_last_gap(layer: int) -> None:
-    assert FastV().plan(8, 0.5, layer=layer).stages[0].layer == layer
+    assert METHODS["fastv"].plan(8, 0.5, layer=layer).stages[0].layer == layer
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 8, 9])
 def test_a_layer_out_of_range_says_the_range(layer: int) -> None:
     with pytest.raises(InputError, match=f"layer {layer} cannot be pruned at.*8 decoder layers.*from 1 to 7"):
-        FastV().plan(8, 0.5, layer=layer)
+        METHODS["fastv"].plan(8, 0.5, layer=layer)
 
 
 def test_a_default_layer_that_the_model_does_not_have_says_the_range() -> None:
     with pytest.raises(InputError, match=r"layer 2 cannot be pruned at.*from 1 to 1"):
-        FastV().plan(2, 0.5)
+        METHODS["fastv"].plan(2, 0.5)
 
 
 def test_a_model_of_one_layer_cannot_be_pruned() -> None:
     with pytest.raises(InputError, match=r"1 decoder layer,.*--method none"):
-        FastV().plan(1, 0.5)
+        METHODS["fastv"].plan(1, 0.5)
 
 
 def test_keeping_all_is_a_plan_without_stages() -> None:
-    plan = FastV().plan(8, 1.0)
+    plan = METHODS["fastv"].plan(8, 1.0)
     assert plan == PruningPlan(method="fastv")
     assert not plan.prunes
 
@@ -83,8 +89,10 @@ def test_every_method_refuses_a_keep_ratio_out_of_range(method: str, keep: float
 
 
 def test_methods_are_found_by_their_names() -> None:
-    assert {name: method_by_name(name).name for name in METHODS} == {"fastv": "fastv", "none": "none"}
-    with pytest.raises(InputError, match="unknown pruning method 'fastvee': choose one of fastv, none"):
+    assert all(method_by_name(name).name == name for name in METHODS)
+    with pytest.raises(
+        InputError, match="unknown pruning method 'fastvee': choose one of fastv, himap, none, "
+    ):
         method_by_name("fastvee")
 
 
@@ -127,10 +135,156 @@ def test_plans_survive_json() -> None:
 
 def test_plans_do_not_change() -> None:
     with pytest.raises(ValidationError):
-        FastV().plan(8, 0.5).stages[0].keep = 1
+        METHODS["fastv"].plan(8, 0.5).stages[0].keep = 1
 
 
 def test_a_plan_says_what_it_does() -> None:
-    assert FastV().plan(8, 0.3).describe() == "fastv: before layer 2 keep 0.3"
-    assert FastV().plan(8, 0.3, debiased=False).describe() == "fastv: before layer 2 keep 0.3 (no debias)"
+    assert METHODS["fastv"].plan(8, 0.3).describe() == "fastv: before layer 2 keep 0.3"
+    assert (
+        METHODS["fastv"].plan(8, 0.3, debiased=False).describe()
+        == "fastv: before layer 2 keep 0.3 (no debias)"
+    )
     assert PruningPlan(method="none").describe() == "none: no pruning"
+
+
+# Layers and numbers of tokens as published for LLaVA-1.5-7B: 32 layers, 576 visual tokens.
+PUBLISHED = {
+    "fastv": ([2], [288]),
+    "pyramiddrop": ([2, 10, 20], [184, 92, 46]),
+    "himap": ([2, 8], [115, 90]),
+    "random": ([2], [288]),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_without_a_share_a_method_keeps_what_it_publishes(method: str) -> None:
+    plan = METHODS[method].plan(32, visual_tokens=576)
+    assert [stage.layer for stage in plan.stages] == PUBLISHED[method][0]
+    assert [counts.kept for counts in plan.counts(576)] == PUBLISHED[method][1]
+
+
+def test_published_lists_can_be_given_as_they_are() -> None:
+    plan = METHODS["pyramiddrop"].plan(32, (0.5, 0.25, 0.125), (8, 16, 24), visual_tokens=576)
+    assert [(s.layer, s.score_layer) for s in plan.stages] == [(8, 8), (16, 16), (24, 24)]
+    assert [counts.kept for counts in plan.counts(576)] == [288, 144, 72]
+
+
+def test_counts_are_whole_parts_where_the_method_says_so() -> None:
+    # 0.32 * 25 is 8, but 0.29 * 100 is 28.999... in binary; 0.13 * 576 is 74.88.
+    plan = METHODS["pyramiddrop"].plan(32, (0.29, 0.13, 0.13), visual_tokens=100)
+    assert [counts.kept for counts in plan.counts(100)] == [29, 13]
+    plan = METHODS["pyramiddrop"].plan(32, (0.13, 0.13, 0.13), visual_tokens=576)
+    assert [counts.kept for counts in plan.counts(576)] == [74]
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))
+@given(
+    keep=st.floats(0.02, 1),
+    layers=st.integers(4, 80),
+    visual=st.integers(36, 3000),
+)
+@settings(max_examples=60, deadline=None)
+def test_keep_is_the_average_behind_the_first_selection(
+    method: str, keep: float, layers: int, visual: int
+) -> None:
+    plan = METHODS[method].plan(layers, keep, visual_tokens=visual)
+    first = METHODS[method].plan(layers, 0.01, visual_tokens=visual).stages[0].layer
+    kept = [visual, *(counts.kept for counts in plan.counts(visual))]
+    seen = [kept[plan.group_of_layer(layer)] / visual for layer in range(first, layers)]
+    # Shares are whole ten-thousandths, numbers of tokens whole numbers, at least one.
+    assert sum(seen) / len(seen) == pytest.approx(keep, abs=1.01 / visual + 1e-4)
+    assert [stage.debiased for stage in plan.stages] == [True, False, False][: len(plan.stages)]
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))
+@pytest.mark.parametrize("layers", [4, 5, 12, 24, 28, 32, 40, 80])
+def test_layers_scale_with_the_depth_and_stay_apart(method: str, layers: int) -> None:
+    at = [stage.layer for stage in METHODS[method].plan(layers, 0.3, visual_tokens=576).stages]
+    assert at == sorted(set(at))
+    assert at[0] >= 1
+    assert at[-1] < layers
+    if layers == 80 and method == "pyramiddrop":
+        assert at == [5, 25, 50]
+
+
+def test_several_pictures_round_the_same_shares() -> None:
+    plan = METHODS["himap"].plan(32, visual_tokens=576)
+    assert [counts.kept for counts in plan.counts(2 * 576)] == [230, 180]
+
+
+def test_without_a_number_of_tokens_shares_are_kept() -> None:
+    plan = METHODS["pyramiddrop"].plan(32, (0.5, 0.25, 0.125))
+    assert [stage.keep for stage in plan.stages] == [5000, 5000, 5000]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("pyramiddrop", {"keep": (0.5, 0.25)}, "2 keep ratios were given and pyramiddrop has 3 selections"),
+        ("pyramiddrop", {"keep": (0.25, 0.5, 0.125)}, "the keep ratios 0.25, 0.5, 0.125 rise"),
+        ("pyramiddrop", {"keep": (0.5, 0.25, 0)}, "the keep ratio is 0"),
+        ("pyramiddrop", {"layer": 2}, "1 layer was given and pyramiddrop has 3 selections"),
+        ("pyramiddrop", {"layer": (2, 10)}, "2 layers were given and pyramiddrop has 3 selections"),
+        ("pyramiddrop", {"layer": (2, 20, 10)}, "the layers 2, 20, 10 do not ascend"),
+        ("pyramiddrop", {"layer": (2, 2, 10)}, "the layers 2, 2, 10 do not ascend"),
+        ("pyramiddrop", {"layer": (2, 10, 32)}, "layer 32 cannot be pruned at: the model has 32"),
+        ("random", {"seed": -1}, "the seed is -1"),
+        ("none", {"keep": (0.5, 2)}, "the keep ratio is 2"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(method: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        METHODS[method].plan(32, **arguments)
+
+
+def test_a_model_too_shallow_for_a_method_says_so() -> None:
+    with pytest.raises(InputError, match="the model has 3 decoder layers, and pyramiddrop has 3 selections"):
+        METHODS["pyramiddrop"].plan(3)
+
+
+def test_a_stage_cannot_be_scored_before_the_one_before_it_prunes() -> None:
+    early = PruningStage(layer=5, score_layer=1, keep=5000, debiased=False)
+    with pytest.raises(ValidationError, match="layer 1 cannot score the stage before layer 5"):
+        PruningPlan(method="several", stages=(stage(2), early))
+
+
+@pytest.mark.parametrize("fields", [{"score_layer": None}, {"score_layer": 1, "ranking": "random"}])
+def test_attention_has_a_layer_and_random_numbers_have_none(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="attention needs a layer"):
+        PruningStage.model_validate({"layer": 2, "keep": 5000, **fields})
+
+
+def test_lengths_of_caches_follow_the_stages() -> None:
+    plan = PruningPlan(method="several", stages=(stage(2), stage(5)))
+    assert plan.cache_lengths(sequence=30, visual_tokens=20) == (30, 20, 15)
+    assert plan.average_share(8, 20) == pytest.approx((2 * 20 + 3 * 10 + 3 * 5) / (8 * 20))
+    trimmed = plan.model_copy(update={"trims_earlier_caches": True})
+    assert trimmed.cache_lengths(sequence=30, visual_tokens=20) == (15, 15, 15)
+    assert PruningPlan(method="none").cache_lengths(30, 20) == (30,)
+    assert plan.average_share(8, 0) == 1
+
+
+def test_means_of_dropped_tokens_count_behind_the_stage() -> None:
+    recycling = PruningStage(layer=2, score_layer=1, keep=5000, merge=Merge.RECYCLE)
+    plan = PruningPlan(method="several", stages=(recycling, stage(5)))
+    # Of 50 dropped tokens 16 are recycled into 2 means.
+    assert [(c.reached, c.kept, c.appended) for c in plan.counts(100)] == [(100, 50, 2), (52, 26, 0)]
+    assert plan.describe_counts(8, 100) == (
+        "100, 52 from layer 2 on, 2 of them means of dropped ones, 26 from layer 5 on, "
+        "on average 54.2% of them per layer"
+    )
+
+
+@pytest.mark.parametrize("pruned", [1, 2, 9, 10, 30, 33, 130, 276, 466])
+def test_recycled_tokens_are_counted_as_published(pruned: int) -> None:
+    tokens = int(pruned * 0.3) + 1
+    assert recycled_count(pruned) == (min(tokens, pruned), min(tokens, int(tokens / 10) + 1))
+    assert recycled_count(0) == (0, 0)
+
+
+def test_random_scores_are_a_seeded_order() -> None:
+    scores = random_scores(7, 100)
+    assert sorted(scores.tolist()) == pytest.approx([n / 100 for n in range(1, 101)])
+    assert scores.tolist() == random_scores(7, 100).tolist() != random_scores(8, 100).tolist()
+    assert abs(np.corrcoef(scores, np.arange(100))[0, 1]) < 0.3
+    assert len(random_scores(0, 0)) == 0

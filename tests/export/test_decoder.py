@@ -173,7 +173,7 @@ def test_the_debias_changes_what_is_kept() -> None:
     assert len({str(kept) for kept in (both, position, padding, neither)}) == 4
 
 
-def test_a_stage_without_debias_ignores_the_curve() -> None:
+def test_a_stage_without_debias_ignores_curve_and_padding_mask() -> None:
     model = model_of("llama")
     inputs = random_inputs(model, 1, 1)
     plan = method_by_name("fastv").plan(LAYERS, 0.3, debiased=False)
@@ -181,7 +181,7 @@ def test_a_stage_without_debias_ignores_the_curve() -> None:
     wanted = select(
         found.scores[0],
         inputs.visual_index(model.config.image_token_id).numpy(),
-        inputs.visual_valid.numpy(),
+        np.ones((1, PER_PICTURE), np.float32),
         np.ones(PER_PICTURE, np.float32),
         3000,
     )

@@ -12,6 +12,7 @@ import pytest
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import VerificationError
 from edgeprune.manifest import Verification
+from edgeprune.plans import METHODS
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli, snapshot
 from tests.manifests import write_bundle
@@ -53,6 +54,7 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
         "padding_mask": True,
         "dtype": None,
         "opset": 18,
+        "seed": 0,
         "force": False,
         "verify": True,
     }
@@ -60,7 +62,8 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
 
 def test_every_option_is_passed_on(cli: Cli, exporter: FakeExporter) -> None:
     given = (
-        "--keep 0.25 --method none --layer 3 --curve none --no-padding-mask --dtype fp16 --opset 20 --force"
+        "--keep 0.25 --method none --layer 3 --curve none --debias position --dtype fp16 --opset 20 --force "
+        "--seed 5"
     )
     assert cli("export", "some/model", *given.split(), "--no-verify", "-o", "somewhere").code == 0
     exporter.arguments.pop("progress")
@@ -73,9 +76,42 @@ def test_every_option_is_passed_on(cli: Cli, exporter: FakeExporter) -> None:
         "padding_mask": False,
         "dtype": "fp16",
         "opset": 20,
+        "seed": 5,
         "force": True,
         "verify": False,
     }
+
+
+def test_without_a_share_the_method_decides(cli: Cli, exporter: FakeExporter) -> None:
+    assert cli("export", "some/model").code == 0
+    assert exporter.arguments["keep"] is None
+
+
+def test_shares_and_layers_of_several_selections(cli: Cli, exporter: FakeExporter) -> None:
+    assert cli("export", "some/model", "--keep", "0.5,0.25,0.125", "--layer", "8,16,24").code == 0
+    assert exporter.arguments["keep"] == (0.5, 0.25, 0.125)
+    assert exporter.arguments["layer"] == (8, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("debias", "curve", "mask"),
+    [
+        ("position,padding", None, True),
+        ("padding", "none", True),
+        ("position", None, False),
+        ("none", "none", False),
+    ],
+)
+def test_what_is_debiased(
+    cli: Cli, exporter: FakeExporter, debias: str, curve: str | None, mask: bool
+) -> None:
+    assert cli("export", "some/model", "--debias", debias).code == 0
+    assert (exporter.arguments["curve"], exporter.arguments["padding_mask"]) == (curve, mask)
+
+
+def test_the_help_lists_every_method(cli: Cli) -> None:
+    out = cli("export", "--help").out
+    assert not [name for name in METHODS if f"`{name}`" not in out and name not in out]
 
 
 def test_the_result_says_plan_curve_sizes_and_verification(cli: Cli, exporter: FakeExporter) -> None:
@@ -145,6 +181,15 @@ def earlier(tmp_path: Path) -> Path:
         ("--keep 0.3 --layer 0", "layer 0 cannot be pruned at: the model has 4 decoder layers"),
         ("--keep 0.3 --layer 4", "--layer must be from 1 to 3"),
         ("--keep 0.3 --layer two", "Invalid value for '--layer'"),
+        ("--keep 0.3,0.2", "2 keep ratios were given and fastv has 1 selection"),
+        ("--method himap --keep 0.3,0.4", "the keep ratios 0.3, 0.4 rise"),
+        ("--method himap --keep 0.3,2", "the keep ratio is 2"),
+        ("--method himap --layer 1", "1 layer was given and himap has 2 selections"),
+        ("--method himap --layer 2,1", "the layers 2, 1 do not ascend"),
+        ("--debias everything", "--debias everything: expected position, padding"),
+        ("--debias padding --curve fastv", "the bias curve fastv was given and --debias padding"),
+        ("--method random --curve fastv", "the method random has no attention to debias"),
+        ("--method random --seed -1", "the seed is -1"),
         ("--keep 0.3 --method guess", "unknown pruning method 'guess': choose one of"),
         ("--keep 0.3 --curve nowhere.json", "'nowhere.json' is neither a bias curve preset nor a file"),
         ("--keep 0.3 --curve {short}", "the bias curve is a table of 5 weights and 144 visual tokens"),

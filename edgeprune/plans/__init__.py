@@ -1,0 +1,36 @@
+"""Pruning plans and the methods that make them.
+
+A *method* is a small object that, for a given number of decoder layers and a keep ratio, yields a
+*pruning plan*: an ordered tuple of *pruning stages*. The exporter turns every stage into one graph node;
+nothing else in the project knows a method by name.
+"""
+
+from edgeprune.plans.methods import METHODS, Keep, Method, StagedMethod, method_by_name
+from edgeprune.plans.plan import (
+    Merge,
+    Positions,
+    PruningPlan,
+    PruningStage,
+    Ranking,
+    ScoringRows,
+    StageCounts,
+    recycled_count,
+)
+from edgeprune.plans.random_scores import random_scores
+
+__all__ = [
+    "METHODS",
+    "Keep",
+    "Merge",
+    "Method",
+    "Positions",
+    "PruningPlan",
+    "PruningStage",
+    "Ranking",
+    "ScoringRows",
+    "StageCounts",
+    "StagedMethod",
+    "method_by_name",
+    "random_scores",
+    "recycled_count",
+]

@@ -1,0 +1,305 @@
+"""The pruning methods, as data: where each prunes, by which scores, and what it publishes as its defaults.
+
+`keep` means the same for all of them: the share of a prompt's visual tokens that the layers behind the
+first selection see on average. For a method with one selection that is the share it keeps. A method with
+several keeps more at the first and less at the last, in its published proportions, so that one keep ratio
+costs about the same in every method. A list gives the share of every selection, of all visual tokens,
+itself; None is the method's published setting. Means of dropped tokens, which a method may append, are not
+counted in it, as they are not in the published budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from edgeprune.errors import InputError
+from edgeprune.plans.plan import Merge, Positions, PruningPlan, PruningStage, Ranking, ScoringRows
+from edgeprune.selection import keep_per_10000, kept_count
+
+Keep: TypeAlias = "float | Sequence[float] | None"
+
+_WHOLE = 10_000
+
+
+class Method(Protocol):
+    """What a pruning method has to offer."""
+
+    @property
+    def name(self) -> str: ...
+
+    def plan(
+        self,
+        layers: int,
+        keep: Keep = None,
+        layer: int | Sequence[int] | None = None,
+        debiased: bool = True,
+        visual_tokens: int | None = None,
+        seed: int = 0,
+    ) -> PruningPlan:
+        """The plan for a decoder.
+
+        Args:
+            layers: decoder layers.
+            keep: see the module's description.
+            layer: before which layer each selection is; None is the published layers, scaled to the depth.
+            debiased: whether the first selection is.
+            visual_tokens: of one picture. Later selections then keep exactly the published counts of it;
+                without, or in prompts of several pictures, they round shares.
+            seed: of random pruning.
+
+        Raises:
+            InputError: keep or layer is out of range or of another length than the method has selections.
+        """
+        ...
+
+
+def _nearest(visual_tokens: int, share: int) -> int:
+    return kept_count(visual_tokens, share)
+
+
+def _floor(visual_tokens: int, share: int) -> int:
+    return max(1, visual_tokens * share // _WHOLE)
+
+
+@dataclass(frozen=True)
+class StagedMethod:
+    """A method of one or more selections.
+
+    Attributes:
+        name: what users call it.
+        at: the published layers, each selection being before that layer.
+        shares: the published share of all visual tokens that each selection keeps.
+        depth: the decoder layers that `at` belongs to, by which it is scaled; None: `at` holds at any depth.
+        rows: the scoring rows of each selection.
+        own_projections: scored by the layer behind the selection rather than the one before it.
+        ranking, merge, positions, trims_earlier_caches: as in a plan.
+        whole: the number of tokens for a share in ten-thousandths of all visual tokens.
+    """
+
+    name: str
+    at: tuple[int, ...]
+    shares: tuple[float, ...]
+    depth: int | None = None
+    rows: tuple[ScoringRows, ...] = (ScoringRows.LAST_TOKEN,)
+    own_projections: bool = False
+    ranking: Ranking = Ranking.ATTENTION
+    merge: Merge = Merge.DROP
+    positions: Positions = Positions.PRESERVED
+    trims_earlier_caches: bool = False
+    whole: Callable[[int, int], int] = _nearest
+
+    def plan(
+        self,
+        layers: int,
+        keep: Keep = None,
+        layer: int | Sequence[int] | None = None,
+        debiased: bool = True,
+        visual_tokens: int | None = None,
+        seed: int = 0,
+    ) -> PruningPlan:
+        """See `Method.plan`."""
+        shares = self._given_shares(keep)  # before the layers: a wrong number is the likelier mistake
+        at = self._layers(layers, layer)
+        if isinstance(shares, int):
+            spread = _spread(at, self.shares, shares / _WHOLE, layers)
+            # One selection takes the number as it was given; a computed one is rounded like it.
+            shares = [shares] if len(at) == 1 else [keep_per_10000(share) for share in spread]
+        if seed < 0:
+            raise InputError(f"the seed is {seed}: expected a whole number of at least 0")
+        stages: list[PruningStage] = []
+        for number, share in enumerate(self._relative(shares, visual_tokens)):
+            if share == _WHOLE:  # keeps everything that reaches it
+                continue
+            random = self.ranking is Ranking.RANDOM
+            stages.append(
+                PruningStage(
+                    layer=at[number],
+                    score_layer=None if random else at[number] - (not self.own_projections),
+                    rows=self.rows[number % len(self.rows)],
+                    keep=share,
+                    debiased=debiased and not stages,
+                    merge=self.merge,
+                    ranking=self.ranking,
+                    seed=seed if random else 0,
+                )
+            )
+        if not stages:
+            return PruningPlan(method=self.name)
+        return PruningPlan(
+            method=self.name,
+            stages=tuple(stages),
+            positions=self.positions,
+            trims_earlier_caches=self.trims_earlier_caches,
+        )
+
+    def _given_shares(self, keep: Keep) -> int | list[int]:
+        """In ten-thousandths: the average, or the share of each selection."""
+        if keep is None:
+            return [keep_per_10000(share) for share in self.shares]
+        if not isinstance(keep, Sequence) or isinstance(keep, str):
+            return keep_per_10000(keep)
+        shares = [keep_per_10000(share) for share in keep]
+        if len(shares) != len(self.at):
+            raise InputError(
+                f"{len(shares)} keep ratios were given and {self.name} has {_selections(len(self.at))}: give "
+                "one for each, or a single one, which is their average over the layers behind the first"
+            )
+        if shares != sorted(shares, reverse=True):
+            raise InputError(
+                f"the keep ratios {', '.join(map(str, keep))} rise: each is a share of all visual tokens, so "
+                "none can be above the one before it"
+            )
+        return shares
+
+    def _layers(self, layers: int, layer: int | Sequence[int] | None) -> list[int]:
+        count = len(self.at)
+        if layers <= count:
+            has = f"{layers} decoder layer{'s' if layers > 1 else ''}"
+            several = f"{self.name} has {_selections(count)} between them"
+            where = "pruning happens between two" if count == 1 else several
+            raise InputError(f"the model has {has}, and {where}: export it with --method none")
+        at = self._scaled(layers) if layer is None else [layer] if isinstance(layer, int) else list(layer)
+        if len(at) != count:
+            were = f"{len(at)} layers were" if len(at) > 1 else "1 layer was"
+            raise InputError(
+                f"{were} given and {self.name} has {_selections(count)}: give one for each, with commas between"
+            )
+        for number in at:
+            if not 1 <= number < layers:
+                raise InputError(
+                    f"layer {number} cannot be pruned at: the model has {layers} decoder layers, "
+                    f"so --layer must be from 1 to {layers - 1}"
+                )
+        if at != sorted(set(at)):
+            raise InputError(f"the layers {', '.join(map(str, at))} do not ascend: give them in order")
+        return at
+
+    def _scaled(self, layers: int) -> list[int]:
+        """The published layers at the same relative depth, at least one layer apart."""
+        if self.depth is None:
+            return list(self.at)
+        found: list[int] = []
+        for number, published in enumerate(self.at):
+            near = (2 * published * layers + self.depth) // (2 * self.depth)
+            lowest = found[-1] + 1 if found else 1
+            found.append(min(max(lowest, near), layers - len(self.at) + number))
+        return found
+
+    def _relative(self, shares: Sequence[int], visual_tokens: int | None) -> list[int]:
+        """Shares of what reaches each selection, from shares of all visual tokens."""
+        if len(shares) == 1:
+            return list(shares)
+        relative: list[int] = []
+        before, reached = _WHOLE, visual_tokens
+        for share in shares:
+            if reached is None:
+                part = max(1, round(_WHOLE * share / before))
+            else:
+                part = _part(reached, min(self.whole(visual_tokens or 0, share), reached))
+                # What is appended reaches the next selection too.
+                stage = PruningStage(layer=1, score_layer=0, keep=part, merge=self.merge)
+                reached = stage.counts(reached).after
+            before = share
+            relative.append(part)
+        return relative
+
+
+def _part(reached: int, kept: int) -> int:
+    """The share in ten-thousandths that keeps exactly `kept` of `reached` tokens.
+
+    There is one as long as a ten-thousandth is less than a token.
+    """
+    part = max(1, (2 * _WHOLE * kept + reached) // (2 * reached))
+    if kept_count(reached, part) != kept:
+        raise InputError(
+            f"{kept} of {reached} visual tokens is no whole number of ten-thousandths: at most {_WHOLE} "
+            "visual tokens a picture can be kept in exact numbers"
+        )
+    return part
+
+
+def _spread(at: Sequence[int], proportions: Sequence[float], keep: float, layers: int) -> list[float]:
+    """Shares in given proportions whose mean over the layers behind the first selection is `keep`.
+
+    None is above 1: where the first ones would be, they are 1 and the later ones make up for it.
+
+    Args:
+        at: of the selections, ascending.
+        proportions: positive, not rising.
+        keep: 0 < keep <= 1.
+        layers: decoder layers.
+    """
+    weights = [after - before for before, after in zip(at, [*at[1:], layers], strict=True)]
+    total, shares = sum(weights), [1.0] * len(at)
+    for full in range(len(at)):
+        rest = sum(w * p for w, p in zip(weights[full:], proportions[full:], strict=True))
+        factor = (keep * total - sum(weights[:full])) / rest
+        shares[full:] = [min(1.0, factor * proportion) for proportion in proportions[full:]]
+        if factor * proportions[full] <= 1:
+            break
+    return shares
+
+
+def _selections(count: int) -> str:
+    return f"{count} selection{'s' if count > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class NoPruning:
+    """The unpruned model, for comparisons."""
+
+    name: str = "none"
+
+    def plan(
+        self,
+        layers: int,
+        keep: Keep = None,
+        layer: int | Sequence[int] | None = None,
+        debiased: bool = True,
+        visual_tokens: int | None = None,
+        seed: int = 0,
+    ) -> PruningPlan:
+        """A plan without stages, whatever is asked for."""
+        for share in [] if keep is None else [keep] if not isinstance(keep, Sequence) else keep:
+            keep_per_10000(share)
+        return PruningPlan(method=self.name)
+
+
+# arXiv 2403.06764.
+_FASTV = StagedMethod("fastv", at=(2,), shares=(0.5,))
+# arXiv 2410.17247, with the layers and shares of arXiv 2508.17807.
+_PYRAMIDDROP = StagedMethod(
+    "pyramiddrop",
+    at=(2, 10, 20),
+    shares=(0.32, 0.16, 0.08),
+    depth=32,
+    own_projections=True,
+    positions=Positions.RENUMBERED,
+    whole=_floor,
+)
+# arXiv 2503.13108: 115, then 90 of 576.
+_HIMAP = StagedMethod(
+    "himap",
+    at=(2, 8),
+    shares=(115 / 576, 90 / 576),
+    depth=32,
+    rows=(ScoringRows.TEXT_AFTER_IMAGE, ScoringRows.IMAGE),
+)
+_RANDOM = StagedMethod("random", at=(2,), shares=(0.5,), ranking=Ranking.RANDOM)
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (_FASTV, _PYRAMIDDROP, _HIMAP, _RANDOM, NoPruning())
+}
+
+
+def method_by_name(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        InputError: there is no such method; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown pruning method {name!r}: choose one of {', '.join(sorted(METHODS))}")
+    return METHODS[name]

@@ -1,0 +1,227 @@
+"""Pruning plans: where visual tokens are dropped or merged, and by which scores.
+
+"Prune at L" means between layer L-1 and layer L; layers count from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgeprune.selection import kept_count
+
+
+class ScoringRows(str, Enum):
+    """Which query rows pay the attention that scores the visual tokens.
+
+    The mean over heads is taken first. Then: LAST_TOKEN, the prompt's last row; TEXT_AFTER_IMAGE, the sum
+    over all rows behind the last visual token; IMAGE, the sum over the rows of the visual tokens that
+    reached the stage; RATERS, the mean over the rows of those text tokens behind the last visual token that
+    the visual tokens attend to more than the average, on the input embeddings.
+    """
+
+    LAST_TOKEN = "last_token"
+    TEXT_AFTER_IMAGE = "text_after_image"
+    IMAGE = "image"
+    RATERS = "raters"
+
+
+class Ranking(str, Enum):
+    """What the visual tokens are ranked by.
+
+    ATTENTION, the scoring rows' attention; RANK_FUSION, the mean of a token's place by attention and its
+    place by information (how much of it lies along the principal axes of all visual tokens' hidden states);
+    RANDOM, fixed pseudo-random numbers.
+    """
+
+    ATTENTION = "attention"
+    RANK_FUSION = "rank_fusion"
+    RANDOM = "random"
+
+
+class Merge(str, Enum):
+    """What happens to the tokens that a stage does not keep.
+
+    DROP, nothing; RECYCLE, the best of them are clustered and the clusters' means appended behind the kept
+    visual tokens; NEAREST, the best of them are averaged into the kept tokens they resemble most; SURVIVOR,
+    all of them are averaged, weighted, into the last kept token.
+    """
+
+    DROP = "drop"
+    RECYCLE = "recycle"
+    NEAREST = "nearest"
+    SURVIVOR = "survivor"
+
+
+class Positions(str, Enum):
+    """Position numbers behind a stage: those of the whole prompt, or counted anew without gaps."""
+
+    PRESERVED = "preserved"
+    RENUMBERED = "renumbered"
+
+
+def recycled_count(pruned: int) -> tuple[int, int]:
+    """Of P pruned tokens, how many are recycled, and into how many clusters (arXiv 2410.04417).
+
+    m = int(0.3 P) + 1 tokens and int(m / 10) + 1 clusters, in integers; nothing where nothing was pruned.
+    """
+    tokens = min(pruned, pruned * 3 // 10 + 1)
+    return tokens, min(tokens, tokens // 10 + 1)
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """Visual tokens of one prompt at one stage.
+
+    Attributes:
+        reached: how many came.
+        kept: how many stay.
+        appended: how many means of dropped tokens are added behind them.
+    """
+
+    reached: int
+    kept: int
+    appended: int
+
+    @property
+    def after(self) -> int:
+        """How many visual tokens the layers behind the stage see."""
+        return self.kept + self.appended
+
+
+class PruningStage(BaseModel):
+    """One selection of visual tokens.
+
+    Attributes:
+        layer: tokens are dropped between decoder layer `layer - 1` and `layer` (layers count from 0).
+        score_layer: the layer whose attention scores the tokens; None where no attention does. Where it is
+            `layer` itself, its projections are applied to the hidden states that reach the stage.
+        rows: the scoring rows.
+        keep: share kept of the visual tokens that reach the stage, in ten-thousandths (3000 is 0.3).
+        debiased: whether bias curve and padding mask act here; only a method's first selection is debiased.
+        merge: what becomes of the dropped tokens.
+        ranking: what the tokens are ranked by.
+        seed: of the pseudo-random numbers, for `Ranking.RANDOM`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int = Field(ge=1)
+    score_layer: int | None = Field(ge=0)
+    rows: ScoringRows = ScoringRows.LAST_TOKEN
+    keep: int = Field(ge=1, le=10000)
+    debiased: bool = True
+    merge: Merge = Merge.DROP
+    ranking: Ranking = Ranking.ATTENTION
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _scored_in_time(self) -> PruningStage:
+        if (self.score_layer is None) != (self.ranking is Ranking.RANDOM):
+            raise ValueError(
+                f"ranking {self.ranking.value} with score layer {self.score_layer}: attention needs a layer, "
+                "random numbers have none"
+            )
+        # The layer behind the stage may score by its projections of what reaches the stage; no later one can.
+        if self.score_layer is not None and self.score_layer > self.layer:
+            raise ValueError(
+                f"layer {self.score_layer} cannot score a stage before layer {self.layer}: it runs after it"
+            )
+        return self
+
+    @property
+    def node_debiases(self) -> bool:
+        """Whether the graph's pruning node itself applies bias curve and padding mask to its scores.
+
+        A rank fusion debiases one of the two orders before it fuses them, so its scores are final.
+        """
+        return self.debiased and self.ranking is not Ranking.RANK_FUSION
+
+    def counts(self, reached: int) -> StageCounts:
+        """What becomes of `reached` visual tokens of one prompt."""
+        kept = kept_count(reached, self.keep)
+        appended = recycled_count(reached - kept)[1] if self.merge is Merge.RECYCLE else 0
+        return StageCounts(reached, kept, appended)
+
+
+class PruningPlan(BaseModel):
+    """The stages of a method, in the order the layers meet them. No stage: nothing is pruned.
+
+    Attributes:
+        method: its name.
+        stages: ascending by layer.
+        positions: position numbers behind a stage.
+        trims_earlier_caches: whether the caches of the layers before the stages, too, are cut to the tokens
+            that stay, so that all layers' caches have one length.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    stages: tuple[PruningStage, ...] = ()
+    positions: Positions = Positions.PRESERVED
+    trims_earlier_caches: bool = False
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> PruningPlan:
+        layers = [stage.layer for stage in self.stages]
+        if layers != sorted(set(layers)):
+            raise ValueError(f"the stages' layers must ascend, found {layers}")
+        for before, stage in zip(layers, self.stages[1:], strict=False):
+            if stage.score_layer is not None and stage.score_layer < before:
+                raise ValueError(
+                    f"layer {stage.score_layer} cannot score the stage before layer {stage.layer}: it sees "
+                    f"tokens that are dropped before layer {before}"
+                )
+        return self
+
+    @property
+    def prunes(self) -> bool:
+        return bool(self.stages)
+
+    def group_of_layer(self, layer: int) -> int:
+        """The cache group of a decoder layer: the number of stages its tokens have been through."""
+        return sum(stage.layer <= layer for stage in self.stages)
+
+    def counts(self, visual_tokens: int) -> tuple[StageCounts, ...]:
+        """What every stage does to a prompt of so many visual tokens."""
+        found: list[StageCounts] = []
+        for stage in self.stages:
+            found.append(stage.counts(found[-1].after if found else visual_tokens))
+        return tuple(found)
+
+    def cache_lengths(self, sequence: int, visual_tokens: int) -> tuple[int, ...]:
+        """Tokens in the caches of every group after a prefill of `sequence` tokens."""
+        text = sequence - visual_tokens
+        visual = [visual_tokens, *(counts.after for counts in self.counts(visual_tokens))]
+        if self.trims_earlier_caches:
+            visual = visual[-1:] * len(visual)
+        return tuple(text + count for count in visual)
+
+    def average_share(self, layers: int, visual_tokens: int) -> float:
+        """The mean over all decoder layers of the share of visual tokens they see; 1 without any."""
+        if not visual_tokens:
+            return 1.0
+        seen = [visual_tokens, *(counts.after for counts in self.counts(visual_tokens))]
+        return sum(seen[self.group_of_layer(layer)] for layer in range(layers)) / (layers * visual_tokens)
+
+    def describe(self) -> str:
+        if not self.stages:
+            return f"{self.method}: no pruning"
+        stages = ", ".join(
+            f"before layer {s.layer} keep {s.keep / 10000:g}{'' if s.debiased else ' (no debias)'}"
+            for s in self.stages
+        )
+        return f"{self.method}: {stages}"
+
+    def describe_counts(self, layers: int, visual_tokens: int) -> str:
+        """The visual tokens of one picture through the stages, and their average share over the layers."""
+        steps = [
+            f"{counts.after} from layer {stage.layer} on"
+            + (f", {counts.appended} of them means of dropped ones" if counts.appended else "")
+            for stage, counts in zip(self.stages, self.counts(visual_tokens), strict=True)
+        ]
+        share = self.average_share(layers, visual_tokens)
+        return f"{visual_tokens}, {', '.join([*steps, f'on average {share:.1%} of them per layer'])}"

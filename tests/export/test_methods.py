@@ -1,0 +1,112 @@
+"""Every pruning method, in torch and as an exported graph, against its plain reference."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from edgeprune.curves import ExponentialCurve, tile_weights
+from edgeprune.export.decoder import PrunedDecoder
+from edgeprune.export.families import family_of
+from edgeprune.export.graph import language_interface
+from edgeprune.export.pipeline import _model_info
+from edgeprune.plans import PruningPlan, Ranking, method_by_name, random_scores
+from tests.export.method_reference import Outcome, Recipe, generate
+from tests.export.reference import Decoded, Inputs, greedy, random_inputs, torch_step
+from tests.tiny import tiny_llava
+
+LAYERS, PER_PICTURE = 4, 36
+STEPS = 20
+LIMIT = 1e-4
+# Steep enough to change which of so few tokens are kept.
+CURVE = ExponentialCurve(b=0.02, num_tokens=PER_PICTURE)
+# method -> layers, and how many visual tokens stay of one picture, and of two.
+RECIPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "fastv": ((2,), (14,), (29,)),
+    "random": ((2,), (14,), (29,)),
+    "pyramiddrop": ((1, 2, 3), (24, 12, 6), (48, 24, 12)),
+    "himap": ((1, 2), (17, 13), (34, 26)),
+}
+KEEP = 0.4
+
+
+@functools.cache
+def model_of(kind: str, **changes: Any) -> LlavaForConditionalGeneration:
+    return tiny_llava(kind, **changes)
+
+
+def plan_of(method: str) -> PruningPlan:
+    return method_by_name(method).plan(LAYERS, KEEP, visual_tokens=PER_PICTURE, seed=3)
+
+
+def curve_of(pictures: int) -> torch.Tensor:
+    return torch.from_numpy(tile_weights(CURVE, PER_PICTURE, pictures))
+
+
+def references(
+    model: LlavaForConditionalGeneration,
+    inputs: Inputs,
+    embeds: torch.Tensor,
+    method: str,
+    steps: int = STEPS,
+) -> list[Outcome]:
+    """Each prompt alone, without its padding."""
+    batch, visual = inputs.visual_valid.shape
+    pictures = visual // PER_PICTURE
+    layers, one, two = RECIPES[method]
+    curve = torch.ones(visual) if method == "random" else curve_of(pictures)
+    scores = torch.from_numpy(random_scores(3, visual))
+    recipe = Recipe(method, layers, one if pictures == 1 else two, curve, scores)
+    of_prompt = embeds.reshape(batch, visual, -1)
+    return [
+        generate(model, ids[mask == 1], of_prompt[row], inputs.visual_valid[row], recipe, steps)
+        for row, (ids, mask) in enumerate(zip(inputs.input_ids, inputs.attention_mask, strict=True))
+    ]
+
+
+def run_torch(
+    model: LlavaForConditionalGeneration, inputs: Inputs, plan: PruningPlan, steps: int = STEPS
+) -> tuple[Decoded, torch.Tensor]:
+    """By a PrunedDecoder made of a copy of the model; also the visual embeddings."""
+    model = copy.deepcopy(model)
+    family = family_of(model.config)
+    parts = family.parts(model)
+    visual = inputs.visual_valid.shape[1]
+    curve = curve_of(visual // PER_PICTURE)
+    if any(stage.ranking is Ranking.RANDOM for stage in plan.stages):
+        curve = torch.ones(visual)
+    decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve).eval()
+    interface = language_interface(
+        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
+    )
+    with torch.no_grad():
+        embeds = parts.vision(inputs.pixel_values.to(model.dtype))
+    step = torch_step(decoder, interface)
+    return greedy(step, interface, inputs, embeds, parts.image_token_id, steps), embeds
+
+
+def assert_agrees(found: Decoded, wanted: list[Outcome], inputs: Inputs, limit: float = LIMIT) -> None:
+    for row, reference in enumerate(wanted):
+        padding = int((inputs.attention_mask[row] == 0).sum())
+        for stage, origin in enumerate(reference.kept):
+            # Left padding, which the reference does not have, is kept in front.
+            expected = [*range(padding), *(padding + position for position in origin)]
+            assert found.kept[stage][row].tolist() == expected, f"row {row}, stage {stage}"
+        assert found.tokens[row].tolist() == reference.tokens
+        logits = reference.stacked()
+        assert float(logits.std()) > 0.1, "logits this flat prove nothing"
+        assert float((found.logits[row] - logits).abs().max()) <= limit
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_method_equals_its_reference_over_twenty_steps(method: str, shape: tuple[int, int]) -> None:
+    model = model_of("llama")
+    inputs = random_inputs(model, *shape, seed=1)
+    found, embeds = run_torch(model, inputs, plan_of(method))
+    assert_agrees(found, references(model, inputs, embeds, method), inputs)
