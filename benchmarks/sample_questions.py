@@ -1,4 +1,4 @@
-"""Writes questions about drawn pictures as a benchmark's files, for `edgeprune eval` and `edgeprune calibrate`.
+"""Questions about drawn pictures as a benchmark's files, for `edgeprune eval` and `edgeprune calibrate`.
 
     python benchmarks/sample_questions.py -o questions --questions 1200
 

@@ -1,0 +1,223 @@
+"""Comparisons: which ways there are, what is imposed, what is pointless; one real run on the sample model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeprune.errors import InputError
+from edgeprune.evaluation import answering, report
+from edgeprune.evaluation.answering import Asking, Mask
+from edgeprune.evaluation.benchmarks import benchmark_by_name
+from edgeprune.evaluation.comparison import Bundles, Comparison, Grid, Way, _mask, compare, ways
+from edgeprune.evaluation.predictions import Prediction
+from edgeprune.evaluation.questions import Question
+from edgeprune.manifest import PaddingMask
+from edgeprune.progress import Silent
+from tests.edgeprune.evaluation.test_answering import sample_questions
+from tests.manifests import write_bundle
+
+ASKING = Asking(max_new_tokens=4, batch=8, threads=1)
+VALID = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0], dtype=np.float32)
+QUESTIONS = [replace(question, answers=("right",)) for question in sample_questions()[:8]]
+
+
+def names(grid: Grid) -> list[tuple[str, float | None]]:
+    return [(way.name, way.keep) for way in ways(grid)]
+
+
+def test_baselines_come_before_what_is_compared_with_them() -> None:
+    assert names(Grid(keeps=(0.3,), debias=("both", "none"))) == [
+        ("unpruned", None),
+        ("random", 0.3),
+        ("random among content", 0.3),
+        ("fastv", 0.3),
+        ("fastv + both", 0.3),
+    ]
+
+
+def test_every_method_at_every_keep_ratio() -> None:
+    grid = Grid(methods=("fastv", "none"), keeps=(0.5, 0.1), random=False)
+    assert len(names(grid)) == 1 + 2 * 2 * 4
+
+
+def test_without_the_plain_method_nothing_is_compared_with_it() -> None:
+    assert all(way.baseline is None for way in ways(Grid(debias=("both",))))
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid(methods=("fastw",)), "unknown pruning method 'fastw'"),
+        (Grid(keeps=(1.5,)), "keep ratio is 1.5"),
+        (Grid(keeps=(1.0,)), "keep ratio of 1 prunes nothing"),
+        (Grid(debias=("all",)), "unknown debias 'all': choose among none, position, padding, both"),
+        (Grid(methods=()), "nothing to compare"),
+        (Grid(resamples=0), "--resamples is 0"),
+    ],
+)
+def test_what_cannot_be_compared(grid: Grid, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        grid.check()
+
+
+def imposed(mask: str, number: int = 0, seed: int = 0, valid: Any = VALID) -> Any:
+    found = _mask(Way("", "fastv", 0.4, mask=mask), seed)
+    assert found is not None
+    return found(valid, number)
+
+
+def test_a_random_selection_marks_exactly_as_many_as_are_kept() -> None:
+    chosen = [imposed("all", number) for number in range(200)]
+    assert {mask.sum() for mask in chosen} == {4}
+    # Every token has its turn, padding too.
+    assert (np.sum(chosen, axis=0) > 40).all()
+
+
+def test_a_random_selection_among_content_leaves_padding_out() -> None:
+    chosen = [imposed("content", number) for number in range(200)]
+    assert {mask.sum() for mask in chosen} == {4}
+    assert (np.sum(chosen, axis=0)[VALID == 0] == 0).all()
+
+
+def test_random_selections_are_repeatable_and_differ_by_question_and_seed() -> None:
+    assert (imposed("all", 3) == imposed("all", 3)).all()
+    assert (imposed("all", 3) != imposed("all", 4)).any()
+    assert (imposed("all", 3) != imposed("all", 3, seed=1)).any()
+
+
+def test_other_masks() -> None:
+    assert (imposed("ones") == 1).all()
+    assert _mask(Way("", "fastv", 0.4, mask="own"), 0) is None
+    assert len(imposed("all", valid=VALID[:0])) == 0
+
+
+class Pretended(Bundles):
+    """Handmade bundles in the place of exported ones."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        self.root, self.changes = root, changes
+
+    def of(self, way: Way) -> Path:
+        folder = self.root / f"{way.method}-{way.keep}-{way.has_curve}"
+        if not folder.exists():
+            flat = {} if way.has_curve else {"curve": None}
+            write_bundle(folder, method=way.method, **{**flat, **self.changes})
+        return folder
+
+
+class Answering:
+    """Right for every second question, and for all of them with the pictures' own mask."""
+
+    def __init__(self, folder: Path, asking: Asking, mask: Mask | None = None) -> None:
+        self.mask = mask
+
+    def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
+        kept = () if self.mask is None else (5,)
+        return [
+            (n, Prediction("right" if self.mask is None or n % 2 else "wrong", 16, kept, 2, 1))
+            for n, _ in numbered
+        ]
+
+
+def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Grid, **changes: Any) -> Comparison:
+    monkeypatch.setattr(answering, "Bundle", Answering)
+    bundles = Pretended(tmp_path / "bundles", **changes)
+    return compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, grid, tmp_path)
+
+
+GRID = Grid(keeps=(0.3,), resamples=200)
+
+
+def test_outcomes_with_paired_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pretended(tmp_path, monkeypatch, GRID)
+    by_name = {outcome.way.name: outcome for outcome in found.outcomes}
+    assert by_name["unpruned"].main.value == 100
+    assert by_name["fastv"].main.value == 50
+    assert by_name["fastv"].difference is None
+    both = by_name["fastv + both"].difference
+    assert both is not None
+    assert both.value == 50
+    assert by_name["fastv"].kept == (5,)
+    assert by_name["fastv"].padding == pytest.approx(0.4)
+    assert (found.questions, found.pictures, found.visual_tokens) == (8, 2, 16)
+
+
+def test_a_comparison_goes_on_and_refuses_another_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pretended(tmp_path, monkeypatch, GRID)
+    monkeypatch.undo()  # a bundle that was asked anything now would fail to load
+    bundles = Pretended(tmp_path / "bundles")
+    again = compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, GRID, tmp_path)
+    assert again == first
+    other = replace(GRID, seed=1)
+    with pytest.raises(InputError, match="begun with other settings"):
+        compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, other, tmp_path)
+
+
+def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pretended(tmp_path, monkeypatch, GRID, padding_mask=PaddingMask(kind="none"), curve=None)
+    assert [outcome.way.name for outcome in found.outcomes] == ["unpruned", "random", "fastv"]
+    assert len(found.left_out) == 2
+    assert "fastv has no bias curve" in " ".join(found.left_out)
+
+
+def test_only_what_can_be_scored_is_compared(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="MM-Vet cannot be scored here"):
+        compare(Pretended(tmp_path), benchmark_by_name("mmvet"), QUESTIONS, ASKING, GRID, tmp_path)
+    without = [replace(QUESTIONS[0], answers=())]
+    with pytest.raises(InputError, match="--annotations"):
+        compare(Pretended(tmp_path), benchmark_by_name("vqav2"), without, ASKING, GRID, tmp_path)
+
+
+def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pretended(tmp_path, monkeypatch, Grid(keeps=(0.3, 0.1), resamples=200))
+    report.write(found, tmp_path)
+    report.plot(found, tmp_path / "comparison.png")
+    table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "8 questions about 2 pictures" in table
+    assert "| keep | 0.3 | 0.1 |" in table
+    assert "| fastv + both | **+50.0 (+50.0 to +50.0)** |" in table
+    assert "| fastv | 5 / 40 | 5 / 40 |" in table
+    read = json.loads((tmp_path / "comparison.json").read_text())
+    assert read["outcomes"][0]["way"]["name"] == "unpruned"
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
+
+
+def test_a_bundle_is_exported_once_and_anew_for_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeprune.export import pipeline
+
+    made: list[dict[str, Any]] = []
+
+    def export(model: Path, output: Path, **options: Any) -> Path:
+        made.append(options)
+        output.mkdir()
+        return output
+
+    monkeypatch.setattr(pipeline, "export", export)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+
+    def bundles(grid: Grid) -> Bundles:
+        return Bundles(model, tmp_path / "cache", grid, Silent())
+
+    way = Way("fastv + both", "fastv", 0.3, has_curve=True, mask="own")
+    first = bundles(Grid(layer=1)).of(way)
+    assert bundles(Grid(layer=1)).of(replace(way, mask="ones")) == first
+    assert made == [{"keep": 0.3, "method": "fastv", "layer": 1, "curve": None, "verify": False}]
+    flat = bundles(Grid(layer=1)).of(replace(way, has_curve=False))
+    assert made[-1]["curve"] == "none"
+    assert bundles(Grid(layer=2)).of(way) not in (first, flat)
+    (model / "config.json").write_text("{ }")
+    assert bundles(Grid(layer=1)).of(way) != first
+    assert len(made) == 4
