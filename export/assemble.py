@@ -77,7 +77,10 @@ def _is_fake(value: ir.Value) -> bool:
 
 
 def optimize(graph: ir.Model) -> None:
-    """Folds constants and removes dead nodes, never touching a weight that lies in a file."""
+    """Folds constants and removes dead nodes, never touching a weight that lies in a file.
+
+    What the opset lacks in the export's dtype is computed in a wider one.
+    """
 
     def should_fold(node: ir.Node) -> bool | None:
         stored = any(
@@ -87,6 +90,30 @@ def optimize(graph: ir.Model) -> None:
 
     with quiet_exporter():
         onnxscript.optimizer.optimize_ir(graph, should_fold=should_fold, input_size_limit=4096)
+    _widen_convolutions(graph)
+
+
+def _widen_convolutions(graph: ir.Model) -> None:
+    """Lets bfloat16 convolutions compute in float32: before opset 22 ONNX has none in bfloat16."""
+    opset = graph.opset_imports.get("")
+    if opset is not None and opset >= 22:
+        return
+    for node in list(graph.graph):
+        if node.op_type != "Conv" or node.inputs[0] is None or node.inputs[0].dtype != ir.DataType.BFLOAT16:
+            continue
+        result = node.outputs[0]
+        narrow = ir.node("Cast", [result], {"to": ir.DataType.BFLOAT16})
+        narrow.outputs[0].shape, narrow.outputs[0].type = result.shape, result.type
+        ir.convenience.replace_all_uses_with(result, narrow.outputs[0])
+        narrow.replace_input_with(0, result)
+        result.type = ir.TensorType(ir.DataType.FLOAT)
+        wide = [ir.node("Cast", [value], {"to": ir.DataType.FLOAT}) for value in node.inputs]
+        for place, cast in enumerate(wide):
+            cast.outputs[0].shape = node.inputs[place].shape
+            cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            node.replace_input_with(place, cast.outputs[0])
+        graph.graph.insert_before(node, wide)
+        graph.graph.insert_after(node, narrow)
 
 
 def _name_axes(values: list[ir.Value], specs: Interface, kind: str) -> None:

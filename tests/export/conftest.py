@@ -51,9 +51,9 @@ class Exported:
 
 
 def _exported(
-    folder: Path, kind: str, dtype: torch.dtype = torch.float32, shard: str = "1GB", **options: Any
+    folder: Path, kind: str, stored: torch.dtype = torch.float32, shard: str = "1GB", **options: Any
 ) -> Exported:
-    model = save_llava(folder / "models" / kind, kind, dtype, shard=shard)
+    model = save_llava(folder / "models" / kind, kind, stored, shard=shard)
     save_curve(CURVE, folder / "curve.json")
     bundle = export(model, curve=folder / "curve.json", output=folder / "bundle", **options)
     return Exported(model, bundle)

@@ -96,6 +96,42 @@ def test_an_initializer_without_values_is_an_error(tmp_path: Path) -> None:
         assemble.attach(model, {}, tmp_path)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "opset", "wide"), [("BFLOAT16", 18, True), ("BFLOAT16", 22, False), ("FLOAT16", 18, False)]
+)
+def test_convolutions_have_a_dtype_that_the_opset_knows(
+    kind: str, opset: int, wide: bool, biased: bool, tmp_path: Path
+) -> None:
+    dtype, stored = ir.TensorType(ir.DataType[kind]), getattr(torch, kind.lower())
+    x = ir.Input("x", ir.Shape(["n", 3, 8, 8]), dtype)
+    weight, bias = (
+        ir.Value(name=n, const_value=ir.tensor(torch.ones(shape).to(stored), name=n))
+        for n, shape in (("w", (2, 3, 4, 4)), ("b", (2,)))
+    )
+    conv = ir.node("Conv", [x, weight, bias] if biased else [x, weight], {"strides": [4, 4]})
+    conv.outputs[0].type = dtype
+    result = ir.node("Relu", conv.outputs)
+    result.outputs[0].type = dtype
+    graph = ir.Graph(
+        [x],
+        result.outputs,
+        nodes=[conv, result],
+        initializers=[weight, bias] if biased else [weight],
+        opset_imports={"": opset},
+        name="main",
+    )
+    model = ir.Model(graph, ir_version=10)
+    assemble.optimize(model)
+    path = tmp_path / "graph.onnx"
+    ends = TensorSpec(name="y", dtype="float32", shape=("n", 2, 2, 2))
+    interface = Interface((TensorSpec(name="x", dtype="float32", shape=("n", 3, 8, 8)),), (ends,))
+    assemble.save(model, interface, path, "1")
+    assemble.check(path, interface, 0)
+    found = [node.op_type for node in onnx.load(path).graph.node]
+    assert found == (["Cast"] * (3 if biased else 2) + ["Conv", "Cast", "Relu"] if wide else ["Conv", "Relu"])
+
+
 def test_sources_follow_identity_through_other_names() -> None:
     """The traced module has names of its own for the model's tensors; tied ones share a source."""
     model = torch.nn.Module()
@@ -125,9 +161,7 @@ def test_the_check_compares_with_plan_and_interface(stored: StoredTensor, tmp_pa
     assemble.attach(model, {"w": stored}, tmp_path)
     path = tmp_path / "graph.onnx"
     assemble.save(model, INTERFACE, path, "1")
-    with pytest.raises(
-        VerificationError, match=r"\.onnx has 0 DebiasedTokenPrune nodes, the plan has 1"
-    ):
+    with pytest.raises(VerificationError, match=r"\.onnx has 0 DebiasedTokenPrune nodes, the plan has 1"):
         assemble.check(path, INTERFACE, 1)
     renamed = Interface(INTERFACE.inputs, (TensorSpec(name="z", dtype="float32", shape=("rows", 64)),))
     with pytest.raises(VerificationError, match=r"outputs \['y'\], expected \['z'\]"):

@@ -125,9 +125,7 @@ def test_without_verification_the_manifest_says_so(
     assert not verification.checks
 
 
-def test_an_earlier_bundle_needs_force(
-    handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path
-) -> None:
+def test_an_earlier_bundle_needs_force(handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path) -> None:
     earlier = write_bundle(tmp_path / "out", edgeprune_version="0.0.1")
     with pytest.raises(OutputError, match=r"exists already: .*--force"):
         export(llama_folder, keep=0.3, output=earlier, verify=False)
