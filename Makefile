@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := export,ort,bench,dev
 
-PIP_FLAGS := -q --disable-pip-version-check --no-input
+PIP_FLAGS := -qq --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
 
 # Many small matrices: more threads than this only wait for each other.
@@ -19,7 +19,7 @@ PICTURE := samples/pictures/wide.png
 QUESTION := what shape is green
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format constraints clean
+.PHONY: help setup demo test lint types format constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,9 +42,16 @@ demo: $(STAMP) ## export the sample model, ask it about a picture, draw the toke
 test: $(STAMP) ## run every test (PYTEST_ARGS="-k name" for some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMP) ## check style and types
+lint: $(STAMP) types ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The rooms as one package, by links, as they are when installed: mypy knows packages by their folders only.
+TYPED := build/typed
+types: $(STAMP) ## check types alone
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/edgeprune
+	@ln -s $(CURDIR)/edgeprune/* $(CURDIR)/export $(TYPED)/edgeprune
+	@ln -s $(CURDIR)/runtime/python $(TYPED)/edgeprune/runtime
 	$(BIN)/mypy
 
 format: $(STAMP) ## put the sources in style

@@ -86,7 +86,7 @@ class Model:
         self.session = session or Session(backend, folder, manifest)
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation
         self,
         prompt: str | Sequence[Message],
         images: Sequence[Picture] = (),
