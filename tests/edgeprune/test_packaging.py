@@ -14,6 +14,8 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"edgeprune": "edgeprune", "export": "edgeprune.export", "runtime/python": "edgeprune.runtime"}
+# A namespace that other distributions share, so it has no __init__.py: by its folder, and as it is installed.
+OPTIMUM = ("edgeprune.export.optimum_register", "optimum.commands.register")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -29,11 +31,12 @@ def folders_with(pattern: str) -> set[str]:
 
 
 def test_every_package_is_listed() -> None:
-    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == folders_with("__init__.py")
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == {*folders_with("__init__.py"), OPTIMUM[1]}
+    assert SETTINGS["tool"]["setuptools"]["package-dir"][OPTIMUM[1]] == "export/optimum_register"
 
 
 def test_every_module_lies_in_a_package() -> None:
-    assert folders_with("*.py") == folders_with("__init__.py")
+    assert folders_with("*.py") == {*folders_with("__init__.py"), OPTIMUM[0]}
 
 
 def test_every_data_file_is_listed() -> None:
