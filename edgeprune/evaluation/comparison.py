@@ -62,6 +62,11 @@ class Grid:
         """Raises InputError for what cannot be compared."""
         for method in self.methods:
             method_by_name(method)
+            if method in ("none", "random"):
+                raise InputError(
+                    f"{method} is no method to compare: leave it out, unpruned and random selections are "
+                    "compared anyhow"
+                )
         for keep in self.keeps:
             if keep_per_10000(keep) == 10_000:
                 raise InputError(

@@ -43,7 +43,7 @@ def test_baselines_come_before_what_is_compared_with_them() -> None:
 
 
 def test_every_method_at_every_keep_ratio() -> None:
-    grid = Grid(methods=("fastv", "none"), keeps=(0.5, 0.1), random=False)
+    grid = Grid(methods=("fastv", "himap"), keeps=(0.5, 0.1), random=False)
     assert len(names(grid)) == 1 + 2 * 2 * 4
 
 
@@ -55,6 +55,7 @@ def test_without_the_plain_method_nothing_is_compared_with_it() -> None:
     ("grid", "message"),
     [
         (Grid(methods=("fastw",)), "unknown pruning method 'fastw'"),
+        (Grid(methods=("fastv", "random")), "random is no method to compare"),
         (Grid(keeps=(1.5,)), "keep ratio is 1.5"),
         (Grid(keeps=(1.0,)), "keep ratio of 1 prunes nothing"),
         (Grid(debias=("all",)), "unknown debias 'all': choose among none, position, padding, both"),

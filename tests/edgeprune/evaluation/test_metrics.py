@@ -108,9 +108,12 @@ def test_mmbench_counts_a_question_only_when_every_rotation_is_right() -> None:
         question("B", unit="1", choices=choices[::-1]),
         question("B", unit="2", choices=choices),
         question("A", unit="2", choices=choices[::-1]),
+        question("A", unit="3", choices=choices),
+        question("B", unit="3", choices=choices[::-1]),
     ]
-    found = mmbench_accuracy(asked, ["A", "B", "B", "B"]).result()
-    assert found == {"circular accuracy": 50, "accuracy": 100}
+    found = mmbench_accuracy(asked, ["A", "B", "B", "B", "B", "B"]).result()
+    assert found["circular accuracy"] == pytest.approx(100 / 3)
+    assert found["accuracy"] == pytest.approx(200 / 3)
 
 
 def test_scienceqa_by_picture() -> None:
