@@ -255,8 +255,10 @@ def _report(
         by_name = {variant.name: variant for variant in variants}
         speed_up = by_name[UNPRUNED].prefill.median / by_name[PRUNED].prefill.median
         text = sample.prompt_tokens - sample.visual_tokens
+        counts = manifest.plan.counts(sample.visual_tokens)
         stages = [
-            (stage.layer, text + kept) for stage, kept in zip(manifest.plan.stages, sample.kept, strict=True)
+            (stage.layer, text + count.after)
+            for stage, count in zip(manifest.plan.stages, counts, strict=True)
         ]
         sizes = (info.hidden_size, info.intermediate_size, info.heads, info.kv_heads, info.head_dim)
         bound = bounds.speed_up(bounds.prefill_bound(info.layers, sample.prompt_tokens, stages, *sizes))
