@@ -46,8 +46,12 @@ def initializer_sources(
 
 
 def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], folder: Path) -> None:
-    """Gives every initializer its values: a reference into a file of `folder`, or a constant."""
-    for name, value in graph.graph.initializers.items():
+    """Gives every initializer its values: a reference into a file of `folder`, or a constant.
+
+    Tied weights become one initializer, so that a runtime holds them once.
+    """
+    first: dict[StoredTensor, ir.Value] = {}
+    for name, value in list(graph.graph.initializers.items()):
         source = sources.get(name)
         if source is None:
             if isinstance(value.const_value, ir.Value) or _is_fake(value):
@@ -58,6 +62,11 @@ def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], 
         if isinstance(source, torch.Tensor):
             value.const_value = ir.tensor(source.numpy(), name=name)
             continue
+        if source in first:
+            ir.convenience.replace_all_uses_with(value, first[source])
+            del graph.graph.initializers[name]
+            continue
+        first[source] = value
         value.const_value = ir.ExternalTensor(
             source.file,
             source.offset,

@@ -20,6 +20,7 @@ from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export import assemble, graph, weights
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
+from edgeprune.export.origin import check_curve, origin
 from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.manifest import (
     CacheGroup,
@@ -191,18 +192,21 @@ def _write(
     )
     _check_curve(options)
     curve = resolve_curve(options.curve, options.method) if plan.prunes else None
+    if curve is not None and curve.fitted_to is not None:
+        check_curve(curve, origin(folder, source, plan, preprocessing.grid))
     vocabulary_slots = max(1, text.max_position_embeddings // preprocessing.tokens_per_image)
     tokens = preprocessing.tokens_per_image * vocabulary_slots
     bias = _bias(curve, preprocessing, vocabulary_slots, progress)
     prompt = read_prompt(folder, config, scratch)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else _stored_dtype(folder, config)
+    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder, config)
     with mode:
         model = family.build(config, dtype)
         curve_buffer = torch.empty(tokens)
     stored = weights.locate(model, folder)
-    need_space(scratch, sum({(t.file, t.key): t.length for t in stored.values()}.values()))
+    size = weights.bytes_to_write(stored, folder, dtype)
+    need_space(scratch, size)
     buffers = weights.buffer_values(model)
     parts = family.parts(model)
     info = _model_info(family, text, source, dtype)
@@ -215,8 +219,7 @@ def _write(
     language_spec = graph.language_interface(info, plan)
     language = graph.trace_language(decoder, language_spec, mode, options.opset)
 
-    unique = {(t.file, t.key): t.length for t in stored.values()}
-    progress.step("writing weights", sum(unique.values()))
+    progress.step("writing weights", size)
     placed, entries = weights.place(stored, folder, scratch, dtype, progress.advance)
 
     progress.step("writing and checking the graphs")
@@ -275,7 +278,7 @@ def _bias(
     return tile_weights(curve, per_image, pictures)
 
 
-def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
+def stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
     """The dtype that most of the checkpoint's bytes have."""
     sizes: dict[torch.dtype, int] = {}
     for file in weights.checkpoint_files(folder):

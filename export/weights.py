@@ -179,6 +179,13 @@ def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def bytes_to_write(wanted: Mapping[str, StoredTensor], source: Path, dtype: torch.dtype) -> int:
+    """What `place` writes, but for one header: files that are copied whole, and converted tensors."""
+    copied = {tensor.file for tensor in wanted.values() if tensor.dtype == dtype}
+    converted = {(t.file, t.key): math.prod(t.shape) for t in wanted.values() if t.dtype != dtype}
+    return sum((source / file).stat().st_size for file in copied) + sum(converted.values()) * dtype.itemsize
+
+
 def place(
     wanted: Mapping[str, StoredTensor],
     source: Path,
@@ -186,7 +193,7 @@ def place(
     dtype: torch.dtype,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, StoredTensor], list[FileEntry]]:
-    """Brings the wanted tensors into `target` in `dtype`.
+    """Brings the wanted tensors into `target` in `dtype`; `progress` is told the bytes written.
 
     Returns:
         Where each now lies, and the files written with their sums.
@@ -237,17 +244,12 @@ def _convert(
         for tensor in tensors:
             with safe_open(source / tensor.file, framework="pt") as file:
                 converted = file.get_tensor(tensor.key).to(dtype).contiguous()
-            writer.write(
-                converted.view(torch.uint8).numpy().tobytes() if converted.ndim else _scalar(converted)
-            )
+            # A scalar has no axis that could be seen as bytes.
+            written = writer.write(converted.reshape(-1).view(torch.uint8).numpy().tobytes())
             if progress:
-                progress(tensor.length)
-    written = list(read_header(path).values())
-    return {(tensor.file, tensor.key): new for tensor, new in zip(tensors, written, strict=True)}
-
-
-def _scalar(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+                progress(written)
+    placed = read_header(path).values()
+    return {(tensor.file, tensor.key): new for tensor, new in zip(tensors, placed, strict=True)}
 
 
 def buffer_values(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -75,6 +75,17 @@ def test_a_weight_is_referred_to_and_never_folded(stored: StoredTensor, tmp_path
     assert (tmp_path / "graph.onnx").stat().st_size < stored.length
 
 
+def test_tied_weights_are_one_initializer(stored: StoredTensor, tmp_path: Path) -> None:
+    model = transposed_product()
+    (flipped, product, *_) = model.graph
+    tied = ir.Value(name="tied", const_value=ir.tensor(np.zeros((64, 64), np.float32), name="tied"))
+    model.graph.register_initializer(tied)
+    product.replace_input_with(0, tied)
+    assemble.attach(model, {"w": stored, "tied": stored}, tmp_path)
+    assert list(model.graph.initializers) == ["w", "one"]
+    assert product.inputs[0] is flipped.inputs[0] is model.graph.initializers["w"]
+
+
 def test_the_file_says_nothing_of_the_machine(stored: StoredTensor, tmp_path: Path) -> None:
     model = transposed_product()
     model.metadata_props["path"] = "/home/somebody"

@@ -159,7 +159,7 @@ def test_weights_of_the_wanted_dtype_stay_as_they_are(tmp_path: Path) -> None:
     assert placed == stored
     assert [entry.path for entry in entries] == ["model.safetensors"]
     assert (target / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
-    assert sum(advanced) == entries[0].bytes
+    assert sum(advanced) == entries[0].bytes == weights.bytes_to_write(stored, source, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", list(ITEM), ids=str)
@@ -175,7 +175,9 @@ def test_other_dtypes_are_converted_into_one_new_file(dtype: torch.dtype, tmp_pa
     one, two = dict(list(tensors.items())[:2]), dict(list(tensors.items())[2:])
     stored = {**stored_in(source, one, "1.safetensors"), **stored_in(source, two, "2.safetensors")}
     stored["tied"] = stored["matrix"]
-    placed, entries = weights.place(stored, source, target, dtype)
+    advanced: list[int] = []
+    placed, entries = weights.place(stored, source, target, dtype, advanced.append)
+    assert sum(advanced) == weights.bytes_to_write(stored, source, dtype)
     for name, value in {**tensors, "tied": tensors["matrix"]}.items():
         assert placed[name].dtype == dtype
         assert torch.equal(read(target, placed[name]), value.to(dtype)), name
