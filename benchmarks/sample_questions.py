@@ -41,7 +41,7 @@ def write(folder: Path, questions: int, seeds: range) -> int:
         for number, question in enumerate(drawn.questions):
             entry = {
                 "question_id": f"{seed}-{number}",
-                "image": name,
+                "image": f"images/{name}",
                 "text": question.text,
                 "answer": question.answer,
                 "category": question.text.split()[1],

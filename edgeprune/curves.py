@@ -47,12 +47,35 @@ class _InvalidCurveError(InputError, ValueError):
     """
 
 
+class FittedTo(BaseModel):
+    """What a measured curve was fitted to.
+
+    Attributes:
+        model: its name.
+        weights: a fingerprint of the model's weights.
+        method: the pruning method whose scoring rows paid the attention.
+        layer: of the pruning stage.
+        grid: (rows, cols) of visual tokens.
+        pictures: how many were measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    weights: str
+    method: str
+    layer: int
+    grid: tuple[int, int]
+    pictures: int = Field(ge=0)
+
+
 class _Curve(BaseModel):
-    """What the kinds have in common."""
+    """What the kinds have in common: `source` for people, `fitted_to` where the curve was measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str | None = None
+    fitted_to: FittedTo | None = None
 
     def __init__(self, /, **data: Any) -> None:
         try:

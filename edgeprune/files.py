@@ -9,7 +9,12 @@ from edgeprune.errors import OutputError
 
 
 def write_text(path: Path, text: str, what: str = "the file") -> None:
-    """Writes a UTF-8 file; `what` names it in messages.
+    """Writes a UTF-8 file; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"), what)
+
+
+def write_bytes(path: Path, content: bytes, what: str = "the file") -> None:
+    """Writes a file; `what` names it in messages.
 
     Raises:
         OutputError: it cannot be written.
@@ -18,7 +23,7 @@ def write_text(path: Path, text: str, what: str = "the file") -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -33,10 +33,11 @@ class Attention:
 
     Attributes:
         sums: float64 [FOLDS, V], attention paid to tokens that show the picture.
-        counts: float64 [FOLDS, V], how many pictures show something there.
+        counts: float64 [FOLDS, V], how many samples show something there.
         padding_paid, total_paid: attention paid to padded tokens, and to all visual tokens.
         padded, tokens: how many padded tokens, and visual tokens, there were.
-        pictures: how many pictures were added.
+        samples: how many rows were added; a picture may be in several, with other questions.
+        pictures: how many pictures.
     """
 
     sums: Floats
@@ -45,6 +46,7 @@ class Attention:
     total_paid: float = 0.0
     padded: int = 0
     tokens: int = 0
+    samples: int = 0
     pictures: int = 0
 
     @classmethod
@@ -52,12 +54,13 @@ class Attention:
         shape = (FOLDS, visual_tokens)
         return cls(np.zeros(shape), np.zeros(shape))
 
-    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32]) -> None:
-        """Adds pictures.
+    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], picture: NDArray[np.int64]) -> None:
+        """Adds samples. Those of one picture share a fold, since they are not independent of each other.
 
         Args:
-            paid: float32 [P, V], attention that the scoring rows pay each visual token.
-            valid: float32 [P, V], padding masks.
+            paid: float32 [N, V], attention that the scoring rows pay each visual token.
+            valid: float32 [N, V], padding masks.
+            picture: int64 [N], the pictures' numbers, counted in the order in which they first come.
 
         Raises:
             InputError: a value is negative or no number.
@@ -68,11 +71,10 @@ class Attention:
                 "weights may be damaged, or its dtype too small"
             )
         shown = valid != 0
-        for row in range(len(paid)):
-            fold = self.pictures % len(self.sums)
-            self.sums[fold] += np.where(shown[row], paid[row], 0)
-            self.counts[fold] += shown[row]
-            self.pictures += 1
+        np.add.at(self.sums, picture % len(self.sums), np.where(shown, paid, 0))
+        np.add.at(self.counts, picture % len(self.sums), shown)
+        self.samples += len(paid)
+        self.pictures = max(self.pictures, 1 + int(picture.max(initial=-1)))
         self.padding_paid += float(paid[~shown].sum(dtype=np.float64))
         self.total_paid += float(paid.sum(dtype=np.float64))
         self.padded += int((~shown).sum())
@@ -80,7 +82,7 @@ class Attention:
 
     @property
     def mean(self) -> Floats:
-        """float64 [V], the mean over all pictures that show something at an index; NaN where none does."""
+        """float64 [V], the mean over all samples that show something at an index; NaN where none does."""
         return _mean(self.sums.sum(0), self.counts.sum(0))
 
     @property
@@ -252,7 +254,7 @@ def student_p(t: float, freedom: int) -> float:
 
 
 def _mean(sums: Floats, counts: Floats) -> Floats:
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return np.asarray(np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0))
 
 
 def _ranks(values: Floats | NDArray[np.int64]) -> Floats:

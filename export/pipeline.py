@@ -20,6 +20,7 @@ from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export import assemble, graph, weights
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
+from edgeprune.export.origin import check_curve, origin
 from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.manifest import (
     CacheGroup,
@@ -191,13 +192,15 @@ def _write(
     )
     _check_curve(options)
     curve = resolve_curve(options.curve, options.method) if plan.prunes else None
+    if curve is not None and curve.fitted_to is not None:
+        check_curve(curve, origin(folder, source, plan, preprocessing.grid))
     vocabulary_slots = max(1, text.max_position_embeddings // preprocessing.tokens_per_image)
     tokens = preprocessing.tokens_per_image * vocabulary_slots
     bias = _bias(curve, preprocessing, vocabulary_slots, progress)
     prompt = read_prompt(folder, config, scratch)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else _stored_dtype(folder, config)
+    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder, config)
     with mode:
         model = family.build(config, dtype)
         curve_buffer = torch.empty(tokens)
@@ -275,7 +278,7 @@ def _bias(
     return tile_weights(curve, per_image, pictures)
 
 
-def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
+def stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
     """The dtype that most of the checkpoint's bytes have."""
     sizes: dict[torch.dtype, int] = {}
     for file in weights.checkpoint_files(folder):

@@ -259,9 +259,10 @@ def _compare(
 ) -> Comparison:
     from edgeprune.evaluation import report
     from edgeprune.evaluation.comparison import Bundles, compare
+    from edgeprune.plotting import need_matplotlib
 
     grid.check()
-    report.drawing_classes()  # what is missing shall show before the work, not after it
+    need_matplotlib()
     bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", grid, progress)
     found = compare(bundles, benchmark, questions, asking, grid, folder, restart, progress)
     report.write(found, folder)

@@ -21,7 +21,7 @@ from typing import Annotated, cast
 import typer
 
 from edgeprune import __version__
-from edgeprune.cli import bench, doctor, export, inspect, run, verify
+from edgeprune.cli import bench, calibrate, doctor, export, inspect, run, verify
 from edgeprune.cli import eval as eval_
 from edgeprune.errors import EdgepruneError
 
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "verify": verify.verify,
     "bench": bench.bench,
+    "calibrate": calibrate.calibrate,
     "eval": eval_.evaluate,
     "doctor": doctor.doctor,
 }

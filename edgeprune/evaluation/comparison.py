@@ -181,7 +181,6 @@ class Bundles:
             EdgepruneError: it cannot be exported.
         """
         grid = self._grid
-        # The layer belongs to methods of one selection; the others keep their own.
         layer = grid.layer if way.method != "none" else None
         curve = grid.curve if way.has_curve else "none"
         keep = 1.0 if way.keep is None else way.keep

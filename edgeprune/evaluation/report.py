@@ -9,10 +9,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import MissingDependencyError, OutputError
 from edgeprune.evaluation.bootstrap import Interval
 from edgeprune.evaluation.comparison import RANDOM, RANDOM_CONTENT, UNPRUNED, Comparison, Outcome
 from edgeprune.files import write_text
+from edgeprune.plotting import new_figure, save_figure
 
 _MARKERS = {"none": "o", "position": "^", "padding": "v", "both": "P"}
 _LINES = {"none": "-", "position": ":", "padding": "--", "both": "-."}
@@ -94,7 +94,6 @@ def plot(comparison: Comparison, path: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
         OutputError: the picture cannot be written.
     """
-    canvas_class, figure_class = drawing_classes()
     methods = list(
         dict.fromkeys(
             outcome.way.method
@@ -104,8 +103,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     )
     columns = min(3, len(methods))
     rows = -(-len(methods) // columns)
-    figure = figure_class(figsize=(1 + 4.2 * columns, 0.9 + 3.4 * rows), layout="constrained")
-    canvas_class(figure)
+    figure = new_figure(max(8.0, 1 + 4.2 * columns), 1.2 + 3.4 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     handles: dict[str, Any] = {}
     for panel, method in zip(panels, methods, strict=False):
@@ -118,7 +116,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     figure.suptitle(
         f"{comparison.benchmark}, {comparison.questions} questions; bars: 95 % intervals over pictures"
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _panel(panel: Any, comparison: Comparison, method: str) -> dict[str, Any]:
@@ -165,31 +163,3 @@ def _panel(panel: Any, comparison: Comparison, method: str) -> dict[str, Any]:
     panel.set_title(method)
     panel.grid(alpha=0.25)
     return handles
-
-
-def drawing_classes() -> tuple[Any, Any]:
-    """matplotlib's canvas and figure, without a window system.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("drawing a plot", "matplotlib", "plot") from error
-    return FigureCanvasAgg, Figure
-
-
-def save(figure: Any, path: Path) -> None:
-    """Writes a plot as PNG.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    except OSError as error:
-        raise OutputError(
-            f"the plot cannot be written to {path} ({error.strerror}): choose a file in a folder that exists"
-        ) from error

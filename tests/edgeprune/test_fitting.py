@@ -31,7 +31,8 @@ def pictures(
     paid = np.where(valid == 0, 10 * paid, paid)
     found = Attention.empty(V)
     for start in range(0, count, 7):  # in uneven parts, as batches come
-        found.add(paid[start : start + 7].astype(np.float32), valid[start : start + 7])
+        part = slice(start, start + 7)
+        found.add(paid[part].astype(np.float32), valid[part], np.arange(count)[part])
     return found
 
 
@@ -80,6 +81,18 @@ def test_the_error_of_the_slope_is_its_spread_over_runs() -> None:
     assert np.mean([run.error for run in runs]) == pytest.approx(spread, rel=0.3)
 
 
+def test_samples_of_one_picture_share_a_fold() -> None:
+    """Asking about each picture five times tells nothing new, so the error must not shrink."""
+    rng = np.random.default_rng(1)
+    paid = rng.gamma(1.0, 1.0, (60, V)).astype(np.float32)
+    once, often = Attention.empty(V), Attention.empty(V)
+    once.add(paid, np.ones_like(paid), np.arange(60))
+    repeated = np.repeat(paid, 5, axis=0)
+    often.add(repeated, np.ones_like(repeated), np.repeat(np.arange(60), 5))
+    assert (often.samples, often.pictures) == (300, 60)
+    assert slope(often).error == pytest.approx(slope(once).error, rel=1e-6)
+
+
 def test_a_falling_trend_is_no_recency() -> None:
     advice = fit(pictures(np.exp(-0.01 * INDEX))).advice
     assert advice is not None
@@ -123,7 +136,7 @@ def test_tokens_that_no_picture_shows_are_left_out_of_the_fit() -> None:
     found = Attention.empty(V)
     valid = np.ones((60, V), dtype=np.float32)
     valid[:, :24] = valid[:, -24:] = 0
-    found.add(np.where(valid == 0, 7.0, trend).astype(np.float32), valid)
+    found.add(np.where(valid == 0, 7.0, trend).astype(np.float32), valid, np.arange(60))
     assert np.isnan(found.mean[:24]).all()
     assert fit(found).slope.b == pytest.approx(0.01, rel=1e-3)
 
@@ -145,7 +158,7 @@ def test_too_few_tokens() -> None:
     found = Attention.empty(V)
     valid = np.zeros((40, V), dtype=np.float32)
     valid[:, :7] = 1
-    found.add(np.ones((40, V), dtype=np.float32), valid)
+    found.add(np.ones((40, V), dtype=np.float32), valid, np.arange(40))
     with pytest.raises(InputError, match="of 144 visual tokens 7 ever show a picture"):
         fit(found)
 
@@ -155,7 +168,7 @@ def test_what_is_no_attention(value: float) -> None:
     paid = np.ones((1, V), dtype=np.float32)
     paid[0, 3] = value
     with pytest.raises(InputError, match="negative or no numbers"):
-        Attention.empty(V).add(paid, np.ones_like(paid))
+        Attention.empty(V).add(paid, np.ones_like(paid), np.arange(1))
 
 
 def test_spearman_of_known_ranks() -> None:

@@ -42,6 +42,17 @@ def test_baselines_come_before_what_is_compared_with_them() -> None:
     ]
 
 
+def test_what_each_way_debiases() -> None:
+    found = {way.name: (way.has_curve, way.mask) for way in ways(Grid(keeps=(0.3,), random=False))}
+    assert found == {
+        "unpruned": (False, "ones"),
+        "fastv": (False, "ones"),
+        "fastv + position": (True, "ones"),
+        "fastv + padding": (False, "own"),
+        "fastv + both": (True, "own"),
+    }
+
+
 def test_every_method_at_every_keep_ratio() -> None:
     grid = Grid(methods=("fastv", "himap"), keeps=(0.5, 0.1), random=False)
     assert len(names(grid)) == 1 + 2 * 2 * 4

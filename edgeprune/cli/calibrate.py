@@ -1,0 +1,156 @@
+"""`edgeprune calibrate`: measure a model's own bias curve."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli.output import Json, print_fields, print_json, print_table, progress_on_stderr
+from edgeprune.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from edgeprune.calibration import Calibration
+
+
+class TrendName(str, Enum):
+    """The kinds of trends, and the choice among them."""
+
+    AUTO = "auto"
+    EXPONENTIAL = "exponential"
+    CUBIC = "cubic"
+    SMOOTH = "smooth"
+
+
+def calibrate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model folder in Hugging Face's layout, or a hub id.")
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="A few hundred pictures: a folder, a list of paths, or a question file (.jsonl).",
+        ),
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Questions, one per line, asked in turn; by default a general one."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(metavar="NAME", help="The pruning method.")] = "fastv",
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N...]", help="Pruned before this decoder layer; by default the method's own."
+        ),
+    ] = None,
+    trend: Annotated[
+        TrendName, typer.Option(help="The trend to use; auto takes what errs least on unseen pictures.")
+    ] = TrendName.AUTO,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The curve, for `export --curve`.")
+    ] = Path("curve.json"),
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first pictures.")] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Pictures that run together.")] = 8,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Do not draw the plot.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew rather than go on with an unfinished run.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how a model's attention depends on a visual token's index, and fit the curve that undoes it.
+
+    Runs the model's first layers over pictures and takes the mean of the attention that the method selects
+    by, padded tokens left out. Writes the curve, its figures beside it (.report.json) and a plot (.png). The
+    same command goes on after an interruption.
+
+    `edgeprune calibrate llava --images pictures -o curve.json`
+    """
+    from edgeprune.export import part
+    from edgeprune.files import write_text
+    from edgeprune.plotting import need_matplotlib
+
+    if output.suffix != ".json":
+        raise InputError(f"{output} does not end as a curve's name: expected .json")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output} cannot be written: expected a file's name in a folder that exists")
+    if not no_plot:
+        need_matplotlib()
+    with progress_on_stderr() as progress:
+        found: Calibration = part("calibrate").calibrate(
+            model,
+            images,
+            output,
+            prompts=prompts,
+            method=method,
+            layer=_layers(layer),
+            trend=None if trend is TrendName.AUTO else trend.value,
+            limit=limit,
+            batch=batch,
+            restart=restart,
+            progress=progress,
+        )
+    report = found.to_dict()
+    report_path, plot_path = output.with_suffix(".report.json"), output.with_suffix(".png")
+    write_text(report_path, json.dumps(report, indent=2) + "\n")
+    if not no_plot:
+        from edgeprune.calibration import plot
+
+        plot(found, plot_path)
+    if as_json:
+        print_json(report)
+    else:
+        _print(found, report)
+        written = [output, report_path, *([] if no_plot else [plot_path])]
+        print(f"written: {', '.join(map(str, written))}")
+
+
+def _layers(text: str | None) -> int | tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--layer is {text!r}: expected a whole number, or several with commas") from error
+    return layers[0] if len(layers) == 1 else layers
+
+
+def _print(found: Calibration, report: dict[str, Any]) -> None:
+    fit = found.fit
+    rows = [
+        [
+            f"{kind} (chosen)" if kind == fit.chosen else kind,
+            f"{trend.error:.4f}",
+            f"{trend.r_squared:.3f}",
+        ]
+        for kind, trend in fit.trends.items()
+    ]
+    rows.append(["none", f"{fit.flat_error:.4f}", ""])
+    print_table(["trend", "error on unseen pictures", "R²"], rows)
+    significant = "significant" if fit.slope.significant else "not significant"
+    print_fields(
+        [
+            ("curve", found.curve.describe()),
+            (
+                "b",
+                f"{fit.slope.b:.3e} ± {fit.slope.error:.1e} per token, p = {fit.slope.p:.2g}, {significant}",
+            ),
+            ("last over first", f"{report['last_over_first']:.3f} by the chosen trend"),
+            (
+                "rank correlation",
+                f"{fit.spearman_before:+.3f} with the index, {fit.spearman_after:+.3f} after the curve",
+            ),
+            (
+                "padding",
+                f"{report['padding_share_of_attention']:.1%} of the attention, "
+                f"{report['padding_share_of_tokens']:.1%} of the tokens",
+            ),
+        ]
+    )
+    if fit.advice is not None:
+        print(f"note: {fit.advice}")

@@ -1,0 +1,73 @@
+"""Where a measured bias curve comes from, and whether it belongs to an export."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from edgeprune.curves import BiasCurve, FittedTo
+from edgeprune.errors import InputError
+from edgeprune.export.weights import checkpoint_files
+from edgeprune.plans import PruningPlan
+
+_ENDS = 1 << 20
+
+
+def fingerprint(folder: Path) -> str:
+    """Short text that changes with a model's weights: their files' sizes, first and last megabyte."""
+    found = hashlib.sha256()
+    for path in checkpoint_files(folder):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            found.update(f"{size} ".encode())
+            found.update(file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            found.update(file.read(_ENDS))
+    return found.hexdigest()[:16]
+
+
+def origin(
+    folder: Path, source: str, plan: PruningPlan, grid: tuple[int, int], pictures: int = 0
+) -> FittedTo:
+    """What a curve for this model and the first stage of this plan is fitted to.
+
+    Args:
+        folder: the model.
+        source: how the user calls it, a folder or a hub id.
+        plan: with at least one stage.
+        grid: rows and columns of visual tokens of one picture.
+        pictures: how many were measured.
+    """
+    local = Path(source).expanduser()
+    return FittedTo(
+        model=local.resolve().name if local.is_dir() else source,
+        weights=fingerprint(folder),
+        method=plan.method,
+        layer=plan.stages[0].layer,
+        grid=grid,
+        pictures=pictures,
+    )
+
+
+def check_curve(curve: BiasCurve | None, belongs: FittedTo) -> None:
+    """Refuses a measured curve of another model, method or layer; a curve that says nothing passes.
+
+    Raises:
+        InputError: names what differs.
+    """
+    if curve is None or curve.fitted_to is None:
+        return
+    found = curve.fitted_to
+    if found.weights != belongs.weights:
+        raise InputError(
+            f"the bias curve was measured on {found.model} (weights {found.weights}), and this is "
+            f"{belongs.model} (weights {belongs.weights}): expected a curve of the same model; measure one "
+            "with `edgeprune calibrate`"
+        )
+    for name in ("method", "layer", "grid"):
+        have, want = getattr(found, name), getattr(belongs, name)
+        if have != want:
+            raise InputError(
+                f"the bias curve was measured for {name} {have}, and this export has {name} {want}: expected "
+                "a curve of the same; measure one with `edgeprune calibrate`"
+            )
