@@ -177,6 +177,16 @@ class Fit:
         return None
 
 
+def need_pictures(count: int) -> None:
+    """Raises InputError where so many pictures are too few for `fit`."""
+    least = 2 * FOLDS
+    if count < least:
+        raise InputError(
+            f"too few pictures to fit a trend to: found {count}, expected at least {least} and better a few "
+            "hundred; add pictures"
+        )
+
+
 def fit(attention: Attention, kind: TrendKind | None = None) -> Fit:
     """Fits every kind of trend.
 
@@ -187,12 +197,7 @@ def fit(attention: Attention, kind: TrendKind | None = None) -> Fit:
     Raises:
         InputError: too few pictures or indices, no attention at all, or the kind cannot be fitted.
     """
-    least = 2 * len(attention.sums)
-    if attention.pictures < least:
-        raise InputError(
-            f"{attention.pictures} pictures are too few to fit a trend to: expected at least {least}, better "
-            "a few hundred; add pictures"
-        )
+    need_pictures(attention.pictures)
     mean = attention.mean
     seen = np.flatnonzero(~np.isnan(mean))
     if len(seen) < 8 or not (mean[seen] > 0).all():

@@ -23,7 +23,7 @@ from edgeprune.export.families import family_of, read_config
 from edgeprune.export.origin import origin
 from edgeprune.export.pipeline import resolve_model, stored_dtype
 from edgeprune.export.processor import padding_mask_for, read_preprocessing
-from edgeprune.fitting import TrendKind, fit
+from edgeprune.fitting import TrendKind, fit, need_pictures
 from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.masks import full_valid, letterbox_valid, letterbox_valid_bilinear
 from edgeprune.plans import Merge, PruningPlan, Ranking, method_by_name
@@ -77,6 +77,7 @@ def calibrate(
     preprocessing = read_preprocessing(folder, family.image_size(config), grid)
     numbers = picture_numbers(samples)
     pictures = int(numbers.max()) + 1
+    need_pictures(pictures)
     belongs = origin(folder, str(model), plan, grid, pictures)
     settings = {**belongs.model_dump(mode="json"), "samples": digest(samples)}
     state = State(

@@ -150,7 +150,7 @@ def test_a_cubic_below_zero_is_no_choice() -> None:
 
 
 def test_too_few_pictures() -> None:
-    with pytest.raises(InputError, match=f"39 pictures are too few .* at least {2 * FOLDS}"):
+    with pytest.raises(InputError, match=f"too few pictures .* found 39, expected at least {2 * FOLDS}"):
         fit(pictures(np.ones(V), count=39))
 
 

@@ -1,0 +1,121 @@
+"""`edgeprune calibrate`: figures on stdout; curve, report and plot in files; mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeprune.calibration import Calibration
+from edgeprune.curves import FittedTo, save_curve
+from edgeprune.fitting import Attention, fit
+from tests.edgeprune.cli.conftest import Cli
+from tests.edgeprune.evaluation.files import picture
+
+ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """Puts a calibration without a trend in the place of a real one; remembers what it was asked for."""
+    from edgeprune.export import calibrate as module
+
+    made: list[dict[str, Any]] = []
+
+    def calibrate(model: str, images: Path, output: Path, **options: Any) -> Calibration:
+        options.pop("progress")
+        made.append({"model": model, "images": images, **options})
+        attention = Attention.empty(36)
+        paid = np.random.default_rng(0).uniform(0.5, 1.5, (60, 36)).astype(np.float32)
+        attention.add(paid, np.ones_like(paid), np.arange(60))
+        found = fit(attention, "exponential")
+        curve = found.trend.curve.model_copy(update={"fitted_to": ABOUT})
+        save_curve(curve, output)
+        return Calibration(ABOUT, attention, found, curve)
+
+    monkeypatch.setattr(module, "calibrate", calibrate)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def test_figures_and_files(cli: Cli, calls: list[dict[str, Any]]) -> None:
+    result = cli("calibrate", "model", "--images", "pictures", "-o", "c.json")
+    assert result.code == 0, result
+    assert "exponential (chosen)" in result.out
+    assert "not significant" in result.out
+    assert "note: attention does not change with the token's index" in result.out
+    assert "--debias padding" in result.out
+    assert "written: c.json, c.report.json, c.png" in result.out
+    assert json.loads(Path("c.report.json").read_text())["significant"] is False
+    assert Path("c.png").stat().st_size > 10_000
+    assert calls == [
+        {
+            "model": "model",
+            "images": Path("pictures"),
+            "prompts": None,
+            "method": "fastv",
+            "layer": None,
+            "trend": None,
+            "limit": None,
+            "batch": 8,
+            "restart": False,
+        }
+    ]
+
+
+def test_options_are_passed_on(cli: Cli, calls: list[dict[str, Any]]) -> None:
+    options = ("--method", "himap", "--layer", "2,3", "--trend", "cubic", "--limit", "50", "--batch", "4")
+    result = cli(
+        "calibrate", "m", "--images", "p", "--prompts", "q.txt", *options, "--restart", "--json", "--no-plot"
+    )
+    assert json.loads(result.out)["model"] == "tiny"
+    assert not Path("curve.png").exists()
+    assert calls[0]["layer"] == (2, 3)
+    assert calls[0]["prompts"] == Path("q.txt")
+    assert (calls[0]["method"], calls[0]["trend"], calls[0]["limit"]) == ("himap", "cubic", 50)
+    assert (calls[0]["batch"], calls[0]["restart"]) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "curve"], "curve does not end as a curve's name: expected .json"),
+        (["-o", "nowhere/curve.json"], "expected a file's name in a folder that exists"),
+        (["--layer", "two"], "--layer is 'two': expected a whole number"),
+        (["--trend", "linear"], "'linear' is not one of"),
+    ],
+)
+def test_mistakes_before_any_work(
+    cli: Cli, calls: list[dict[str, Any]], options: list[str], message: str
+) -> None:
+    assert message in cli("calibrate", "model", "--images", "pictures", *options).message
+    assert calls == []
+
+
+def test_without_matplotlib_it_does_not_begin(
+    cli: Cli, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "edgeprune[plot]" in cli("calibrate", "model", "--images", "pictures").message
+    assert calls == []
+    assert cli("calibrate", "model", "--images", "pictures", "--no-plot").code == 0
+
+
+def test_mistakes_that_need_the_model(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = Path(__file__).resolve().parents[3] / "samples" / "tiny-llava"
+    picture(tmp_path / "pictures" / "a.png")
+    (tmp_path / "empty").mkdir()
+
+    def message(*options: str) -> str:
+        return cli("calibrate", model, "--images", "pictures", *options).message
+
+    assert "empty has no pictures" in cli("calibrate", model, "--images", "empty").message
+    assert "unknown pruning method 'fastw'" in message("--method", "fastw")
+    assert "layer 9 cannot be pruned at" in message("--layer", "9")
+    assert "found 1, expected at least 40" in message()
+    assert "there is no file nothing.txt" in message("--prompts", "nothing.txt")
