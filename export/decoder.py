@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from edgeprune.export.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
-from edgeprune.export.indexing import remaining_visual, spread
-from edgeprune.export.op import debiased_token_prune
+from edgeprune.export.indexing import remaining_visual, spread, take
+from edgeprune.export.merging import Means, absorb, append, recycle
+from edgeprune.export.op import debiased_token_prune, effective_score
 from edgeprune.export.scoring import rater_weights, score_tap
-from edgeprune.plans import Positions, PruningPlan, Ranking, ScoringRows, random_scores
+from edgeprune.plans import Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
 
 
 @dataclass
@@ -202,16 +203,21 @@ class PrunedDecoder(nn.Module):
         if not planned.node_debiases:
             curve = torch.ones_like(curve)
             valid = torch.ones_like(tokens.visual_index, dtype=torch.float32)
-        before = tokens.position_ids
-        tokens.hidden, index = debiased_token_prune(
-            tokens.hidden, score, tokens.visual_index, valid, curve, planned.keep
-        )
-        tokens.position_ids = before.gather(1, index)
-        tokens.attention_mask = tokens.attention_mask.gather(1, index)
-        if stage + 1 < len(self.plan.stages):
-            tokens.visual_index = remaining_visual(index, tokens.visual_index, before)
+        before, visual, hidden = tokens.position_ids, tokens.visual_index, tokens.hidden
+        if planned.merge is Merge.SURVIVOR:
+            effective = effective_score(take(score, visual), valid, curve)
+            hidden = absorb(hidden, effective, visual, before, planned.keep)
+        pruned, index = debiased_token_prune(hidden, score, visual, valid, curve, planned.keep)
+        if planned.merge is Merge.RECYCLE:
+            index = self._append(tokens, recycle(hidden, score, visual, index, before), pruned, index)
+        else:
+            tokens.hidden = pruned
+            tokens.attention_mask = tokens.attention_mask.gather(1, index)
             if tokens.raters is not None:
                 tokens.raters = tokens.raters.gather(1, index)
+            if stage + 1 < len(self.plan.stages):
+                tokens.visual_index = remaining_visual(index, visual, before)
+        tokens.position_ids = before.gather(1, index)
         if self.plan.positions is Positions.RENUMBERED:
             earlier = past_mask.sum(1, keepdim=True)
             tokens.position_ids = (earlier + tokens.attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -219,6 +225,25 @@ class PrunedDecoder(nn.Module):
             tokens.hidden, tokens.position_ids, tokens.attention_mask, past_mask
         )
         return index, present
+
+    def _append(
+        self, tokens: _Sequence, means: Means, pruned: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        """Makes the tokens the pruned ones and the means behind their last visual token.
+
+        Returns:
+            int64 [B, S' + c]: for every token the position it had, for a mean that of its centre.
+        """
+        place = append(means.centres, tokens.visual_index, index, tokens.position_ids)
+        tokens.hidden = place.join(pruned, means.hidden)
+        tokens.attention_mask = place.join(
+            tokens.attention_mask.gather(1, index), torch.ones_like(means.centres)
+        )
+        if tokens.raters is not None:
+            never = torch.zeros_like(means.centres, dtype=torch.float32)
+            tokens.raters = place.join(tokens.raters.gather(1, index), never)
+        tokens.visual_index = place.visual_index
+        return place.join(index, means.centres)
 
     def _embed(self, input_ids: torch.Tensor, visual_embeds: torch.Tensor) -> torch.Tensor:
         """Embeds tokens and puts the n-th visual embedding in the place of the n-th image token."""

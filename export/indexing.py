@@ -12,7 +12,7 @@ from typing import Any
 import onnxscript
 import torch
 
-_INT64 = 7
+from edgeprune.plans import recycled_count
 
 
 def new_length(like: torch.Tensor) -> torch.Tensor:
@@ -67,6 +67,57 @@ def remaining_visual(
 @remaining_visual.register_fake
 def _(kept_index: torch.Tensor, visual_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return new_length(visual_index)
+
+
+@torch.library.custom_op("edgeprune::recycled_tokens", mutates_args=())
+def recycled_tokens(rank: torch.Tensor, kept_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The dropped tokens that are recycled; see `edgeprune.plans.recycled_count`.
+
+    Args:
+        rank: int64 [B, V], a permutation of 0..V-1: the place of each visual token among those dropped.
+        kept_index: int64 [B, S'].
+        positions: any int64 [B, S].
+
+    Returns:
+        int64 [B, m], numbers of visual tokens by rank.
+    """
+    tokens, _ = recycled_count(positions.shape[1] - kept_index.shape[1])
+    return rank.argsort(dim=1)[:, :tokens].contiguous()
+
+
+@recycled_tokens.register_fake
+def _(rank: torch.Tensor, kept_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return new_length(rank)
+
+
+@torch.library.custom_op("edgeprune::cluster_centres", mutates_args=())
+def cluster_centres(rank: torch.Tensor) -> torch.Tensor:
+    """The first of m tokens that become centres.
+
+    Args:
+        rank: int64 [B, m], a permutation of 0..m-1.
+
+    Returns:
+        int64 [B, c], numbers of tokens by rank; c = int(m / 10) + 1, 0 without tokens.
+    """
+    tokens = rank.shape[1]
+    return rank.argsort(dim=1)[:, : min(tokens, tokens // 10 + 1)].contiguous()
+
+
+@cluster_centres.register_fake
+def _(rank: torch.Tensor) -> torch.Tensor:
+    return new_length(rank)
+
+
+def ranks(score: torch.Tensor) -> torch.Tensor:
+    """The place of each by score, int64 [B, V], 0 the largest; equal ones by index.
+
+    By counting who is better, V x V comparisons: no runtime's way of sorting equal values matters.
+    """
+    number = torch.arange(score.shape[1], device=score.device)
+    earlier = number.unsqueeze(0) < number.unsqueeze(1)
+    own, other = score.unsqueeze(2), score.unsqueeze(1)
+    return ((other > own) | ((other == own) & earlier)).to(torch.int64).sum(2)
 
 
 def is_visual(visual_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -131,7 +182,24 @@ def translation() -> dict[object, object]:
         kept = op.Sub(length(kept_index), texts)
         return places(op.GatherElements(mark(visual_index, positions), kept_index, axis=1), kept)
 
+    def leading(rank: Any, count: Any) -> Any:
+        """Numbers of the first `count` by rank."""
+        ones = op.Expand(ints(1), op.Shape(rank))
+        counting = op.Sub(op.CumSum(ones, op.Constant(value_int=1)), ints(1))
+        return op.Slice(op.ScatterElements(counting, rank, counting, axis=1), ints(0), count, ints(1))
+
+    def recycled(rank, kept_index, positions):  # type: ignore[no-untyped-def]
+        dropped = op.Sub(length(positions), length(kept_index))
+        share = op.Add(op.Div(op.Mul(dropped, ints(3)), ints(10)), ints(1))
+        return leading(rank, op.Min(dropped, share))
+
+    def centres(rank):  # type: ignore[no-untyped-def]
+        tokens = length(rank)
+        return leading(rank, op.Min(tokens, op.Add(op.Div(tokens, ints(10)), ints(1))))
+
     return {
+        torch.ops.edgeprune.recycled_tokens.default: recycled,
+        torch.ops.edgeprune.cluster_centres.default: centres,
         torch.ops.edgeprune.text_positions.default: text,
         torch.ops.edgeprune.remaining_visual.default: remaining,
     }

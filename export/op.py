@@ -24,6 +24,15 @@ KEEP_ATTRIBUTE = "keep_per_10000"
 _LOWEST = torch.finfo(torch.float32).min
 
 
+def effective_score(
+    score: torch.Tensor, visual_valid: torch.Tensor, bias_curve: torch.Tensor
+) -> torch.Tensor:
+    """The debiased score as `edgeprune.selection.effective_score` defines it, float32 [B, V]."""
+    product = score * bias_curve[: score.shape[1]] * visual_valid
+    product = torch.where(product.isnan(), _LOWEST, product).clamp_min(_LOWEST)
+    return torch.where(visual_valid == 0, -torch.inf, product)
+
+
 @torch.library.custom_op("edgeprune::debiased_token_prune", mutates_args=())
 def debiased_token_prune(
     hidden_states: torch.Tensor,
@@ -49,9 +58,7 @@ def debiased_token_prune(
     batch, sequence, _ = hidden_states.shape
     visual = visual_index.shape[1]
     kept = kept_count(visual, keep)
-    product = score.gather(1, visual_index) * bias_curve[:visual] * visual_valid
-    product = torch.where(product.isnan(), _LOWEST, product).clamp_min(_LOWEST)
-    product = torch.where(visual_valid == 0, -torch.inf, product)
+    product = effective_score(score.gather(1, visual_index), visual_valid, bias_curve)
     best = product.sort(dim=1, descending=True, stable=True).indices[:, :kept]
     keep_mask = torch.ones(batch, sequence, dtype=torch.bool, device=score.device)
     keep_mask.scatter_(1, visual_index, False)

@@ -59,6 +59,7 @@ def rater_weights(embeds: torch.Tensor, visual_index: torch.Tensor, positions: t
     # The sum over V instead of its mean is compared with its own mean all the same.
     received = torch.softmax(likeness, dim=2).sum(1) * behind
     rates = behind & (received > received.sum(1, keepdim=True) / count)
-    rates = torch.where(rates.sum(1, keepdim=True) > 0, rates, behind).to(torch.float32)
-    weights = rates / rates.sum(1, keepdim=True).clamp_min(1)
+    weights = rates.to(torch.float32)
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, behind.to(torch.float32))
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
     return torch.zeros_like(positions, dtype=torch.float32).scatter(1, text, weights)

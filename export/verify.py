@@ -260,6 +260,7 @@ def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tens
             position_ids=(mask.cumsum(1) - 1).clamp_min(0),
             pixel_values=torch.from_numpy(case.pixel_values).to(model.dtype),
             output_attentions=manifest.plan.prunes,
+            output_hidden_states=manifest.plan.prunes,
             use_cache=False,
         )
     logits = output.logits[:, -1].float()
@@ -270,24 +271,27 @@ def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tens
     ids = torch.from_numpy(case.input_ids)
     if first.rows is ScoringRows.LAST_TOKEN:
         return logits, paid[:, -1]
-    weights = _row_weights(model, first.rows, ids, case, manifest)
+    weights = _row_weights(first.rows, ids == manifest.prompt.image_token_id, output.hidden_states[0])
     return logits, (paid * weights.unsqueeze(-1)).sum(1)
 
 
-def _row_weights(
-    model: Any, rows: ScoringRows, ids: torch.Tensor, case: Case, manifest: Manifest
-) -> torch.Tensor:
-    """What each row's attention counts in the first score, float32 [B, S]."""
-    weights = torch.zeros(ids.shape)
-    for row, tokens in enumerate(ids):
-        visual = (tokens == manifest.prompt.image_token_id).nonzero()[:, 0]
+def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+    """What each row's attention counts in the first score, float32 [B, S]; embeds are the layers' input."""
+    weights = torch.zeros(is_visual.shape)
+    for row, marks in enumerate(is_visual):
+        visual = marks.nonzero()[:, 0]
         if rows is ScoringRows.IMAGE:
             weights[row, visual] = 1
             continue
-        text = torch.arange(int(visual[-1]) + 1, len(tokens))
-        weights[row, text] = 1
+        text = torch.arange(int(visual[-1]) + 1, len(marks))
         if rows is ScoringRows.RATERS:
-            raise NotImplementedError
+            likeness = embeds[row, visual].float() @ embeds[row, text].float().T
+            received = likeness.softmax(dim=1).mean(dim=0)
+            above = text[received > received.mean()]
+            text = above if len(above) else text
+            weights[row, text] = 1 / len(text)
+        else:
+            weights[row, text] = 1
     return weights
 
 

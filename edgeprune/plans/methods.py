@@ -164,7 +164,8 @@ class StagedMethod:
         if len(at) != count:
             were = f"{len(at)} layers were" if len(at) > 1 else "1 layer was"
             raise InputError(
-                f"{were} given and {self.name} has {_selections(count)}: give one for each, with commas between"
+                f"{were} given and {self.name} has {_selections(count)}: give one for each, "
+                "with commas between"
             )
         for number in at:
             if not 1 <= number < layers:
@@ -287,10 +288,31 @@ _HIMAP = StagedMethod(
     depth=32,
     rows=(ScoringRows.TEXT_AFTER_IMAGE, ScoringRows.IMAGE),
 )
+# arXiv 2410.04417: after layers 2, 6 and 15, to 300, 200 and 110 of 576 (its budget of 192).
+_SPARSEVLM = StagedMethod(
+    "sparsevlm",
+    at=(3, 7, 16),
+    shares=(300 / 576, 200 / 576, 110 / 576),
+    depth=32,
+    rows=(ScoringRows.RATERS,),
+    merge=Merge.RECYCLE,
+    positions=Positions.RENUMBERED,
+)
+# arXiv 2412.06263, its part in the language model.
+_ILLAVA = StagedMethod("illava-decoder", at=(8,), shares=(0.7,), depth=32, merge=Merge.SURVIVOR)
 _RANDOM = StagedMethod("random", at=(2,), shares=(0.5,), ranking=Ranking.RANDOM)
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (_FASTV, _PYRAMIDDROP, _HIMAP, _RANDOM, NoPruning())
+    method.name: method
+    for method in (_FASTV, _PYRAMIDDROP, _HIMAP, _SPARSEVLM, _ILLAVA, _RANDOM, NoPruning())
+}
+
+
+# Known methods that cannot be exported whole, and why.
+_REFUSED = {
+    "illava": "the method illava also merges tokens inside the vision tower, which is not supported: what is "
+    "left of a picture there is no longer a fixed place of it each, which bias curve, padding mask and prompt "
+    "need; choose illava-decoder for its part in the language model alone",
 }
 
 
@@ -300,6 +322,8 @@ def method_by_name(name: str) -> Method:
     Raises:
         InputError: there is no such method; the message lists those there are.
     """
+    if name in _REFUSED:
+        raise InputError(_REFUSED[name])
     if name not in METHODS:
         raise InputError(f"unknown pruning method {name!r}: choose one of {', '.join(sorted(METHODS))}")
     return METHODS[name]

@@ -91,9 +91,16 @@ def test_every_method_refuses_a_keep_ratio_out_of_range(method: str, keep: float
 def test_methods_are_found_by_their_names() -> None:
     assert all(method_by_name(name).name == name for name in METHODS)
     with pytest.raises(
-        InputError, match="unknown pruning method 'fastvee': choose one of fastv, himap, none, "
+        InputError, match="unknown pruning method 'fastvee': choose one of fastv, himap, .*none, "
     ):
         method_by_name("fastvee")
+
+
+def test_a_method_that_cannot_be_done_whole_is_refused_by_name() -> None:
+    with pytest.raises(
+        InputError, match=r"illava also merges tokens inside the vision tower.*illava-decoder"
+    ):
+        method_by_name("illava")
 
 
 def test_cache_groups_count_the_stages_passed() -> None:
@@ -152,6 +159,8 @@ PUBLISHED = {
     "fastv": ([2], [288]),
     "pyramiddrop": ([2, 10, 20], [184, 92, 46]),
     "himap": ([2, 8], [115, 90]),
+    "sparsevlm": ([3, 7, 16], [300, 200, 110]),
+    "illava-decoder": ([8], [403]),
     "random": ([2], [288]),
 }
 

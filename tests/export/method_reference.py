@@ -193,19 +193,21 @@ def _select(
     means: list[torch.Tensor] = []
     hidden = state.hidden.clone()
     if recipe.method == "tokencarve":
-        chosen, merges = _carve(hidden[visual], order, count)
+        chosen, merges = carve_by_loops(hidden[visual], order, count)
         for target, sources in merges.items():
             members = [visual[i] for i in (target, *sources)]
             hidden[visual[target]] = state.hidden[members].float().mean(0).to(hidden.dtype)
     else:
         chosen = sorted(order[:count])
-    if recipe.method == "illava":
+    if recipe.method == "illava-decoder":
         members = [visual[i] for i in order[count - 1 :]]
         weights = torch.arange(1, len(members) + 1).float()
         mean = (weights[:, None] * state.hidden[members].float()).sum(0) / weights.sum()
         hidden[members[0]] = mean.to(hidden.dtype)
     if recipe.method == "sparsevlm" and count < len(visual):
-        centres, means = _recycle(state.hidden, [visual[i] for i in sorted(order[count:])], raw, visual)
+        centres, means = recycle_by_loops(
+            state.hidden, [visual[i] for i in sorted(order[count:])], raw, visual
+        )
         appended = centres
     stays = [visual[i] for i in chosen]
     before = list(range(visual[0]))
@@ -227,7 +229,7 @@ def _select(
     return origin
 
 
-def _carve(
+def carve_by_loops(
     hidden: torch.Tensor, by_attention: list[int], count: int
 ) -> tuple[list[int], dict[int, list[int]]]:
     """TokenCarve: which visual tokens stay, and which others are averaged into them."""
@@ -238,8 +240,25 @@ def _dropped_by_carving(model: Any, state: _Prompt, recipe: Recipe, valid: torch
     raise NotImplementedError
 
 
-def _recycle(
+def recycle_by_loops(
     hidden: torch.Tensor, pruned: list[int], raw: torch.Tensor, visual: list[int]
 ) -> tuple[list[int], list[torch.Tensor]]:
     """SparseVLM: the centres' positions and the means of the clusters."""
-    raise NotImplementedError
+    by_score = sorted(pruned, key=lambda position: (-float(raw[visual.index(position)]), position))
+    tokens = by_score[: int(len(pruned) * 0.3) + 1]
+    count = int(len(tokens) / 10) + 1
+    states = hidden[tokens].double()
+    distance = (states[:, None] - states[None]).norm(dim=-1) / states.shape[-1] ** 0.5
+    density = [float((-(row.sort().values[:count] ** 2).mean()).exp()) for row in distance]
+    merit = []
+    for i, own in enumerate(density):
+        denser = [j for j, other in enumerate(density) if other > own or (other == own and j < i)]
+        apart = min(float(distance[i, j]) for j in denser) if denser else float(distance.max())
+        merit.append(apart * own)
+    centres = sorted(range(len(tokens)), key=lambda i: (-merit[i], i))[:count]
+    clusters: dict[int, list[int]] = {centre: [centre] for centre in centres}
+    for i in range(len(tokens)):
+        if i not in clusters:
+            clusters[min(centres, key=lambda centre: float(distance[i, centre]))].append(i)
+    means = [states[members].mean(0).to(hidden.dtype) for members in clusters.values()]
+    return [tokens[centre] for centre in centres], means

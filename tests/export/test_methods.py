@@ -31,6 +31,8 @@ RECIPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "random": ((2,), (14,), (29,)),
     "pyramiddrop": ((1, 2, 3), (24, 12, 6), (48, 24, 12)),
     "himap": ((1, 2), (17, 13), (34, 26)),
+    "sparsevlm": ((1, 2, 3), (21, 14, 8), (42, 28, 15)),
+    "illava-decoder": ((1,), (14,), (29,)),
 }
 KEEP = 0.4
 
@@ -84,8 +86,10 @@ def run_torch(
     interface = language_interface(
         _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
     )
-    with torch.no_grad():
-        embeds = parts.vision(inputs.pixel_values.to(model.dtype))
+    embeds = torch.zeros(0, PER_PICTURE, model.config.text_config.hidden_size)
+    if len(inputs.pixel_values):
+        with torch.no_grad():
+            embeds = parts.vision(inputs.pixel_values.to(model.dtype))
     step = torch_step(decoder, interface)
     return greedy(step, interface, inputs, embeds, parts.image_token_id, steps), embeds
 
@@ -110,3 +114,16 @@ def test_a_method_equals_its_reference_over_twenty_steps(method: str, shape: tup
     inputs = random_inputs(model, *shape, seed=1)
     found, embeds = run_torch(model, inputs, plan_of(method))
     assert_agrees(found, references(model, inputs, embeds, method), inputs)
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_prompt_without_pictures_is_left_alone(method: str) -> None:
+    model = model_of("llama")
+    some = random_inputs(model, 2, 1)
+    text = some.input_ids[:, -3:]
+    inputs = Inputs(text, torch.ones_like(text), some.pixel_values[:0], torch.ones(2, 0))
+    found, _ = run_torch(model, inputs, plan_of(method), steps=3)
+    for step in range(3):
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([text, found.tokens[:, :step]], dim=1)).logits[:, -1]
+        assert float((found.logits[:, step] - logits).abs().max()) <= LIMIT
