@@ -253,7 +253,7 @@ def load(
         raise InputError(f"check is {check!r}: expected 'sizes' or 'hashes'")
     manifest = read_manifest(bundle, check)
     if isinstance(backend, str):
-        backend = open_backend(backend, **options)
+        backend = open_backend(backend, bundle=Path(bundle), **options)
     elif options:
         raise InputError(f"options ({', '.join(options)}) go with a back end's name, not with an opened one")
     return Model(Path(bundle), manifest, backend)

@@ -196,8 +196,11 @@ class Session:
         return Decoding(self, caches, lengths, logits, stages, seen - started, read - seen)
 
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
-        """The last token is never read, so it needs no position."""
-        return min(max_new_tokens, self.manifest.model.max_positions - len(prompt.input_ids) + 1)
+        """The last token is never read, so it needs no position. Engines may end before the positions do."""
+        positions = self.manifest.model.max_positions
+        longest = min(positions, getattr(self._language, "max_length", None) or positions)
+        # A prompt that does not fit at all is refused where it is run, with what to do about it.
+        return min(max_new_tokens, max(1, longest - len(prompt.input_ids) + 1))
 
     def _run(
         self, prompts: Sequence[PromptInputs], replies: Sequence[_Growing], listener: Listener | None

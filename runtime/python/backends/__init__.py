@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import BackendError
 from edgeprune.runtime.backends.base import Availability, Backend
 
-# Name -> module, the best first. A module has availability(name) and open_backend(name, options).
+# Name -> module, the best first. A module has availability(name) and open_backend(name, options); one whose
+# graphs have to be built first also has is_ready(name, bundle).
 _MODULES = {
+    "tensorrt": "edgeprune.runtime.backends.engine",
+    "tensorrt-rtx": "edgeprune.runtime.backends.engine",
     "onnxruntime-cuda": "edgeprune.runtime.backends.ort",
     "onnxruntime": "edgeprune.runtime.backends.ort",
 }
@@ -27,8 +31,12 @@ def available() -> tuple[Availability, ...]:
     return tuple(_availability(name) for name in NAMES)
 
 
-def open_backend(name: str = AUTO, **options: Any) -> Backend:
+def open_backend(name: str = AUTO, *, bundle: Path | None = None, **options: Any) -> Backend:
     """The back end called `name`; "auto" is the best one that is available here.
+
+    Args:
+        bundle: what it shall run, for "auto": back ends that need engines are passed over where the bundle
+            has none for them, or is None.
 
     Raises:
         BackendError: there is no such back end, or it cannot run here.
@@ -37,7 +45,7 @@ def open_backend(name: str = AUTO, **options: Any) -> Backend:
     """
     if name == AUTO:
         found = available()
-        usable = [entry.name for entry in found if entry.available]
+        usable = [entry.name for entry in found if entry.available and _ready(entry.name, bundle)]
         if not usable:
             reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in found)
             raise BackendError(f"no back end can run here ({reasons})")
@@ -46,6 +54,11 @@ def open_backend(name: str = AUTO, **options: Any) -> Backend:
         raise BackendError(f"there is no back end {name!r}: choose one of {AUTO}, {', '.join(NAMES)}")
     backend: Backend = import_module(_MODULES[name]).open_backend(name, options)
     return backend
+
+
+def _ready(name: str, bundle: Path | None) -> bool:
+    module = import_module(_MODULES[name])
+    return not hasattr(module, "is_ready") or (bundle is not None and module.is_ready(name, bundle))
 
 
 def _availability(name: str) -> Availability:

@@ -52,7 +52,7 @@ def build_engine(trt: Any, flavour: Flavour, job: Job, progress: Progress) -> No
     Raises:
         BackendError: TensorRT cannot build it; the message has its reason.
     """
-    logger = _logger(trt, progress)
+    logger = error_logger(trt)
     if job.plugin is not None:
         if not flavour.has_plugins:
             raise AssertionError(f"a plugin library is never loaded into {flavour.title}")
@@ -141,7 +141,9 @@ def _writer(trt: Any, file: BinaryIO) -> Any:
     return Writer()
 
 
-def _logger(trt: Any, progress: Progress) -> Any:
+def error_logger(trt: Any) -> Any:
+    """A logger that keeps the errors; its `reason()` is them, in one line."""
+
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps errors for the message of the one exception that they lead to."""
 

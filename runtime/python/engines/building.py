@@ -181,6 +181,8 @@ def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
     command = [sys.executable, "-m", "edgeprune.runtime.engines.worker"]
     # The same packages as here, whatever the working directory; that one is new and empty of modules.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    # Else glibc stops giving back freed copies of weights after the first ones: a fifth more memory in fp16.
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
     last: dict[str, object] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         child = subprocess.Popen(

@@ -10,8 +10,9 @@ from edgeprune.runtime.engines.device import Gpu
 from edgeprune.runtime.engines.flavours import Flavour
 from edgeprune.runtime.statistics import available_memory
 
-# Multiples of the weights. TensorRT for RTX: measured 1.7 in fp32 and 2.2 in fp16, for what it lays out anew
-# and for what it writes (docs/tensorrt.md). TensorRT: what users of comparable projects report, from 3 to 4.
+# Multiples of the weights. TensorRT for RTX: measured 1.7 in fp16 and in fp32, for what it lays out anew and
+# for what it writes, and some room (docs/tensorrt.md). TensorRT: what users of comparable projects report, 3
+# to 4.
 _TIMES_WEIGHTS = {"tensorrt-rtx": 2.5, "tensorrt": 4.0}
 _BASE_BYTES = 400_000_000
 # On the GPU itself, where TensorRT times its kernels with the weights in place.

@@ -78,9 +78,11 @@ class Sidecar(_Part):
     memory_metric: str
     engines: dict[Literal["language", "vision"], EngineFile] = Field(min_length=2)
 
-    def build_command(self, bundle: Path, targets: tuple[str, ...] | None = None, **changed: int) -> str:
+    def build_command(
+        self, bundle: Path, targets: tuple[str, ...] | None = None, limits: Limits | None = None
+    ) -> str:
         """The command line that builds these engines again, with other targets or limits where given."""
-        limits = self.limits.model_copy(update=changed)
+        limits = limits or self.limits
         words = [f"edgeprune build {bundle} --flavour {self.flavour}"]
         words += [f"--target {target}" for target in targets or self.targets]
         words += [

@@ -1,0 +1,37 @@
+"""Engines in the hands of the fakes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeprune.runtime.engines import device, memory
+from tests.runtime.engines import fakes
+
+MODULE = "from tests.runtime.engines.fakes import *\nfrom tests.runtime.engines.fakes import __version__\n"
+
+
+@pytest.fixture
+def cudart(monkeypatch: pytest.MonkeyPatch) -> Iterator[fakes.FakeCudart]:
+    """One fake GPU, an RTX 40, in the place of cuda-bindings."""
+    fake = fakes.FakeCudart()
+    monkeypatch.setattr(fakes, "CUDART", fake)
+    monkeypatch.setattr(device, "is_installed", lambda: True)
+    monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.CUDART)
+    return fake
+
+
+@pytest.fixture
+def tensorrt(cudart: fakes.FakeCudart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """The fake as the package `tensorrt`, here and in child processes."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "tensorrt.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 40)
+    fakes._REGISTRY.__init__()  # type: ignore[misc]
+    yield fakes
+    sys.modules.pop("tensorrt", None)
