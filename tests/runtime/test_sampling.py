@@ -42,6 +42,11 @@ def test_top_p_takes_the_fewest_tokens_that_reach_it(top_p: float, allowed: set[
     assert set(draw(2_000, temperature=1.0, top_p=top_p, seed=3)) == allowed
 
 
+def test_within_top_p_tokens_keep_their_proportions() -> None:
+    counts = np.bincount(draw(20_000, temperature=1.0, top_p=0.6, seed=4), minlength=5) / 20_000
+    np.testing.assert_allclose(counts, [0, 0.4 / 0.7, 0, 0.3 / 0.7, 0], atol=0.015)
+
+
 def test_a_seed_repeats_and_another_differs() -> None:
     assert draw(50, temperature=1.0, seed=7) == draw(50, temperature=1.0, seed=7)
     assert draw(50, temperature=1.0, seed=7) != draw(50, temperature=1.0, seed=8)

@@ -64,8 +64,8 @@ def test_prompts_with_as_many_pictures_run_together_up_to_the_batch_size() -> No
 def test_positions_count_real_tokens_and_padding_is_masked() -> None:
     session, backend = make()
     short, long = MIXTURE[0], MIXTURE[2]
-    generate(session, short, long, tokens=2)
-    prefill, step = backend.language.feeds
+    generate(session, short, long, tokens=3)
+    prefill, step, next_step = backend.language.feeds
     padding = len(long.input_ids) - len(short.input_ids)
     np.testing.assert_array_equal(prefill["attention_mask"][0, :padding], 0)
     np.testing.assert_array_equal(
@@ -76,6 +76,7 @@ def test_positions_count_real_tokens_and_padding_is_masked() -> None:
         prefill["visual_index"][0], padding + np.flatnonzero(short.input_ids == IMAGE)
     )
     np.testing.assert_array_equal(step["position_ids"][:, 0], [len(short.input_ids), len(long.input_ids)])
+    np.testing.assert_array_equal(next_step["position_ids"], step["position_ids"] + 1)
     assert step["visual_embeds"].shape[:2] == (2, 0)
     assert step["visual_index"].shape == step["visual_valid"].shape == (2, 0)
 

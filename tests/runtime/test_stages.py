@@ -81,8 +81,8 @@ def test_no_stage_no_results() -> None:
     ("kept", "message"),
     [
         ([[0, 1, 2, 3, 4]], "kept 5 of 5 tokens: expected 3"),
-        ([[0, 4, 4]], "kept 1 of 4 visual tokens: expected 2"),
-        ([[0, 2, 1]], "expected 2, in order"),
+        ([[0, 1, 2]], "kept 3 of 4 visual tokens: expected 2"),
+        ([[1, 0, 4]], "expected 2, in order"),
     ],
 )
 def test_what_is_not_the_plan_is_refused(kept: list[list[int]], message: str) -> None:

@@ -22,7 +22,9 @@ def test_bits_equal_torch_s_rounding() -> None:
 
 
 def test_nan_and_infinity_stay_what_they_are() -> None:
-    values = np.array([np.nan, np.inf, -np.inf], dtype=np.float32)
+    # The first NaN's bits would round to those of infinity.
+    bits = np.array([0x7F800001, 0xFFC00000, 0x7F800000, 0xFF800000], dtype=np.uint32)
+    values = bits.view(np.float32)
     back = torch.from_numpy(to_bfloat16_bits(values).view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(back, values)
 
