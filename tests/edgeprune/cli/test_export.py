@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,8 +111,9 @@ def test_what_is_debiased(
 
 
 def test_the_help_lists_every_method(cli: Cli) -> None:
-    out = cli("export", "--help").out
-    assert not [name for name in METHODS if f"`{name}`" not in out and name not in out]
+    # Lines break inside a name too.
+    out = re.sub(r"[^a-z-]", "", cli("export", "--help").out)
+    assert not [name for name in METHODS if name not in out]
 
 
 def test_the_result_says_plan_curve_sizes_and_verification(cli: Cli, exporter: FakeExporter) -> None:
@@ -224,7 +226,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced_by_force(cli: Cli, tmp_path:
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     before = snapshot(tmp_path)
     result = cli("export", SAMPLE_MODEL, "--keep", "0.3", "--force", "-o", tmp_path / "thesis")
-    assert "is not a bundle" in result.message
+    assert "was not written by edgeprune" in result.message
     assert snapshot(tmp_path) == before
 
 
