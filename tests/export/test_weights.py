@@ -54,13 +54,14 @@ def save_as(model: LlavaForConditionalGeneration, folder: Path, layout: str) -> 
         assert len(list(folder.glob("*.safetensors"))) > 2
         return folder
     model.save_pretrained(folder)
-    if layout == "legacy":
+    if layout != "single":
+        rename = legacy_name if layout == "legacy" else lambda name: name.removeprefix("model.")
         path = folder / "model.safetensors"
-        save_file({legacy_name(name): value for name, value in model.state_dict().items()}, path)
+        save_file({rename(name): value for name, value in model.state_dict().items()}, path)
     return folder
 
 
-@pytest.mark.parametrize("layout", ["single", "sharded", "legacy"])
+@pytest.mark.parametrize("layout", ["single", "sharded", "legacy", "without prefix"])
 def test_finds_every_parameter(layout: str, tmp_path: Path) -> None:
     model = tiny_llava("llama")
     folder = save_as(model, tmp_path, layout)
