@@ -12,7 +12,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
 
-class EdgepruneExportCommand(BaseOptimumCLICommand):
+class EdgepruneExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum has no types
     """Hands every argument on, so that options and their help have one source."""
 
     COMMAND = CommandInfo(
