@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := export,ort,bench,dev
+EXTRAS := export,ort,bench,rtx,plot,dev
 
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
@@ -19,7 +19,7 @@ PICTURE := samples/pictures/wide.png
 QUESTION := what shape is green
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format constraints clean
+.PHONY: help setup demo test plugins lint types format constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,14 @@ demo: $(STAMP) ## export the sample model, ask it about a picture, draw the toke
 test: $(STAMP) ## run every test (PYTEST_ARGS="-k name" for some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Without nvcc, what runs on the CPU: the references, the contract, and the kernels' source on a stand-in for CUDA.
+PLUGINS := build/plugins-ci
+PLUGIN_FLAGS := $(if $(shell command -v nvcc),-DCMAKE_CUDA_ARCHITECTURES=87,-DEDGEPRUNE_CUDA=OFF)
+plugins: ## build the TensorRT plugin for one architecture and run its tests (TensorRT_ROOT=folder with its headers)
+	cmake -S plugins -B $(PLUGINS) $(PLUGIN_FLAGS) $(if $(TensorRT_ROOT),-DTensorRT_ROOT=$(TensorRT_ROOT))
+	cmake --build $(PLUGINS) -j2
+	ctest --test-dir $(PLUGINS) --output-on-failure
+
 lint: $(STAMP) types ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,5 +70,5 @@ constraints: $(STAMP) ## pin what is installed in .venv as constraints.txt
 	@$(BIN)/python .ci/freeze.py > .constraints.partial && mv .constraints.partial constraints.txt
 	@touch $(STAMP)
 
-clean: ## remove the virtual environment and what the demo wrote
-	rm -rf $(VENV) demo
+clean: ## remove the virtual environment, builds, and what the demo wrote
+	rm -rf $(VENV) demo build
