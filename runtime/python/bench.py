@@ -142,7 +142,7 @@ def run(
     listener = progress or Silent()
     folder = Path(bundle).resolve()
     manifest = read_manifest(folder)
-    options = {} if threads is None else {"threads": threads}
+    options: dict[str, Any] = {} if threads is None else {"threads": threads}
     flavour = open_backend(backend, **options).name
     if not flavour.startswith("onnxruntime"):
         raise BackendError(

@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Worker:
     """Loads a variant and measures it run by run."""
 
     def __init__(self, job: Job, manifest: Manifest) -> None:
-        options = {} if job.threads is None else {"threads": job.threads}
+        options: dict[str, Any] = {} if job.threads is None else {"threads": job.threads}
         self._backend = open_backend(job.backend, **options)
         session = Session(self._backend, Path(job.graphs), manifest, weights=Path(job.bundle))
         self._model = Model(Path(job.bundle), manifest, self._backend, session)
