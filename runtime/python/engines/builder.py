@@ -80,14 +80,18 @@ def _parse(trt: Any, network: Any, logger: Any, job: Job) -> Any:
     else:
         parsed = parser.parse(plugins.without_function_body(job.onnx), str(job.onnx))
     if not parsed:
-        reasons = [parser.get_error(number).desc() for number in range(parser.num_errors)]
+        reasons = [_reason(parser.get_error(number)) for number in range(parser.num_errors)]
         raise BackendError(
             f"{job.onnx} cannot be read by {trt.__name__} {trt.__version__}: "
-            f"{'; '.join(' '.join(reason.split()) for reason in reasons) or logger.reason()}"
+            f"{'; '.join(reasons) or logger.reason()}"
         )
     if job.plugin is not None:
         plugins.check_layers(trt, network, job.stages)
     return parser
+
+
+def _reason(error: Any) -> str:
+    return f"{' '.join(error.desc().split())} ({error.node_operator()} {error.node_name()})"
 
 
 def _configure(trt: Any, builder: Any, job: Job, progress: Progress) -> Any:

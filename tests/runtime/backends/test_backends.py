@@ -66,7 +66,7 @@ def test_a_broken_package_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_unknown_back_end_is_refused_with_the_list() -> None:
-    with pytest.raises(BackendError, match=r"no back end 'quantum': choose one of auto, tensorrt, tensorrt-rtx"):
+    with pytest.raises(BackendError, match=r"no back end 'quantum': choose one of auto, tensorrt"):
         backends.open_backend("quantum")
 
 

@@ -224,7 +224,9 @@ class OnnxParser:
         return len(self._errors)
 
     def get_error(self, number: int) -> Any:
-        return SimpleNamespace(desc=lambda: self._errors[number])
+        return SimpleNamespace(
+            desc=lambda: self._errors[number], node_operator=lambda: "Op", node_name=lambda: "node"
+        )
 
 
 class _Network:

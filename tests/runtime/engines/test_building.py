@@ -1,0 +1,346 @@
+"""`build`: with the fake of `tensorrt`, and for real with TensorRT for RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune.errors import BackendError, InputError, MissingDependencyError, OutputError
+from edgeprune.manifest import Manifest
+from edgeprune.runtime.engines import build, building, device, flavours, memory, plugins
+from edgeprune.runtime.engines.sidecar import read_sidecar
+from tests.runtime.engines import fakes
+
+needs_rtx = pytest.mark.skipif(
+    not flavours.is_installed(flavours.TENSORRT_RTX), reason="pip install 'edgeprune[rtx]'"
+)
+RTX: dict[str, Any] = {"flavour": "tensorrt-rtx", "targets": ["sm89"]}
+
+
+class Recorder:
+    """Progress that remembers its steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.advanced = 0
+
+    def step(self, name: str, total: int | None = None) -> None:
+        self.steps.append(name)
+
+    def advance(self, amount: int) -> None:
+        self.advanced += amount
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def bundle(sample_bundle: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "bundle"
+    shutil.copytree(sample_bundle, copy)
+    return copy
+
+
+def engine(folder: Path, name: str = "language") -> dict[str, Any]:
+    """What the fake wrote."""
+    content: dict[str, Any] = json.loads((folder / f"{name}.engine").read_text(encoding="utf-8"))
+    return content
+
+
+# --- TensorRT, by the fake
+# ------------------------------------------------------------------------------------
+
+
+def test_tensorrt_builds_for_this_gpu_and_tells_the_steps(bundle: Path, tensorrt: object) -> None:
+    progress = Recorder()
+    folder = build(bundle, flavour="tensorrt", workspace=1 << 20, progress=progress)
+    assert folder == bundle / "engines" / f"tensorrt-{fakes.__version__}-sm89"
+    assert engine(folder)["pools"] == {"WORKSPACE": 1 << 20}
+    assert engine(folder)["cleared"] == ["TF32"]
+    assert len(engine(folder)["profiles"]) == 2
+    assert len(engine(folder, "vision")["profiles"]) == 1
+    assert "language.engine: timing" in progress.steps
+    assert progress.advanced == 4
+    sidecar = read_sidecar(folder)
+    assert (sidecar.gpu, sidecar.targets, sidecar.pruning) == ("Fake GPU", ("sm89",), "function body")
+
+
+def test_the_plugin_replaces_the_body_and_is_recorded(
+    bundle: Path, tensorrt: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / plugins.LIBRARY
+    library.write_bytes(b"plugin")
+    monkeypatch.setenv(plugins.ENVIRONMENT, str(tmp_path))
+    folder = build(bundle, flavour="tensorrt")
+    assert engine(folder)["plugin"]
+    sidecar = read_sidecar(folder)
+    assert sidecar.pruning == "plugin"
+    assert sidecar.plugin is not None
+    assert sidecar.plugin.file == plugins.LIBRARY
+    off = read_sidecar(build(bundle, flavour="tensorrt", plugin="off"))
+    assert (off.pruning, off.plugin) == ("function body", None)
+    assert not engine(folder)["plugin"]
+    library.write_bytes(b"something else")
+    with pytest.raises(BackendError, match=r"cannot load the plugin library .*build it again"):
+        build(bundle, flavour="tensorrt")
+    library.unlink()
+    with pytest.raises(InputError, match=rf"{plugins.ENVIRONMENT} names .*: correct or unset it"):
+        build(bundle, flavour="tensorrt")
+
+
+def test_a_node_that_does_not_become_a_plugin_layer_is_an_error(tensorrt: object) -> None:
+    network = fakes._Network()
+    with pytest.raises(
+        BackendError, match=r"1 pruning nodes, and TensorRT made 0 plugin layers.*--plugin off"
+    ):
+        plugins.check_layers(fakes, network, 1)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "words"),
+    [
+        (flavours.TENSORRT_RTX, "1.7.1", "TensorRT for RTX has no plugins"),
+        (flavours.TENSORRT, "10.2.0", "needs TensorRT 10.3 or later, and 10.2.0"),
+        (flavours.TENSORRT, "10.3.0", "was not found: build it"),
+    ],
+)
+def test_a_plugin_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, flavour: flavours.Flavour, version: str, words: str
+) -> None:
+    monkeypatch.setattr(plugins, "find_library", lambda: None)
+    assert plugins.choose("auto", flavour, version, True) is None
+    assert plugins.choose("on", flavour, version, False) is None  # nothing is pruned
+    with pytest.raises(InputError, match=f"--plugin on: .*{words}.*--plugin off takes the function body"):
+        plugins.choose("on", flavour, version, True)
+
+
+def test_a_plugin_is_never_even_looked_for_with_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "find_library", lambda: pytest.fail("looked for"))
+    assert plugins.choose("auto", flavours.TENSORRT_RTX, "1.7", True) is None
+
+
+def test_the_timing_cache_is_read_and_written(bundle: Path, tensorrt: object, tmp_path: Path) -> None:
+    cache = tmp_path / "times"
+    build(bundle, flavour="tensorrt", timing_cache=cache)
+    assert cache.read_bytes() == b"tt"  # once for each engine
+    cache.write_bytes(b"other GPU")
+    with pytest.raises(BackendError, match="is of another GPU or TensorRT: name another file"):
+        build(bundle, flavour="tensorrt", timing_cache=cache)
+
+
+def test_tensorrt_builds_for_no_other_gpu_and_for_none(
+    bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"here sm89 \(Fake GPU\), not for sm87: run this command on"):
+        build(bundle, flavour="tensorrt", targets=["sm87"])
+    monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(gpus=0))
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*--flavour tensorrt-rtx"):
+        build(bundle, flavour="tensorrt")
+
+
+def test_too_little_memory_is_said_before_and_force_tries(
+    bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 300_000_000)
+    with pytest.raises(InputError, match=r"takes about 0\.4 GB .*0\.3 GB are available.*--force"):
+        build(bundle, flavour="tensorrt")
+    assert not (bundle / "engines").exists()
+    assert build(bundle, flavour="tensorrt", force=True).is_dir()
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(capacity=1_000_000))
+    with pytest.raises(InputError, match=r"of the GPU's memory, and 0\.0 GB are free"):
+        build(bundle, flavour="tensorrt")
+
+
+def test_a_control_group_limits_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("900\n")
+    (group / "memory.current").write_text("700\n")
+    (group / "memory.stat").write_text("anon 400\nfile 300\nfile_mapped 1\n")
+    assert memory.available_bytes(tmp_path) == 500
+    (group / "memory.max").write_text("max\n")
+    assert memory.available_bytes(tmp_path) == 1000
+
+
+# --- The child process
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", "vision.engine was killed, as the system does when memory runs out"),
+        ("os.abort()", "TensorRT ended with signal 6 while building vision.engine"),
+        (
+            "raise SystemExit(3)",
+            "TensorRT ended with status 3 while building vision.engine: it printed nothing",
+        ),
+    ],
+)
+def test_a_build_that_dies_is_one_sentence_and_leaves_nothing(
+    bundle: Path, tensorrt: object, tmp_path: Path, ending: str, words: str
+) -> None:
+    module = tmp_path / "packages" / "tensorrt.py"
+    original = module.read_text(encoding="utf-8")
+    # The parent imports it too, and only the child has this module as its main one.
+    guard = "import os, sys\nif sys.argv[0].endswith('worker.py'):\n    "
+    module.write_text(f"{guard}{ending}\n{original}", encoding="utf-8")
+    with pytest.raises(BackendError, match=words):
+        build(bundle, flavour="tensorrt")
+    assert not any((bundle / "engines").iterdir())
+
+
+def test_an_earlier_engine_stays_when_a_build_fails(
+    bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build(bundle, flavour="tensorrt")
+    before = (folder / "engine.json").read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle, flavour="tensorrt")
+    assert [path.name for path in (bundle / "engines").iterdir()] == [folder.name]
+    assert (folder / "engine.json").read_bytes() == before
+
+
+# --- Bad input
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"flavour": "abacus"}, "no flavour 'abacus': choose one of tensorrt, tensorrt-rtx"),
+        ({"workspace": 0}, "--workspace is 0: expected at least 1 byte"),
+        ({"plugin": "maybe"}, "--plugin is 'maybe': expected auto, on or off"),
+        ({"targets": ["turing"]}, r"--target 'turing' is no GPU architecture: .*sm87 \(Jetson Orin\)"),
+        ({"targets": []}, "no --target"),
+    ],
+)
+def test_wrong_options(bundle: Path, tensorrt: object, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        build(bundle, **{"flavour": "tensorrt", **options})
+
+
+def test_nothing_installed_names_both_extras(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavours, "is_installed", lambda flavour: False)
+    with pytest.raises(InputError, match=r"edgeprune\[trt\].*edgeprune\[rtx\]"):
+        build(bundle)
+    with pytest.raises(MissingDependencyError, match=r"needs the package tensorrt, .*edgeprune\[trt\]"):
+        build(bundle, flavour="tensorrt")
+
+
+def test_a_bundle_that_cannot_be_written_to(
+    bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="cannot be written to, where the engines go"):
+        build(bundle, flavour="tensorrt")
+
+
+# --- TensorRT for RTX, for real
+# -------------------------------------------------------------------------------
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_rtx_builds_the_sample_for_three_gpus_in_one_engine(bundle: Path) -> None:
+    progress = Recorder()
+    folder = build(
+        bundle, flavour="tensorrt-rtx", targets=["sm120", "sm86", "sm89"], max_batch=2, progress=progress
+    )
+    assert folder.name.endswith("-sm86-sm89-sm120")
+    sidecar = read_sidecar(folder)
+    assert (sidecar.pruning, sidecar.gpu) == ("function body", None)
+    assert sidecar.engines["language"].bytes > 1_000_000
+    assert (sidecar.engines["language"].peak_memory_bytes or 0) > 1_000_000
+    assert "language.engine: optimizing graph" in progress.steps
+    assert [path.name for path in (bundle / "engines").iterdir()] == [folder.name]
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_rtx_builds_a_random_llava_in_every_type(dtype: str, tmp_path: Path) -> None:
+    from edgeprune.export.pipeline import export
+    from tests.tiny import save_llava
+
+    model = save_llava(tmp_path / "model")
+    # Before opset 22 the vision tower's convolution has no bfloat16.
+    opset = 22 if dtype == "bf16" else 18
+    out = export(model, keep=0.3, dtype=dtype, opset=opset, output=tmp_path / "out", verify=False)
+    target = {"fp32": "sm86", "fp16": "sm89", "bf16": "sm120"}[dtype]
+    folder = build(out, flavour="tensorrt-rtx", targets=[target], max_images=2)
+    assert read_sidecar(folder).targets == (target,)
+
+
+@needs_rtx
+def test_rtx_refuses_what_it_cannot_do(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"cannot build for sm87: it can for sm75.*for a Jetson, run"):
+        build(bundle, flavour="tensorrt-rtx", targets=["sm87"])
+    with pytest.raises(InputError, match="has no timing cache: leave out"):
+        build(bundle, **RTX, timing_cache="times")
+    monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.FakeCudart(gpus=0))
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*for another machine.*--target sm75"):
+        build(bundle, flavour="tensorrt-rtx")
+    monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.FakeCudart(target="sm90", name="H100"))
+    with pytest.raises(InputError, match="cannot build for sm90"):
+        build(bundle, flavour="tensorrt-rtx")
+
+
+@needs_rtx
+def test_rtx_says_why_a_graph_cannot_be_read(bundle: Path) -> None:
+    import onnx
+
+    path = bundle / "vision.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[0].op_type = "Nonsense"
+    onnx.save(model, path)
+    _accept(bundle, "vision.onnx")
+    with pytest.raises(BackendError, match=r"vision\.onnx cannot be read by tensorrt_rtx .*\(Nonsense"):
+        build(bundle, **RTX)
+    assert not any((bundle / "engines").iterdir())
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing(bundle: Path) -> None:
+    code = f"from edgeprune.runtime.engines import build; build({str(bundle)!r}, **{RTX!r})"
+    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list((bundle / "engines").glob(".*/vision.engine")):
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=30) != 0
+    finally:
+        running.kill()
+    assert not any((bundle / "engines").iterdir())
+
+
+def _accept(bundle: Path, name: str) -> None:
+    """Makes the manifest agree with a changed file."""
+    from edgeprune.bundle import read_manifest, sha256_of, write_manifest
+
+    text = json.loads((bundle / "edgeprune.json").read_text(encoding="utf-8"))
+    for entry in text["files"]:
+        if entry["path"] == name:
+            entry |= {"bytes": (bundle / name).stat().st_size, "sha256": sha256_of(bundle / name)}
+    write_manifest(bundle, Manifest.model_validate(text))
+    assert isinstance(read_manifest(bundle, "hashes"), Manifest)
