@@ -77,8 +77,10 @@ def answers(sample_bundle: Path) -> list[Answer]:
         index = inputs.visual_index(image).numpy()
         scores = effective_score(np.take_along_axis(wanted.scores[0], index, axis=1), valid, curve)
         ranked = -np.sort(-scores, axis=1)
-        # Padding is far below everything else, also where the kept tokens end just above it.
-        margins = -np.diff(np.maximum(ranked, 0.0), axis=1)[:, K - 1] / ranked[:, K - 1]
+        best, next_best = ranked[:, K - 1], ranked[:, K]
+        # Padding is far below everything else, and among itself ordered by index, never by score.
+        margins = np.full(len(part), np.inf)
+        np.divide(best - np.maximum(next_best, 0), best, out=margins, where=np.isfinite(best))
         for row, (one, _) in enumerate(part):
             kept = np.flatnonzero(np.isin(index[row], wanted.kept[0][row]))
             found.append(
@@ -90,9 +92,10 @@ def answers(sample_bundle: Path) -> list[Answer]:
 @pytest.mark.slow
 def test_keeps_the_tokens_that_eager_attention_chooses(answers: list[Answer]) -> None:
     assert len(answers) == PICTURES
-    different = [a for a in answers if not np.array_equal(a.reply.kept_visual[0], a.kept)]
-    assert all(answer.margin < EQUAL for answer in different)
-    assert len(different) <= 2
+    # No two scores at the edge are so close that rounding would decide.
+    assert min(answer.margin for answer in answers) > EQUAL
+    for answer in answers:
+        np.testing.assert_array_equal(answer.reply.kept_visual[0], answer.kept)
     assert {len(answer.kept) for answer in answers} == {K}
     # The pictures are padded as pictures are, and padding is left out wherever there is enough else.
     assert sum(answer.scene.image.width != answer.scene.image.height for answer in answers) > PICTURES / 4
@@ -107,9 +110,8 @@ def test_says_what_an_independent_fastv_says(answers: list[Answer]) -> None:
         tokens = answer.tokens.tolist()
         ends = [place for place, token in enumerate(tokens) if token == tokenizer.eos_token_id]
         wanted = tokens[: ends[0] + 1] if ends else tokens
-        if np.array_equal(answer.reply.kept_visual[0], answer.kept):
-            assert list(answer.reply.token_ids) == wanted
-            assert answer.reply.text == tokenizer.decode(wanted, skip_special_tokens=True).strip()
+        assert list(answer.reply.token_ids) == wanted
+        assert answer.reply.text == tokenizer.decode(wanted, skip_special_tokens=True).strip()
         lengths.add(len(wanted))
     texts = {answer.reply.text for answer in answers}
     assert len(texts) > 8, "answers of one word say little"
