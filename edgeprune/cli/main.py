@@ -21,7 +21,7 @@ from typing import Annotated, cast
 import typer
 
 from edgeprune import __version__
-from edgeprune.cli import bench, calibrate, doctor, export, inspect, run, verify
+from edgeprune.cli import bench, build, calibrate, doctor, export, inspect, run, verify
 from edgeprune.cli import eval as eval_
 from edgeprune.errors import EdgepruneError
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
+    "build": build.build,
     "run": run.run,
     "inspect": inspect.inspect,
     "verify": verify.verify,

@@ -10,7 +10,7 @@ import typer
 
 from edgeprune.cli import summary
 from edgeprune.cli.output import Backend, Bundle, Json, print_json, progress_on_stderr
-from edgeprune.errors import InputError, VerificationError
+from edgeprune.errors import InputError, MissingDependencyError, VerificationError
 
 if TYPE_CHECKING:
     from edgeprune.manifest import Check, Manifest
@@ -31,8 +31,8 @@ def verify(
     """Check a bundle's files, graphs and results.
 
     Files are compared with their hashes. Alone, the graphs run on a drawn picture and must keep the
-    tokens of the numpy reference. With `--against`, the bundle is compared with the original model
-    as when it was exported.
+    tokens of the numpy reference, and another back end is compared with ONNX Runtime, output by output. With
+    `--against`, the bundle is compared with the original model as when it was exported.
     """
     from edgeprune.bundle import read_manifest
     from edgeprune.manifest import failures
@@ -74,6 +74,7 @@ def _alone(
 ) -> tuple[list[Check], list[str]]:
     """The checks, and what could not be checked here."""
     from edgeprune.cli.standalone import check_graphs, check_run
+    from edgeprune.runtime.engines.compare import comparable, compare
 
     checks, left_out = [], []
     progress.step("checking the graphs")
@@ -87,6 +88,12 @@ def _alone(
         )
     progress.step("running the graphs")
     checks += check_run(bundle, manifest, backend)
+    for name in comparable(bundle, backend):
+        progress.step(f"comparing {name} with ONNX Runtime")
+        try:
+            checks += compare(bundle, manifest, name)
+        except (InputError, MissingDependencyError) as error:
+            left_out.append(f"the comparison of {name} with ONNX Runtime: {error}")
     return checks, left_out
 
 

@@ -23,7 +23,7 @@ NAMES = tuple(_MODULES)
 
 AUTO = "auto"
 
-__all__ = ["AUTO", "NAMES", "Availability", "Backend", "available", "open_backend"]
+__all__ = ["AUTO", "NAMES", "Availability", "Backend", "available", "is_ready", "open_backend"]
 
 
 def available() -> tuple[Availability, ...]:
@@ -45,7 +45,7 @@ def open_backend(name: str = AUTO, *, bundle: Path | None = None, **options: Any
     """
     if name == AUTO:
         found = available()
-        usable = [entry.name for entry in found if entry.available and _ready(entry.name, bundle)]
+        usable = [entry.name for entry in found if entry.available and is_ready(entry.name, bundle)]
         if not usable:
             reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in found)
             raise BackendError(f"no back end can run here ({reasons})")
@@ -56,7 +56,8 @@ def open_backend(name: str = AUTO, *, bundle: Path | None = None, **options: Any
     return backend
 
 
-def _ready(name: str, bundle: Path | None) -> bool:
+def is_ready(name: str, bundle: Path | None) -> bool:
+    """Whether a bundle has what the back end runs; engines have to be built first."""
     module = import_module(_MODULES[name])
     return not hasattr(module, "is_ready") or (bundle is not None and module.is_ready(name, bundle))
 

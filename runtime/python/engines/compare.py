@@ -1,0 +1,166 @@
+"""Compares a back end with ONNX Runtime: the same inputs, every output, prefill and decode steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import InputError
+from edgeprune.manifest import Check, Manifest
+from edgeprune.runtime.backends import AUTO, Backend, available, is_ready, open_backend
+from edgeprune.runtime.backends.base import Graph
+
+REFERENCE = "onnxruntime"
+_STEPS = 3
+_TEXT = 12
+_SEED = 0
+
+# The largest difference allowed, as a share of the output's own largest value: roundings in another order.
+_LIMITS = {"fp32": 1e-3, "fp16": 2e-2}
+# In half precision scores that are nearly equal may change places; as a share of the positions.
+_KEPT_LIMITS = {"fp32": 0.0, "fp16": 0.05}
+
+_Arrays = dict[str, NDArray[Any]]
+
+
+def comparable(bundle: Path, name: str) -> list[str]:
+    """The back ends to compare when `name` is asked for; "auto": every one that can run the bundle here."""
+    if name != AUTO:
+        return [] if name == REFERENCE else [name]
+    usable = [entry.name for entry in available() if entry.available and is_ready(entry.name, bundle)]
+    return [name for name in usable if name != REFERENCE] if REFERENCE in usable else []
+
+
+def compare(bundle: Path, manifest: Manifest, name: str) -> list[Check]:
+    """Runs both graphs of a bundle on the back end `name` and on ONNX Runtime.
+
+    Every decode step gets the reference's caches on both sides, so differences do not add up over steps.
+
+    Raises:
+        InputError: ONNX Runtime cannot run the bundle's type, so there is nothing to compare with.
+        BackendError: a back end cannot run here, or not this bundle.
+    """
+    if manifest.model.dtype not in _LIMITS:
+        raise InputError(
+            f"ONNX Runtime's CPU kernels do not run {manifest.model.dtype}: export with --dtype fp16 or "
+            "fp32 to compare back ends"
+        )
+    backend = open_backend(name, bundle=bundle)
+    return compare_backends(bundle, manifest, backend, open_backend(REFERENCE))
+
+
+def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, reference: Backend) -> list[Check]:
+    """As `compare`, of two opened back ends."""
+    comparison = _Comparison(manifest, backend.name)
+    rng = np.random.default_rng(_SEED)
+    (pixels,) = manifest.vision.inputs
+    pictures = {pixels.name: rng.standard_normal((1, *pixels.shape[1:])).astype(np.float32)}  # type: ignore[arg-type]
+    found = [side.load(bundle, manifest.vision) for side in (backend, reference)]
+    names = [spec.name for spec in manifest.vision.outputs]
+    seen = comparison.run("vision", found, pictures, names)
+
+    found = [side.load(bundle, manifest.language) for side in (backend, reference)]
+    names = [spec.name for spec in manifest.language.outputs]
+    feeds = _prompt(manifest, seen[manifest.vision.outputs[0].name], rng)
+    results = comparison.run("prefill", found, feeds, names)
+    length = feeds["input_ids"].shape[1]
+    for step in range(_STEPS):
+        feeds = _step(manifest, results, length + step)
+        results = comparison.run(f"decode step {step + 1}", found, feeds, names)
+    return comparison.checks
+
+
+class _Comparison:
+    def __init__(self, manifest: Manifest, name: str) -> None:
+        self.checks: list[Check] = []
+        self._dtype = manifest.model.dtype
+        self._name = name
+
+    def run(self, what: str, graphs: list[Graph], feeds: _Arrays, names: list[str]) -> _Arrays:
+        """Adds the checks of one run; returns the reference's outputs."""
+        results: list[_Arrays] = []
+        for graph in graphs:
+            outputs = graph.run(feeds, names)
+            results.append({name: outputs[name].numpy() for name in names})
+        tested, expected = results
+        worst: dict[str, tuple[float, str]] = {}
+        kept_apart = False
+        for name in names:
+            kind = name.partition(".")[0]
+            if kept_apart and kind.startswith("present"):
+                continue  # rows of other tokens stand in the same places
+            if expected[name].dtype == np.int64:
+                apart = _positions_apart(tested[name], expected[name])
+                kept_apart |= kind == "kept_index" and apart > 0
+            else:
+                apart = _largest_share(tested[name], expected[name])
+            # A NaN is the worst there is.
+            if kind not in worst or not apart <= worst[kind][0]:
+                worst[kind] = (apart, name)
+        for kind, (apart, name) in worst.items():
+            limits = _KEPT_LIMITS if expected[name].dtype == np.int64 else _LIMITS
+            where = f" (worst: {name})" if name != kind else ""
+            label = f"{self._name}: {what}, {kind}{where}"
+            self.checks.append(Check(name=label, value=apart, limit=limits[self._dtype]))
+        return expected
+
+
+def _largest_share(tested: NDArray[Any], expected: NDArray[Any]) -> float:
+    if tested.shape != expected.shape:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    wide = expected.astype(np.float64)
+    return float(np.abs(tested.astype(np.float64) - wide).max() / max(np.abs(wide).max(), 1e-6))
+
+
+def _positions_apart(tested: NDArray[Any], expected: NDArray[Any]) -> float:
+    if tested.shape != expected.shape:
+        return float("inf")
+    apart = [np.setxor1d(*rows).size / 2 for rows in zip(tested, expected, strict=True)]
+    return float(sum(apart) / max(expected.size, 1))
+
+
+def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) -> _Arrays:
+    """A picture, an eighth of it padding, between random words."""
+    image, visual = manifest.prompt.image_token_id, embeds.shape[1]
+    words = rng.integers(0, manifest.model.vocab_size, size=_TEXT)
+    words[words == image] = 0 if image else 1
+    ids = np.concatenate([words[: _TEXT // 2], np.full(visual, image), words[_TEXT // 2 :]])[None]
+    valid = np.ones((1, visual), dtype=np.float32)
+    valid[:, : visual // 8] = 0
+    return {
+        "input_ids": ids.astype(np.int64),
+        "visual_embeds": embeds,
+        "visual_index": np.nonzero(ids == image)[1][None].astype(np.int64),
+        "visual_valid": valid,
+        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+        "attention_mask": np.ones_like(ids, dtype=np.int64),
+        **{
+            spec.name: _empty(spec.shape, spec.dtype)
+            for spec in manifest.language.inputs
+            if spec.name.startswith("past_")
+        },
+    }
+
+
+def _step(manifest: Manifest, results: _Arrays, position: int) -> _Arrays:
+    """The next token, the likeliest, after the caches of `results`."""
+    past = {
+        "past_" + name.removeprefix("present_"): value
+        for name, value in results.items()
+        if name.startswith("present_")
+    }
+    one = np.ones((1, 1), dtype=np.int64)
+    shapes = {spec.name: (spec.shape, spec.dtype) for spec in manifest.language.inputs}
+    nothing = {name: _empty(*shapes[name]) for name in ("visual_embeds", "visual_index", "visual_valid")}
+    token = results["logits"].argmax(axis=1)[:, None].astype(np.int64)
+    return {"input_ids": token, "position_ids": one * position, "attention_mask": one, **nothing, **past}
+
+
+def _empty(shape: tuple[int | str, ...], dtype: str) -> NDArray[Any]:
+    sizes = [axis if isinstance(axis, int) else 1 if axis == "batch" else 0 for axis in shape]
+    return np.zeros(sizes, dtype=np.int64 if dtype == "int64" else np.float32)
