@@ -57,7 +57,8 @@ def markdown(comparison: Comparison) -> str:
             _table(comparison, lambda outcome: difference_text(outcome.difference)),
         ]
     parts += [
-        "Visual tokens kept (mean, after each stage) / of those of the first stage, % padding:\n",
+        "Visual tokens kept by each stage, means of dropped ones not counted / of the first stage's, % "
+        "padding:\n",
         _table(comparison, _kept_text),
     ]
     parts += [f"Left out: {reason}.\n" for reason in comparison.left_out]

@@ -9,7 +9,10 @@ import pytest
 
 from edgeprune.errors import InputError
 from edgeprune.evaluation.benchmarks import BENCHMARKS, benchmark_by_name, can_score, read_questions
-from edgeprune.evaluation.formats import LETTER, LETTER_CN, SHORT, UNANSWERABLE, Files
+from edgeprune.evaluation.formats import Files
+from edgeprune.evaluation.formats.choices import LETTER, LETTER_CN
+from edgeprune.evaluation.formats.common import SHORT
+from edgeprune.evaluation.formats.vqa import UNANSWERABLE
 from edgeprune.evaluation.questions import EncodedPicture, Question
 from tests.edgeprune.evaluation.files import SQUARE, WIDE, dump, encoded, lines, picture, table
 
