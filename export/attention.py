@@ -42,15 +42,24 @@ class LayerCaches:
     values: list[torch.Tensor]
     present_keys: list[torch.Tensor] = field(default_factory=list)
     present_values: list[torch.Tensor] = field(default_factory=list)
+    added: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.added.append((key, value))
         key = torch.cat([self.keys[layer_idx], key], dim=2)
         value = torch.cat([self.values[layer_idx], value], dim=2)
         self.present_keys.append(key)
         self.present_values.append(value)
         return key, value
+
+    def trim(self, index: torch.Tensor) -> None:
+        """Of the new tokens only those at the positions [B, S'] stay in the caches of the layers so far."""
+        for number, new in enumerate(self.added):
+            key, value = (take(part.transpose(1, 2), index).transpose(1, 2) for part in new)
+            self.present_keys[number] = torch.cat([self.keys[number], key], dim=2)
+            self.present_values[number] = torch.cat([self.values[number], value], dim=2)
 
 
 class PassingCache:

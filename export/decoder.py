@@ -11,7 +11,7 @@ from torch import nn
 
 from edgeprune.export.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
 from edgeprune.export.indexing import remaining_visual, spread, take
-from edgeprune.export.merging import Means, absorb, append, recycle
+from edgeprune.export.merging import Means, absorb, append, carve, recycle
 from edgeprune.export.op import debiased_token_prune, effective_score
 from edgeprune.export.scoring import rater_weights, score_tap
 from edgeprune.plans import Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
@@ -138,10 +138,17 @@ class PrunedDecoder(nn.Module):
             if number in self.stages:
                 stage = self.stages[number]
                 score = self._score(stage, tokens, taps.get(stage))
+                if self.plan.stages[stage].ranking is Ranking.RANK_FUSION:
+                    score = self._carve(stage, tokens, score, visual_valid)
                 index, present = self._prune(stage, tokens, score, visual_valid, past_masks[stage + 1])
                 scores.append(score)
                 kept.append(index)
                 present_masks.append(present)
+                if self.plan.trims_earlier_caches:
+                    caches.trim(index)
+                    now = tokens.attention_mask
+                    earlier = past_masks[: stage + 1]
+                    present_masks[:-1] = [torch.cat([past, now], dim=1) for past in earlier]
             tap = None
             if number in self.score_layers:
                 tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
@@ -188,6 +195,18 @@ class PrunedDecoder(nn.Module):
             self._run(self.text_model.layers[planned.layer], tokens, mask, PassingCache(), tap)
         assert tap.score is not None
         return tap.score
+
+    def _carve(
+        self, stage: int, tokens: _Sequence, attention: torch.Tensor, visual_valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Makes attention a fused rank, float32 [B, S], and merges dropped tokens before the selection."""
+        planned, visual = self.plan.stages[stage], tokens.visual_index
+        paid = take(attention, visual)
+        if planned.debiased:
+            paid = effective_score(paid, visual_valid, self.bias_curve)
+        carved = carve(tokens.hidden, paid, visual, tokens.position_ids, planned.keep)
+        tokens.hidden = carved.hidden
+        return carved.score
 
     def _prune(
         self,

@@ -19,6 +19,7 @@ from edgeprune.export.indexing import (
     spread,
     take,
 )
+from edgeprune.export.information import SWEEPS, principal_magnitude
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,69 @@ def absorb(
     mean = (mean / weights.sum(1).clamp_min(1).reshape(-1, 1, 1)).to(hidden.dtype)
     merged = torch.where((order == kept - 1).unsqueeze(-1), mean, tokens)
     return replace_visual(hidden, merged, visual_index, positions)
+
+
+@dataclass(frozen=True)
+class Carved:
+    """What TokenCarve does before the pruning node.
+
+    Attributes:
+        score: float32 [B, S]: of a visual token that stays its fused rank, 0 for all others.
+        hidden: [B, S, D], with dropped tokens averaged into those that stay.
+    """
+
+    score: torch.Tensor
+    hidden: torch.Tensor
+
+
+def carve(
+    hidden: torch.Tensor,
+    attention: torch.Tensor,
+    visual_index: torch.Tensor,
+    positions: torch.Tensor,
+    keep: int,
+) -> Carved:
+    """Ranks by attention and information, and merges the best dropped tokens (arXiv 2503.10501).
+
+    With K to be kept: a token's fused rank is the mean of its places (V for the best, 1 for the last) by
+    attention and by information. Of the best int(1.5 K), the first half are targets; of the other half the
+    int(0.5 K) with the largest cosine similarity to a target are averaged into their most similar one, and
+    the rest stays. Where int(1.5 K) exceeds V, it is V, and as many are merged as K asks for.
+
+    Args:
+        hidden: [B, S, D].
+        attention: float32 [B, V], debiased where the stage is.
+        visual_index: int64 [B, V].
+        positions: any int64 [B, S].
+        keep: of the stage.
+    """
+    tokens = take(hidden, visual_index).to(torch.float32)
+    visual = torch.ones_like(visual_index[:1]).sum()
+    by_information = ranks(principal_magnitude(tokens, SWEEPS))
+    fused = visual - (ranks(attention) + by_information).to(torch.float32) / 2
+    place = ranks(fused)
+    kept = kept_of(visual_index, keep)
+    best = torch.minimum(visual, kept + torch.div(kept, 2, rounding_mode="floor"))
+    target = place < torch.div(best, 2, rounding_mode="floor")
+    candidate = (place < best) & ~target
+    direction = tokens / (tokens * tokens).sum(-1, keepdim=True).sqrt().clamp_min(
+        torch.finfo(torch.float32).tiny
+    )
+    likeness = torch.matmul(direction, direction.transpose(1, 2))
+    # Below every cosine, and a column of it for where there is no token.
+    none = torch.full_like(fused, -2.0).unsqueeze(-1)
+    likeness = torch.where(target.unsqueeze(1), likeness, none)
+    closest = torch.cat([likeness, none], dim=2).amax(2)
+    merged = candidate & (ranks(torch.where(candidate, closest, -torch.inf)) < best - kept)
+    nearest = likeness == closest.unsqueeze(2)
+    nearest = nearest & (nearest.to(torch.int64).cumsum(2) == 1) & merged.unsqueeze(2)
+    share = nearest.to(torch.float32).transpose(1, 2)
+    mean = (tokens + torch.matmul(share, tokens)) / (share.sum(2, keepdim=True) + 1)
+    stays = (place < best) & ~merged
+    return Carved(
+        spread(torch.where(stays, fused, 0.0), visual_index, positions),
+        replace_visual(hidden, mean.to(hidden.dtype), visual_index, positions),
+    )
 
 
 def kept_of(visual_index: torch.Tensor, keep: int) -> torch.Tensor:

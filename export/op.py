@@ -12,7 +12,7 @@ import onnxscript
 import torch
 from onnx import defs, helper, parser
 
-from edgeprune.export import indexing
+from edgeprune.export import indexing, information
 from edgeprune.selection import kept_count
 
 DOMAIN = "com.edgeprune"
@@ -124,7 +124,11 @@ def translation() -> dict[object, object]:
         node = getattr(domain, OP_NAME)
         return node(hidden_states, score, visual_index, visual_valid, bias_curve, **{KEEP_ATTRIBUTE: keep})
 
-    return {torch.ops.edgeprune.debiased_token_prune.default: to_onnx, **indexing.translation()}
+    return {
+        torch.ops.edgeprune.debiased_token_prune.default: to_onnx,
+        **indexing.translation(),
+        **information.translation(DOMAIN, OP_VERSION),
+    }
 
 
 # The K-th best score comes from a TopK whose own order among equals does not matter: tokens above that
@@ -225,8 +229,10 @@ def has_node(model: onnx.ModelProto) -> int:
 
 
 def append_function(model: onnx.ModelProto) -> None:
-    """Adds the function body and the domain's opset to a model that has the node."""
+    """Adds the function bodies and the domain's opset to a model that has the node."""
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     model.functions.append(function_body(opset))
+    if any(node.op_type == information.NAME and node.domain == DOMAIN for node in model.graph.node):
+        model.functions.append(information.function_body(opset, DOMAIN))
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, OP_VERSION))

@@ -298,21 +298,30 @@ _SPARSEVLM = StagedMethod(
     merge=Merge.RECYCLE,
     positions=Positions.RENUMBERED,
 )
+# arXiv 2503.10501: 192 of 576.
+_TOKENCARVE = StagedMethod(
+    "tokencarve",
+    at=(2,),
+    shares=(1 / 3,),
+    ranking=Ranking.RANK_FUSION,
+    merge=Merge.NEAREST,
+    trims_earlier_caches=True,
+)
 # arXiv 2412.06263, its part in the language model.
 _ILLAVA = StagedMethod("illava-decoder", at=(8,), shares=(0.7,), depth=32, merge=Merge.SURVIVOR)
 _RANDOM = StagedMethod("random", at=(2,), shares=(0.5,), ranking=Ranking.RANDOM)
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (_FASTV, _PYRAMIDDROP, _HIMAP, _SPARSEVLM, _ILLAVA, _RANDOM, NoPruning())
+    for method in (_FASTV, _PYRAMIDDROP, _HIMAP, _SPARSEVLM, _TOKENCARVE, _ILLAVA, _RANDOM, NoPruning())
 }
 
 
 # Known methods that cannot be exported whole, and why.
 _REFUSED = {
     "illava": "the method illava also merges tokens inside the vision tower, which is not supported: what is "
-    "left of a picture there is no longer a fixed place of it each, which bias curve, padding mask and prompt "
-    "need; choose illava-decoder for its part in the language model alone",
+    "left of a picture there is no longer a fixed place of it each, which bias curve, padding mask and "
+    "prompt need; choose illava-decoder for its part in the language model alone",
 }
 
 

@@ -91,7 +91,7 @@ def test_every_method_refuses_a_keep_ratio_out_of_range(method: str, keep: float
 def test_methods_are_found_by_their_names() -> None:
     assert all(method_by_name(name).name == name for name in METHODS)
     with pytest.raises(
-        InputError, match="unknown pruning method 'fastvee': choose one of fastv, himap, .*none, "
+        InputError, match=r"unknown pruning method 'fastvee': choose one of fastv, himap, .*none, "
     ):
         method_by_name("fastvee")
 
@@ -160,6 +160,7 @@ PUBLISHED = {
     "pyramiddrop": ([2, 10, 20], [184, 92, 46]),
     "himap": ([2, 8], [115, 90]),
     "sparsevlm": ([3, 7, 16], [300, 200, 110]),
+    "tokencarve": ([2], [192]),
     "illava-decoder": ([8], [403]),
     "random": ([2], [288]),
 }

@@ -96,7 +96,9 @@ def generate(
         raters = _raters(hidden[: len(ids)], visual)
         attention: dict[int, torch.Tensor] = {}
         # TokenCarve cuts the first layers' caches too: new tokens never see what was dropped there.
-        forgotten = _dropped_by_carving(model, state, recipe, valid) if recipe.method == "tokencarve" else []
+        forgotten = []
+        if recipe.method == "tokencarve" and step:
+            forgotten = [i for i in range(len(ids)) if i not in set(outcome.kept[0])]
         for number in range(len(decoder.layers)):
             if number in recipe.layers:
                 stage = recipe.layers.index(number)
@@ -233,11 +235,23 @@ def carve_by_loops(
     hidden: torch.Tensor, by_attention: list[int], count: int
 ) -> tuple[list[int], dict[int, list[int]]]:
     """TokenCarve: which visual tokens stay, and which others are averaged into them."""
-    raise NotImplementedError
-
-
-def _dropped_by_carving(model: Any, state: _Prompt, recipe: Recipe, valid: torch.Tensor) -> list[int]:
-    raise NotImplementedError
+    left, values, _ = torch.linalg.svd(hidden.double(), full_matrices=False)
+    information = (left @ torch.diag(values)).abs().sum(1)
+    by_information = _best(information)
+    total = len(hidden)
+    fused = [
+        0.5 * (total - by_attention.index(i)) + 0.5 * (total - by_information.index(i)) for i in range(total)
+    ]
+    best = sorted(range(total), key=lambda i: (-fused[i], i))[: min(total, int(1.5 * count))]
+    half = int(0.5 * len(best))
+    targets, others = best[:half], best[half:]
+    unit = hidden.double() / hidden.double().norm(dim=1, keepdim=True)
+    closest = {i: max((float(unit[i] @ unit[j]), j) for j in targets) for i in others}
+    merged = sorted(others, key=lambda i: -closest[i][0])[: len(best) - count]
+    merges: dict[int, list[int]] = {}
+    for i in merged:
+        merges.setdefault(closest[i][1], []).append(i)
+    return sorted(set(best) - set(merged)), merges
 
 
 def recycle_by_loops(

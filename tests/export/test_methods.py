@@ -32,6 +32,7 @@ RECIPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "pyramiddrop": ((1, 2, 3), (24, 12, 6), (48, 24, 12)),
     "himap": ((1, 2), (17, 13), (34, 26)),
     "sparsevlm": ((1, 2, 3), (21, 14, 8), (42, 28, 15)),
+    "tokencarve": ((2,), (14,), (29,)),
     "illava-decoder": ((1,), (14,), (29,)),
 }
 KEEP = 0.4
