@@ -26,6 +26,7 @@ from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of, read_config
 from edgeprune.export.graph import TORCH_DTYPES
 from edgeprune.manifest import Check, Manifest, Verification, failures
+from edgeprune.memory import available_memory
 from edgeprune.plans import Ranking, ScoringRows
 from edgeprune.progress import Progress
 from edgeprune.selection import select
@@ -100,20 +101,10 @@ def why_not(bundle: Path, manifest: Manifest) -> str | None:
     if manifest.model.dtype == "bf16":
         return "ONNX Runtime's CPU kernels do not run bfloat16"
     weights = sum(entry.bytes for entry in manifest.files)
-    free = _available_memory()
+    free = available_memory()
     # The original and the graph each hold the weights once; ONNX Runtime lays matrices out anew.
     if free is not None and free < 4 * weights:
         return f"it needs about {4 * weights / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
-    return None
-
-
-def _available_memory() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     return None
 
 

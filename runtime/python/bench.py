@@ -25,12 +25,12 @@ from edgeprune import errors
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.manifest import Manifest
+from edgeprune.memory import available_memory
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.bench_worker import Job, Run
 from edgeprune.runtime.checks import check_count
 from edgeprune.runtime.images import Picture, load_image
-from edgeprune.runtime.statistics import available_memory
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant
 
 DEFAULT_PROMPT = "What is in the picture?"

@@ -93,11 +93,11 @@ class Worker:
                 "ask for fewer new tokens, or shorten the prompt"
             )
         state = self._model.session.prefill([inputs])
-        token = state.choices().argmax(axis=1)
+        token = state.logits.argmax(axis=1)
         first = perf_counter()
         for _ in range(new_tokens - 1):
             state.step(token)
-            token = state.choices().argmax(axis=1)
+            token = state.logits.argmax(axis=1)
         last = perf_counter()
         memory, stages = self._backend.peak_memory(), state.stages[0]
         return Run(

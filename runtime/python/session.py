@@ -209,7 +209,7 @@ class Session:
         state = self.prefill(prompts)
         ends = self.manifest.prompt.eos_token_ids
         while True:
-            for reply, logits in zip(replies, state.choices(), strict=True):
+            for reply, logits in zip(replies, state.logits, strict=True):
                 if reply.finish_reason is None:
                     reply.take(logits, ends, listener, state.cache_bytes // len(replies))
             if all(reply.finish_reason is not None for reply in replies):
@@ -320,12 +320,6 @@ class Decoding:
         """Keys and values of all layers, the whole batch."""
         kinds = ("present_key.", "present_value.")
         return sum(tensor.nbytes for name, tensor in self._caches.items() if name.startswith(kinds))
-
-    def choices(self) -> NDArray[np.float32]:
-        """The logits to choose from: an image token, which stands for a picture's tokens, is no reply."""
-        logits = self.logits.copy()
-        logits[:, self._session.manifest.prompt.image_token_id] = -np.inf
-        return logits
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Reads one token per prompt, int64 [B]; returns the next logits, float32 [B, vocab]."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgeprune.manifest import GraphSpec, Manifest, TensorSpec
+from edgeprune.memory import PeakMemory
 from edgeprune.runtime.session import PromptInputs
-from edgeprune.runtime.statistics import PeakMemory
 from edgeprune.selection import select
 from tests.manifests import make_manifest
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.manifest import GraphSpec, TensorSpec
-from edgeprune.runtime.statistics import PeakMemory
+from edgeprune.memory import PeakMemory
 
 Array: TypeAlias = "NDArray[Any]"
 

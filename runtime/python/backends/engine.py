@@ -21,6 +21,7 @@ import numpy as np
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, InputError
 from edgeprune.manifest import GraphSpec, Manifest, TensorSpec
+from edgeprune.memory import PeakMemory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.engines import device, flavours, plugins
 from edgeprune.runtime.engines.builder import error_logger
@@ -28,7 +29,6 @@ from edgeprune.runtime.engines.device import Device, Memory, Staging
 from edgeprune.runtime.engines.flavours import Flavour, flavour_by_name
 from edgeprune.runtime.engines.limits import Profile, language_profiles, vision_profile
 from edgeprune.runtime.engines.sidecar import RUNTIME_CACHE, Here, Sidecar, find_engines, has_engines
-from edgeprune.runtime.statistics import PeakMemory
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}

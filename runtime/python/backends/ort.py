@@ -17,9 +17,9 @@ import numpy as np
 
 from edgeprune.errors import BackendError, InputError, MissingDependencyError
 from edgeprune.manifest import GraphSpec, TensorSpec
+from edgeprune.memory import PeakMemory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.checks import check_count
-from edgeprune.runtime.statistics import PeakMemory, host_peak_memory
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
 _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}

@@ -17,6 +17,7 @@ import edgeprune
 from edgeprune.bundle import need_space, read_manifest, sha256_of, writing_to
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import write_text
+from edgeprune.memory import PeakMemory
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.engines import flavours, memory, plugins
 from edgeprune.runtime.engines.builder import Job
@@ -40,7 +41,6 @@ from edgeprune.runtime.engines.sidecar import (
     this_platform,
 )
 from edgeprune.runtime.engines.targets import CURRENT, resolve_targets
-from edgeprune.runtime.statistics import PeakMemory
 
 
 def build(

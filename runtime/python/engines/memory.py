@@ -6,9 +6,9 @@ from pathlib import Path
 
 from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest
+from edgeprune.memory import available_memory
 from edgeprune.runtime.engines.device import Gpu
 from edgeprune.runtime.engines.flavours import Flavour
-from edgeprune.runtime.statistics import available_memory
 
 # Multiples of the weights. TensorRT for RTX: measured 1.7 in fp16 and in fp32, for what it lays out anew and
 # for what it writes, and some room (docs/tensorrt.md). TensorRT: what users of comparable projects report, 3

@@ -15,9 +15,9 @@ import sys
 from typing import TextIO
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.memory import host_peak_memory
 from edgeprune.runtime.engines import flavours
 from edgeprune.runtime.engines.builder import Job, build_engine
-from edgeprune.runtime.statistics import host_peak_memory
 
 
 class _Reporter:
