@@ -37,6 +37,8 @@ IMAGE_SIZE, PATCH = 336, 14
 """24 x 24 = 576 visual tokens, as in LLaVA-1.5."""
 _SHARD_BYTES = 4 << 30
 _BLOCK = 1 << 22
+# Each tensor begins elsewhere in the block: engine builders keep equal tensors once.
+_STRIDE = 7919
 
 
 def llava_config(shape: str) -> Any:
@@ -95,7 +97,7 @@ def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
             filled = 0
         shards[-1].append((name, tuple(parameter.shape)))
         filled += size
-    weight_map, total = {}, 0
+    weight_map, total, start = {}, 0, 0
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -113,8 +115,10 @@ def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
             writer.write(struct.pack("<Q", len(text)) + text)
             for _, sizes in shard:
                 left = int(np.prod(sizes)) * width
+                begin = start = (start + _STRIDE * width) % len(noise)
                 while left:
-                    left -= writer.write(noise[: min(left, len(noise))])
+                    left -= writer.write(noise[begin : begin + left])
+                    begin = 0
         total += end
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

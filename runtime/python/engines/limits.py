@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeprune.errors import InputError
 from edgeprune.manifest import GraphSpec, Manifest
-from edgeprune.selection import kept_count
 
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
 
@@ -95,10 +94,11 @@ def check_topk(manifest: Manifest, limits: Limits) -> None:
     """
     visual = limits.images * manifest.preprocessing.tokens_per_image
     for number, stage in enumerate(manifest.plan.stages):
-        visual = kept_count(visual, stage.keep)
-        if visual + 1 > TOPK_LIMIT:
+        counts = stage.counts(visual)
+        visual = counts.after
+        if counts.kept + 1 > TOPK_LIMIT:
             raise InputError(
-                f"pruning stage {number} would keep {visual} of the visual tokens of {limits.images} "
+                f"pruning stage {number} would keep {counts.kept} of the visual tokens of {limits.images} "
                 "pictures, and "
                 f"without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower --max-images, export "
                 "with a "
@@ -142,15 +142,15 @@ def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
     axes: _Axes = {
         "batch": (1, 1, limits.batch),
         # One token is all that ever comes. A fixed 1, though, makes TensorRT lay out the joint weights of q,
-        # k, v and of gate, up a second time for this profile, which costs 60 % more engine and memory.
+        # k, v and of gate, up a second time for it, and costs half as much engine and memory again.
         "sequence": (1, 1, 2),
         "visual": (0, 0, 0),
     }
     dropped = 0
     for group in range(len(manifest.cache_groups)):
         if group:
-            kept = kept_count(visual, manifest.plan.stages[group - 1].keep)
-            dropped, visual = dropped + visual - kept, kept
+            after = manifest.plan.stages[group - 1].counts(visual).after
+            dropped, visual = dropped + visual - after, after
         middle = max(1, usual - dropped) + limits.new_tokens // 2
         # At most the whole prompt, in every group: without pictures nothing is dropped.
         axes[_PAST + str(group)] = (1, min(middle, most), most)

@@ -1,0 +1,468 @@
+"""What only a GPU can show, in one run: the kernels, the engines, and how long the first token takes.
+
+    python benchmarks/gpu_check.py --markdown docs/gpu-results.md
+
+Needs the extras export, ort and rtx, CMake with CUDA for the kernels, and PyTorch with CUDA for what is
+compared with it. A part whose prerequisites are missing is skipped and says which; without a GPU what is left
+are the kernels' tests on the CPU, and the building of engines. Prints one JSON object; exits with 1 where a
+part failed.
+
+| part | shows |
+|---|---|
+| kernels | ctest: CUDA against the CPU reference, CUDA graphs, the plugin's contract |
+| sanitizer | compute-sanitizer's memcheck and racecheck over the kernels' tests |
+| kernel-times | the stage by CUDA events, beside the bandwidth bound and the same step in eager PyTorch |
+| sample | the sample model's engine against ONNX Runtime, output by output |
+| large | the same for a larger random LLaVA |
+| first-token | that model unpruned and pruned, and Hugging Face's: SDPA, FastV by output_attentions |
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):  # run as a script: make the repository's packages importable
+    sys.path.insert(0, str(ROOT))
+
+from edgeprune.errors import EdgepruneError  # noqa: E402
+
+KEEP = 0.3
+NEW_TOKENS = 16
+PROMPT = "What is in the picture ?"
+FLAVOUR = "tensorrt-rtx"
+# Where there is no GPU, engines are built for this one, only to see that they build.
+_DEFAULT_TARGET = "sm89"
+
+
+class SkippedError(Exception):
+    """A part's prerequisite is missing; the message says which."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and with what to work.
+
+    Attributes:
+        work: the folder for builds, models and bundles, reused by the next run.
+        target: the GPU's architecture, or None where there is none.
+        shape: of the larger random LLaVA, see benchmarks/random_llava.py.
+        runs: measured runs.
+    """
+
+    work: Path
+    target: str | None
+    shape: str
+    runs: int
+
+
+@dataclass
+class Outcome:
+    """What became of a part: "ran", "skipped" or "failed", with the reason or the results."""
+
+    status: str
+    reason: str | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+def run_part(part: Callable[[Place], dict[str, Any]], place: Place) -> Outcome:
+    """Runs a part; no failure keeps the others from running."""
+    try:
+        results = part(place)
+    except SkippedError as reason:
+        return Outcome("skipped", str(reason))
+    except (EdgepruneError, subprocess.CalledProcessError, OSError, RuntimeError) as error:
+        output = getattr(error, "stderr", "") or getattr(error, "stdout", "") or ""
+        tail = "; ".join(output.strip().splitlines()[-3:])
+        return Outcome("failed", f"{error}{f' ({tail})' if tail else ''}")
+    failed = results.pop("failed", None)
+    return Outcome("failed" if failed else "ran", failed, results)
+
+
+# --- Kernels -------------------------------------------------------------------------
+
+
+def kernels(place: Place) -> dict[str, Any]:
+    """Builds plugins/ and runs its tests; those that need a GPU count as skipped without one."""
+    build = _build_plugins(place)
+    done = subprocess.run(
+        ["ctest", "--test-dir", str(build), "--output-on-failure"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    outcomes = re.findall(r"Test +#\d+: (\S+) \.+ *\**(Passed|Failed|Skipped|Not Run)", done.stdout)
+    if not outcomes:
+        raise RuntimeError(f"ctest ran no test: {done.stdout.strip()[-300:]}{done.stderr.strip()[-300:]}")
+    results: dict[str, Any] = {"tests": dict(outcomes), "on_gpu": place.target is not None}
+    bad = [name for name, outcome in outcomes if outcome in ("Failed", "Not Run")]
+    if bad:
+        results["failed"] = f"ctest: {', '.join(bad)}"
+    return results
+
+
+def sanitizer(place: Place) -> dict[str, Any]:
+    """compute-sanitizer over the kernels' tests."""
+    _need_gpu(place)
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        raise SkippedError("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    test = _build_plugins(place) / "tests" / "test_kernels_cuda"
+    if not test.is_file():
+        raise SkippedError("test_kernels_cuda was not built: CMake found no CUDA compiler")
+    results: dict[str, Any] = {}
+    for kind in ("memcheck", "racecheck"):
+        command = [tool, "--tool", kind, "--error-exitcode", "3", str(test)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        results[kind] = (done.stdout.strip().splitlines() or ["no output"])[-1]
+        if done.returncode:
+            results["failed"] = f"{kind}: {results[kind]}"
+    return results
+
+
+def kernel_times(place: Place) -> dict[str, Any]:
+    """The pruning step by the kernels, by its bound, and in eager PyTorch."""
+    _need_gpu(place)
+    bench = _build_plugins(place) / "bench" / "bench_prune"
+    if not bench.is_file():
+        raise SkippedError("bench_prune was not built: CMake found no CUDA compiler")
+    done = subprocess.run([str(bench), str(place.runs * 20)], capture_output=True, text=True, check=True)
+    results: dict[str, Any] = json.loads(done.stdout)
+    torch = _torch_with_cuda()
+    if torch is None:
+        results["eager"] = "not measured: this PyTorch has no CUDA"
+        return results
+    for row in results["results"]:
+        row["eager_us"] = _eager_us(torch, row["visual"], row["width"], place.runs * 20)
+    return results
+
+
+def eager_step(
+    torch: Any, hidden: Any, score: Any, visual_index: Any, visual_valid: Any, curve: Any, kept: int
+) -> tuple[Any, Any]:
+    """One pruning stage as PyTorch code usually writes it: [B, S, D] -> [B, S', D] and int64 [B, S']."""
+    effective = score.gather(1, visual_index) * curve[: visual_index.shape[1]]
+    effective = effective.masked_fill(visual_valid == 0, -torch.inf)
+    best = visual_index.gather(1, effective.topk(kept, dim=1).indices)
+    stays = torch.ones(score.shape, dtype=torch.bool, device=score.device)
+    stays.scatter_(1, visual_index, False).scatter_(1, best, True)
+    length = score.shape[1] - visual_index.shape[1] + kept
+    index = stays.nonzero()[:, 1].view(score.shape[0], length)
+    return hidden.gather(1, index[:, :, None].expand(-1, -1, hidden.shape[2])), index
+
+
+def _eager_us(torch: Any, visual: int, width: int, runs: int) -> float:
+    from edgeprune.selection import kept_count
+
+    text = 84  # as bench_prune has it
+    with torch.device("cuda"), torch.no_grad():
+        hidden = torch.zeros(1, visual + text, width, dtype=torch.float16)
+        score, ones = torch.rand(1, visual + text), torch.ones(1, visual)
+        index = torch.arange(visual)[None] + 35
+        kept = kept_count(visual, 3000)
+        times = []
+        for run in range(runs + 10):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            eager_step(torch, hidden, score, index, ones, ones[0], kept)
+            end.record()
+            end.synchronize()
+            if run >= 10:
+                times.append(begin.elapsed_time(end) * 1000)
+    return statistics.median(times)
+
+
+def _build_plugins(place: Place) -> Path:
+    for tool in ("cmake", "ctest"):
+        if shutil.which(tool) is None:
+            raise SkippedError(f"{tool} is not installed")
+    build = place.work / "plugins"
+    architecture = (place.target or _DEFAULT_TARGET)[2:]
+    options = ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
+    for command in (
+        ["cmake", "-S", str(ROOT / "plugins"), "-B", str(build), *options],
+        ["cmake", "--build", str(build), "-j", "4"],
+    ):
+        subprocess.run(command, capture_output=True, text=True, check=True)
+    return build
+
+
+# --- Engines -------------------------------------------------------------------------
+
+
+def sample(place: Place) -> dict[str, Any]:
+    """The sample model's engine against ONNX Runtime, in fp32 and fp16."""
+    model = ROOT / "samples" / "tiny-llava"
+    return _merged(_engine(place, model, f"sample-{dtype}", dtype) for dtype in ("fp32", "fp16"))
+
+
+def large(place: Place) -> dict[str, Any]:
+    """The same for the larger random LLaVA, in fp16."""
+    return _engine(place, _random_llava(place), f"{place.shape}-pruned", "fp16")
+
+
+def _engine(place: Place, model: Path, name: str, dtype: str, keep: float = KEEP) -> dict[str, Any]:
+    """Builds an engine, and where there is a GPU compares it with ONNX Runtime."""
+    from edgeprune.bundle import read_manifest
+    from edgeprune.manifest import failures
+    from edgeprune.runtime.engines.compare import compare
+    from edgeprune.runtime.engines.sidecar import read_sidecar
+
+    bundle, folder = _bundle_with_engines(place, model, name, dtype, keep)
+    sidecar = read_sidecar(folder)
+    results: dict[str, Any] = {
+        name: {
+            "engines": {
+                which: {"bytes": entry.bytes, "build_seconds": entry.build_seconds}
+                for which, entry in sidecar.engines.items()
+            },
+            "flavour": f"{sidecar.flavour} {sidecar.version}",
+            "target": sidecar.targets[0],
+        }
+    }
+    if place.target is None:
+        results[name]["compared"] = "not without a GPU"
+        return results
+    checks = compare(bundle, read_manifest(bundle), FLAVOUR)
+    results[name]["compared"] = {check.name: check.value for check in checks}
+    if bad := failures(checks):
+        results["failed"] = f"{name}: {bad}"
+    return results
+
+
+def first_token(place: Place) -> dict[str, Any]:
+    """Seconds to the first token of the larger model, in four ways."""
+    import numpy as np
+
+    import edgeprune
+
+    _need_gpu(place)
+    model = _random_llava(place)
+    picture = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
+    results: dict[str, Any] = {}
+    for name, keep in (("engine, unpruned", 1.0), ("engine, pruned", KEEP)):
+        kind = "unpruned" if keep == 1 else "pruned"
+        bundle, _ = _bundle_with_engines(place, model, f"{place.shape}-{kind}", "fp16", keep)
+        loaded = edgeprune.load(bundle, FLAVOUR)
+        replies = [
+            loaded.generate(PROMPT, [picture], max_new_tokens=NEW_TOKENS) for _ in range(place.runs + 2)
+        ][2:]
+        found = [reply.statistics for reply in replies]
+        results[name] = {
+            "time_to_first_token": _spread([one.time_to_first_token_seconds for one in found]),
+            "vision": _spread([one.vision_seconds for one in found]),
+            "prefill": _spread([one.prefill_seconds for one in found]),
+            "tokens_per_second": _spread([one.tokens_per_second or 0.0 for one in found]),
+            "cache_bytes": found[-1].cache_bytes,
+        }
+        del loaded
+    torch = _torch_with_cuda()
+    if torch is None:
+        results["Hugging Face"] = "not measured: this PyTorch has no CUDA"
+        return results
+    return results | _hugging_face(torch, model, picture, place.runs)
+
+
+def _hugging_face(torch: Any, folder: Path, picture: Any, runs: int) -> dict[str, Any]:
+    """Vision tower and prefill of Hugging Face's own code, as benchmarks/prefill.py runs it, on the GPU."""
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    from benchmarks.prefill import hugging_face
+    from edgeprune.selection import keep_per_10000, kept_count
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float16).to("cuda").eval()
+    inputs = processor(images=picture, text=f"<image>\n{PROMPT}", return_tensors="pt").to("cuda")
+    inputs["pixel_values"] = inputs["pixel_values"].half()
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    results: dict[str, Any] = {}
+    with torch.device("cuda"), torch.no_grad():
+        ways = hugging_face(model, inputs, kept_count(visual, keep_per_10000(KEEP)), 2)
+        ways["Hugging Face vision"] = lambda: model.get_image_features(inputs["pixel_values"])
+        for name, way in ways.items():
+            seconds = []
+            for run in range(runs + 2):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                way()
+                torch.cuda.synchronize()
+                if run >= 2:
+                    seconds.append(time.perf_counter() - began)
+            results[name] = {"seconds": _spread(seconds)}
+    return results
+
+
+def _bundle_with_engines(place: Place, model: Path, name: str, dtype: str, keep: float) -> tuple[Path, Path]:
+    from edgeprune.runtime.engines import build
+    from edgeprune.runtime.engines.flavours import FLAVOURS, is_installed
+
+    if not is_installed(FLAVOURS[FLAVOUR]):
+        raise SkippedError("TensorRT for RTX is not installed: pip install 'edgeprune[rtx]'")
+    if importlib.util.find_spec("onnxscript") is None:
+        raise SkippedError("the exporter's packages are not installed: pip install 'edgeprune[export]'")
+    from edgeprune.export.pipeline import export
+
+    bundle = place.work / name
+    if not bundle.exists():
+        export(model, keep=keep, dtype=dtype, output=bundle, verify=False)
+    target = place.target or _DEFAULT_TARGET
+    return bundle, build(bundle, flavour=FLAVOUR, targets=[target], max_images=1)
+
+
+def _random_llava(place: Place) -> Path:
+    from benchmarks.random_llava import write
+
+    folder = place.work / f"{place.shape}-model"
+    if not folder.exists():
+        write(place.shape, folder, "fp16")
+    return folder
+
+
+def _merged(parts: Any) -> dict[str, Any]:
+    """Results of several engines in one; all failures in one sentence."""
+    merged: dict[str, Any] = {}
+    failed = []
+    for part in parts:
+        if "failed" in part:
+            failed.append(part.pop("failed"))
+        merged |= part
+    return {**merged, "failed": "; ".join(failed)} if failed else merged
+
+
+# --- What is here, and the report ----------------------------------------------------
+
+
+def _need_gpu(place: Place) -> None:
+    if place.target is None:
+        raise SkippedError("no NVIDIA GPU answers here")
+
+
+def _torch_with_cuda() -> Any:
+    """PyTorch; None where it is missing or runs on the CPU only."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch if torch.cuda.is_available() else None
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+
+
+def machine() -> tuple[dict[str, Any], str | None]:
+    """Facts about this machine, and its GPU's architecture."""
+    from edgeprune.cli.machine import read_machine
+    from edgeprune.runtime.engines import device
+
+    found = read_machine()
+    gpu = device.read_gpu(device.runtime("the GPU check", "rtx")) if device.is_installed() else None
+    versions = {}
+    for package in ("edgeprune", "tensorrt-rtx-cu13", "tensorrt", "onnxruntime", "torch", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    facts = {
+        "gpu": None if gpu is None else asdict(gpu),
+        "driver": next((one.driver for one in found.gpus), None),
+        "cuda_toolkit": found.cuda,
+        "cpu": found.cpu,
+        "system": found.system,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+    return facts, None if gpu is None else gpu.target
+
+
+PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
+    "kernels": kernels,
+    "sanitizer": sanitizer,
+    "kernel-times": kernel_times,
+    "sample": sample,
+    "large": large,
+    "first-token": first_token,
+}
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page: what ran where, every part's figures, and what was skipped with its reason."""
+    facts = report["machine"]
+    gpu = facts["gpu"]
+    name = f"{gpu['name']} ({gpu['target']})" if gpu else "no GPU"
+    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+    lines = [
+        "# Results on a GPU",
+        "",
+        f"Written by `{report['command']}` on {report['date']}.",
+        "",
+        f"{name}, driver {facts['driver']}, CUDA {facts['cuda_toolkit']}; {facts['cpu']}, {facts['system']}, "
+        f"Python {facts['python']}; {versions}.",
+    ]
+    for part, outcome in report["parts"].items():
+        lines += ["", f"## {part}: {outcome['status']}", ""]
+        if outcome["reason"]:
+            lines += [outcome["reason"], ""]
+        rows = list(_rows(outcome["results"]))
+        if rows:
+            lines += ["| figure | value |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(value: Any, label: str = "") -> Any:
+    """Every leaf with the path that leads to it."""
+    if isinstance(value, (dict, list)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, below in pairs:
+            yield from _rows(below, f"{label} / {name}" if label else str(name))
+    else:
+        yield label, f"{value:.6g}" if isinstance(value, float) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Check and measure what only a GPU can show.")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--shape", default="large", help="of the larger model: 7b or large")
+    parser.add_argument("--runs", type=int, default=10, help="measured runs")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check", help="folder to work in")
+    parser.add_argument("--markdown", type=Path, help="also write the report as a page")
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    facts, target = machine()
+    place = Place(options.work.resolve(), target, options.shape, options.runs)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    report: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/gpu_check.py", *words]),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "machine": facts,
+        "parts": {},
+    }
+    for name in options.parts:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        outcome = run_part(PARTS[name], place)
+        report["parts"][name] = asdict(outcome)
+        print(f"  {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}", file=sys.stderr)
+    print(json.dumps(report, indent=2))
+    if options.markdown:
+        options.markdown.write_text(markdown(report), encoding="utf-8")
+    return int(any(part["status"] == "failed" for part in report["parts"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The GPU check without a GPU: what is skipped says why, what fails stops nothing else, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu_check, random_llava
+from edgeprune.errors import BackendError
+from edgeprune.selection import kept_count, select
+
+FACTS = {
+    "gpu": None,
+    "driver": None,
+    "cuda_toolkit": "13.0",
+    "cpu": "a CPU",
+    "system": "Linux",
+    "python": "3.11",
+    "versions": {"edgeprune": "0.1.0"},
+}
+
+
+def test_the_eager_step_is_the_same_step() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.random((2, 50), dtype=np.float32)
+    index = np.stack([np.arange(5, 35), np.arange(8, 38)])
+    valid = np.ones((2, 30), dtype=np.float32)
+    valid[1, :4] = 0
+    curve = np.linspace(1, 0.3, 40, dtype=np.float32)
+    hidden = rng.random((2, 50, 3), dtype=np.float32)
+    arrays = (torch.from_numpy(array) for array in (hidden, score, index, valid, curve))
+    states, kept_index = gpu_check.eager_step(torch, *arrays, kept_count(30, 3000))
+    expected = select(score, index, valid, curve, 3000)
+    np.testing.assert_array_equal(kept_index.numpy(), expected.kept_index)
+    np.testing.assert_array_equal(
+        states.numpy(), np.take_along_axis(hidden, expected.kept_index[:, :, None], 1)
+    )
+
+
+def test_every_part_ends_in_words_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(place: gpu_check.Place) -> dict[str, Any]:
+        raise BackendError("the engine does not fit")
+
+    def differs(place: gpu_check.Place) -> dict[str, Any]:
+        return {"logits": 0.5, "failed": "logits 0.5 (limit 0.02)"}
+
+    def runs(place: gpu_check.Place) -> dict[str, Any]:
+        return {"rows": [{"visual": 576, "us": 1.25}]}
+
+    monkeypatch.setattr(gpu_check, "machine", lambda: (FACTS, None))
+    parts = {"sanitizer": gpu_check.sanitizer, "a": fails, "b": differs, "c": runs}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+    page = tmp_path / "page.md"
+    assert gpu_check.main(["--work", str(tmp_path / "work"), "--markdown", str(page)]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert {name: part["status"] for name, part in report["parts"].items()} == {
+        "sanitizer": "skipped",
+        "a": "failed",
+        "b": "failed",
+        "c": "ran",
+    }
+    assert report["parts"]["sanitizer"]["reason"] == "no NVIDIA GPU answers here"
+    assert report["parts"]["a"]["reason"] == "the engine does not fit"
+    text = page.read_text(encoding="utf-8")
+    assert f"`python benchmarks/gpu_check.py --work {tmp_path / 'work'}" in text
+    assert "## sanitizer: skipped\n\nno NVIDIA GPU answers here" in text
+    assert "| rows / 0 / us | 1.25 |" in text
+    monkeypatch.setattr(gpu_check, "PARTS", {"c": runs})
+    assert gpu_check.main(["--work", str(tmp_path / "work"), "--parts", "c"]) == 0
+
+
+def test_failed_tests_of_ctest_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = (
+        "1/3 Test #1: test_reference ...................   Passed    0.10 sec\n"
+        "2/3 Test #2: test_kernels_cuda ................***Skipped   0.01 sec\n"
+        "3/3 Test #3: test_contract ....................***Failed    0.01 sec\n"
+    )
+    monkeypatch.setattr(gpu_check, "_build_plugins", lambda place: tmp_path)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda tool: tool)
+
+    def ctest(*_: object, **__: object) -> Any:
+        return type("Done", (), {"stdout": output, "stderr": "", "returncode": 8})
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", ctest)
+    results = gpu_check.kernels(gpu_check.Place(tmp_path, None, "large", 1))
+    assert results["tests"]["test_kernels_cuda"] == "Skipped"
+    assert results["failed"] == "ctest: test_contract"
+
+
+def test_no_two_tensors_of_a_random_model_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builders keep equal tensors once, so an engine of such a model would be too small."""
+    from safetensors.numpy import load_file
+
+    small = {
+        "vision": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 2},
+        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "heads": 2},
+        "vocab_size": 64,
+    }
+    monkeypatch.setitem(random_llava.SHAPES, "small", small)
+    random_llava.write("small", tmp_path / "model", "fp32")
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    contents = [array.tobytes() for array in load_file(file).values()]
+    assert len(set(contents)) == len(contents)
