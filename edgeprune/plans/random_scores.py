@@ -7,14 +7,13 @@ from numpy.typing import NDArray
 
 
 def random_scores(seed: int, visual_tokens: int) -> NDArray[np.float32]:
-    """Different numbers above 0 and at most 1 in a random order, float32 [visual_tokens].
+    """Uniform pseudo-random numbers from 0 to 1, float32 [visual_tokens].
 
-    The n-th visual token of every prompt has the n-th score, so one seed keeps the same places of every
-    picture. Average over seeds where a single draw could be lucky.
+    The n-th visual token of every prompt has the n-th score, however many there are, so one seed keeps the
+    same places of every picture. Average over seeds where a single draw could be lucky.
 
     Args:
         seed: the same seed gives the same scores on every machine.
-        visual_tokens: at most 2**24, where float32 still tells the numbers apart.
+        visual_tokens: how many.
     """
-    order = np.random.default_rng(seed).permutation(visual_tokens)
-    return ((order + 1) / max(1, visual_tokens)).astype(np.float32)
+    return np.random.default_rng(seed).random(visual_tokens).astype(np.float32)

@@ -292,9 +292,12 @@ def test_recycled_tokens_are_counted_as_published(pruned: int) -> None:
     assert recycled_count(0) == (0, 0)
 
 
-def test_random_scores_are_a_seeded_order() -> None:
-    scores = random_scores(7, 100)
-    assert sorted(scores.tolist()) == pytest.approx([n / 100 for n in range(1, 101)])
-    assert scores.tolist() == random_scores(7, 100).tolist() != random_scores(8, 100).tolist()
-    assert abs(np.corrcoef(scores, np.arange(100))[0, 1]) < 0.3
+def test_random_scores_are_seeded_and_uniform() -> None:
+    scores = random_scores(7, 400)
+    assert scores.tolist() == random_scores(7, 400).tolist() != random_scores(8, 400).tolist()
+    assert scores[:100].tolist() == random_scores(7, 100).tolist()
+    # A uniform distribution's mean and quarters, within four standard deviations of 400 draws.
+    assert abs(scores.mean() - 0.5) < 0.06
+    assert np.allclose(np.quantile(scores, [0.25, 0.75]), [0.25, 0.75], atol=0.09)
+    assert abs(np.corrcoef(scores, np.arange(400))[0, 1]) < 0.2
     assert len(random_scores(0, 0)) == 0

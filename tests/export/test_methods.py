@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from edgeprune.curves import ExponentialCurve, tile_weights
+from edgeprune.bundle import read_manifest
+from edgeprune.curves import ExponentialCurve, save_curve, tile_weights
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of
-from edgeprune.export.graph import language_interface
-from edgeprune.export.pipeline import _model_info
+from edgeprune.export.families.llava import Llava
+from edgeprune.export.graph import Interface, language_interface
+from edgeprune.export.pipeline import _model_info, export
 from edgeprune.plans import PruningPlan, Ranking, method_by_name, random_scores
 from tests.export.method_reference import Outcome, Recipe, generate
-from tests.export.reference import Decoded, Inputs, greedy, random_inputs, torch_step
-from tests.tiny import tiny_llava
+from tests.export.reference import Decoded, Inputs, greedy, onnxruntime_step, random_inputs, torch_step
+from tests.tiny import save_llava, tiny_llava
 
 LAYERS, PER_PICTURE = 4, 36
 STEPS = 20
@@ -128,3 +133,60 @@ def test_a_prompt_without_pictures_is_left_alone(method: str) -> None:
         with torch.no_grad():
             logits = model(input_ids=torch.cat([text, found.tokens[:, :step]], dim=1)).logits[:, -1]
         assert float((found.logits[:, step] - logits).abs().max()) <= LIMIT
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A tiny model and its bundle, which the exporter compared with the original."""
+
+    model: LlavaForConditionalGeneration
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=sorted(set(RECIPES) - {"fastv"}))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
+    folder = tmp_path_factory.mktemp(request.param)
+    source = save_llava(folder / "model")
+    save_curve(CURVE, folder / "curve.json")
+    curve = None if request.param == "random" else folder / "curve.json"
+    bundle = export(
+        source, method=request.param, keep=KEEP, curve=curve, seed=3, output=folder / "bundle", verify=True
+    )
+    return request.param, Bundle(Llava().load(source, torch.float32), bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 2)], ids=str)
+def test_the_exported_graph_equals_the_reference_too(
+    exported: tuple[str, Bundle], shape: tuple[int, int]
+) -> None:
+    method, bundle = exported
+    manifest = read_manifest(bundle.folder)
+    assert manifest.plan == plan_of(method)
+    assert manifest.verification.checks
+    inputs = random_inputs(bundle.model, *shape, seed=2)
+    with torch.no_grad():
+        embeds = Llava().parts(bundle.model).vision(inputs.pixel_values)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    graph = onnxruntime.InferenceSession(str(bundle.folder / "language.onnx"), options)
+    found = greedy(
+        onnxruntime_step(graph),
+        Interface(manifest.language.inputs, manifest.language.outputs),
+        inputs,
+        embeds,
+        manifest.prompt.image_token_id,
+        STEPS,
+    )
+    assert_agrees(found, references(bundle.model, inputs, embeds, method), inputs)
+
+
+@pytest.mark.slow
+def test_tensorrt_for_rtx_builds_the_graph(exported: tuple[str, Bundle]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from edgeprune.runtime.engines.building import build
+
+    method, bundle = exported
+    folder = build(bundle.folder, flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
+    assert (folder / "language.engine").stat().st_size > 0, method
