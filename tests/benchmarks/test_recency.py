@@ -1,0 +1,115 @@
+"""The search for a recency bias, in a size that takes seconds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks.recency import VARIANTS, Text, attention_paid, build, decoy_layers, pack_texts, text
+from samples import model as sample
+from samples import packing, stages
+from samples.scenes import COLORS, GRID, SHAPES, scene
+
+TOKENS = GRID * GRID
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return sample.processor()
+
+
+@pytest.fixture(scope="module")
+def model(parts):
+    return build(VARIANTS["text-frozen"], parts, 0).eval()
+
+
+def _partners(one: Text, word: str) -> list[str]:
+    """The word's partners, mention by mention."""
+    return [unit[1 - unit.index(word)] for unit in one.units if len(unit) == 2 and word in unit]
+
+
+@pytest.mark.parametrize("compounds", [False, True])
+def test_the_latest_mention_holds(compounds):
+    rng = np.random.default_rng(0)
+    variant = replace(VARIANTS["text-frozen"], compounds=compounds)
+    changed = 0
+    for _ in range(50):
+        one = text(rng, variant, mentions=9, length=40)
+        assert sum(len(unit) == 2 for unit in one.units) == 9
+        for question in one.questions:
+            word = next(each for each in question.text.split() if each in (*SHAPES, *COLORS))
+            partners = _partners(one, word)
+            assert question.answer == partners[-1]
+            changed += len(set(partners)) > 1
+    assert changed > 50  # otherwise recency would not pay
+
+
+def test_texts_spread_over_the_places_of_a_picture_and_keep_their_order():
+    rng = np.random.default_rng(0)
+    read = [text(rng, VARIANTS["words-frozen"], mentions=9, length=40) for _ in range(50)]
+    for one in read:
+        ends = [start + len(unit) for start, unit in zip(one.starts, one.units, strict=True)]
+        assert all(start >= end for start, end in zip(one.starts[1:], ends[:-1], strict=True))
+        assert one.starts[0] >= 0
+        assert ends[-1] <= TOKENS
+    assert min(one.starts[0] for one in read) < 10
+    assert max(one.starts[-1] for one in read) > TOKENS - 10
+
+
+def test_packed_words_are_the_text_and_predict_the_second_words(model, parts):
+    one = text(np.random.default_rng(3), VARIANTS["words-frozen"], mentions=5, length=20)
+    packed, _ = pack_texts(model, parts, [one], compounds=False)
+    words = [word for unit in one.units for word in unit]
+    start = packed.prefix - len(words)
+    assert parts.tokenizer.convert_ids_to_tokens(packed.ids[0, start : packed.prefix]) == words
+    due = (packed.labels[0, : packed.prefix] != packing.IGNORED).nonzero()[:, 0]
+    assert [words[place - start] for place in due] == [unit[0] for unit in one.units if len(unit) == 2]
+    assert packed.labels[0, due].tolist() == packed.ids[0, due + 1].tolist()
+    # The question follows where a picture would end.
+    assert packed.positions[0, packed.prefix] == start + TOKENS
+
+
+def test_the_attention_is_that_of_single_prompts(model, parts):
+    """Against queries and keys by hand, one question at a time, in the first layer."""
+    drawn = [scene(1), scene(2)]
+    batch = stages._pack(parts, [one.questions[:3] for one in drawn])
+    with torch.no_grad():
+        visual = stages.visual_tokens(model, stages.pixels(drawn, parts))
+    paid, rows, right = attention_paid(model, batch, visual, TOKENS)
+    assert rows.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(paid) == len(model.model.language_model.layers)
+    assert right.shape == (6,)
+    layer = model.model.language_model.layers[0]
+    heads, size = sample.HEADS, sample.WIDTH // sample.HEADS
+    number = 0
+    for row, one in enumerate(drawn):
+        for question in one.questions[:3]:
+            single = stages._pack(parts, [[question]])
+            length = int(single.answers[0].nonzero()) + 1
+            with torch.no_grad():
+                hidden = packing._embed(model, single, visual[row : row + 1])[:, :length]
+                turned = model.model.language_model.rotary_emb(hidden, torch.arange(length)[None])
+                normed = layer.input_layernorm(hidden)
+                query, key = (
+                    project(normed).view(length, heads, size).transpose(0, 1)
+                    for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+                )
+                cos, sin = (part[0] for part in turned)
+
+                def rotate(x, cos=cos, sin=sin):
+                    return x * cos + torch.cat([-x[..., size // 2 :], x[..., : size // 2]], -1) * sin
+
+                scores = rotate(query)[:, -1:] @ rotate(key).transpose(1, 2) / size**0.5
+                expected = F.softmax(scores, -1).mean(0)[0]
+            start = batch.prefix - TOKENS
+            np.testing.assert_allclose(paid[0][number], expected[start : batch.prefix], atol=1e-6)
+            number += 1
+
+
+def test_the_decoys_layers_are_restored():
+    usual = packing.DECOY_LAYERS
+    with decoy_layers(0):
+        assert not packing.DECOY_LAYERS
+    assert usual == packing.DECOY_LAYERS != 0
