@@ -33,7 +33,8 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from edgeprune.fitting import Attention, slope, spearman
+from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.fitting import Attention, need_pictures, slope, spearman
 from edgeprune.masks import letterbox_valid
 from samples import model as sample
 from samples import packing, stages
@@ -92,6 +93,7 @@ class Variant:
 
 VARIANTS = {
     "sample": Variant("the sample model as it is", text=False, frozen=False, decoy=True),
+    "untrained": Variant("the decoder and projector as they are drawn: what chance does", text=False),
     "text-frozen": Variant("text, then the projector alone"),
     "text-slow": Variant("text, then the projector, the decoder following", frozen=False),
     "text-slow-decoy": Variant("the same with decoys in both stages", frozen=False, decoy=True),
@@ -315,7 +317,8 @@ def measure_texts(
     layers = [Attention.empty(GRID * GRID) for _ in model.model.language_model.layers]
     rights = []
     for start in range(0, TEXTS, batch):
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(start)  # the noise does not depend on what ran before
             read = [text(rng, variant, MOST_MENTIONS, GRID * GRID) for _ in range(batch)]
             packed, visual = pack_texts(model, parts, read, variant.compounds)
         paid, rows, right = attention_paid(model, packed, visual, GRID * GRID)
@@ -364,17 +367,23 @@ def build(variant: Variant, parts: LlavaProcessor, seed: int) -> LlavaForConditi
 
 
 def train(
-    variant: Variant, seed: int, plans: tuple[StagePlan, StagePlan], work: Path | None, log: Log
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    variant: Variant,
+    parts: LlavaProcessor,
+    seed: int,
+    plans: tuple[StagePlan, StagePlan],
+    work: Path | None,
+    log: Log,
+) -> LlavaForConditionalGeneration:
     """Both stages.
 
     Args:
         variant: what to train.
+        parts: the processor.
         seed: of the initial weights, the texts or sketches, and the questions about pictures.
         plans: of text (or sketches), and of pictures.
         work: where what the first stage made is kept, or found; None to keep nothing.
+        log: told the progress.
     """
-    parts = sample.processor()
     model = build(variant, parts, seed)
     first = dataclasses.replace(variant, about="", frozen=False)
     kept = None if work is None else work / f"{_digest([dataclasses.asdict(first), seed, plans[0]])}.pt"
@@ -395,7 +404,7 @@ def train(
     pictures = stages.TrainingPictures()
     with decoy_layers(packing.DECOY_LAYERS if variant.decoy else 0):
         stages.train_together(model, parts, plans[1], pictures, np.random.default_rng([seed, 2]), log)
-    return model.eval(), parts
+    return model.eval()
 
 
 def _digest(settings: Any) -> str:
@@ -421,6 +430,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save", type=Path, help="folder to write the trained model to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     options = parser.parse_args(arguments)
+    try:
+        report = run(options)
+    except EdgepruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and measures.
+
+    Raises:
+        InputError: an option is out of its range, or a folder is missing.
+    """
+    _check(options)
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -435,11 +460,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.batch:
         plans = [dataclasses.replace(plan, batch=options.batch) for plan in plans]
     began = time.process_time()
+    parts = sample.processor()
     if options.variant == "sample":
-        parts = sample.processor()
         model = LlavaForConditionalGeneration.from_pretrained(SAMPLE, local_files_only=True).eval()
+    elif options.variant == "untrained":
+        model = build(variant, parts, options.seed).eval()
     else:
-        model, parts = train(variant, options.seed, (plans[0], plans[1]), options.work, log)
+        model = train(variant, parts, options.seed, (plans[0], plans[1]), options.work, log)
     report: dict[str, Any] = {
         "variant": options.variant,
         **dataclasses.asdict(variant),
@@ -453,8 +480,23 @@ def main(arguments: list[str] | None = None) -> int:
     report["cpu_minutes"] = (time.process_time() - began) / 60
     if options.save:
         sample.save(model, parts, options.save)
-    print(json.dumps(report, indent=2))
-    return 0
+    return report
+
+
+def _check(options: argparse.Namespace) -> None:
+    need_pictures(options.pictures)
+    for name, value, least, most in (
+        ("--pictures", options.pictures, 1, len(PICTURES)),
+        ("--seed", options.seed, 0, 2**31),
+        ("--steps", min(options.steps or [1]), 1, 10**6),
+        ("--batch", 2 if options.batch is None else options.batch, 2, 4096),
+        ("--threads", options.threads, 1, 64),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"{name} is {value}: expected {least} to {most}; choose a number in this range")
+    for name, folder in (("--work", options.work), ("--save", options.save)):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{name} {folder} is no folder: expected an existing one; create it first")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The search for a recency bias, in a size that takes seconds."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks import recency
 from benchmarks.recency import VARIANTS, Text, attention_paid, build, decoy_layers, pack_texts, text
 from samples import model as sample
 from samples import packing, stages
@@ -113,3 +115,43 @@ def test_the_decoys_layers_are_restored():
     with decoy_layers(0):
         assert not packing.DECOY_LAYERS
     assert usual == packing.DECOY_LAYERS != 0
+
+
+@pytest.mark.slow
+def test_quick_run(tmp_path, capsys):
+    """A frozen decoder stays what it read as; a first stage that is found is the one that was trained."""
+    arguments = ["text-frozen", "--steps", "2", "2", "--batch", "2", "--pictures", "40"]
+    arguments += ["--work", str(tmp_path)]
+    reports = []
+    for _ in range(2):
+        assert recency.main(arguments) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert [each.pop("cpu_minutes") > 0 for each in reports] == [True, True]
+    assert reports[0] == reports[1]
+    pictures, texts = reports[0]["over_pictures"], reports[0]["over_text"]
+    assert pictures["questions"] == 40 * 12
+    assert len(pictures["layers"]) == len(texts["layers"]) == sample.LAYERS
+    assert all(-1 <= layer["spearman"] <= 1 for layer in pictures["layers"])
+    (first,) = tmp_path.iterdir()
+    state = torch.load(first, weights_only=True)
+    plans = tuple(replace(plan, steps=2, batch=2) for plan in (recency.TEXT, recency.PICTURE))
+    trained = recency.train(
+        VARIANTS["text-frozen"], sample.processor(), 0, plans, tmp_path, lambda line: None
+    ).state_dict()
+    changed = {name.split(".")[1] for name in state if not torch.equal(state[name], trained[name])}
+    assert changed == {"multi_modal_projector"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pictures", "5"], "too few pictures to fit a trend to: found 5, expected at least 40"),
+        (["--steps", "0", "3"], "--steps is 0: expected 1 to 1000000; choose a number in this range"),
+        (["--batch", "1"], "--batch is 1: expected 2 to 4096; choose a number in this range"),
+        (["--seed", "-1"], "--seed is -1: expected 0 to 2147483648; choose a number in this range"),
+        (["--save", "missing"], "--save missing is no folder: expected an existing one; create it first"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(capsys, arguments, message):
+    assert recency.main(["text-frozen", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
