@@ -201,6 +201,21 @@ def test_a_build_that_dies_is_one_sentence_and_leaves_nothing(
     assert not any((bundle / "engines").iterdir())
 
 
+def test_an_interrupted_build_ends_its_child_at_once(bundle: Path, tensorrt: object, tmp_path: Path) -> None:
+    class Interrupting(Recorder):
+        def step(self, name: str, total: int | None = None) -> None:
+            raise KeyboardInterrupt
+
+    module = tmp_path / "packages" / "tensorrt.py"
+    sleeping = "\nimport time\nBuilder.build_serialized_network_to_stream = lambda *_: time.sleep(60)\n"
+    module.write_text(module.read_text(encoding="utf-8") + sleeping, encoding="utf-8")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle, flavour="tensorrt", progress=Interrupting())
+    assert time.monotonic() - began < 45
+    assert not any((bundle / "engines").iterdir())
+
+
 def test_an_earlier_engine_stays_when_a_build_fails(
     bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

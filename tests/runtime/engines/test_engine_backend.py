@@ -97,6 +97,16 @@ def test_a_reply_ends_where_the_engine_ends(bundle: Path) -> None:
     assert LIMITS["max_prompt"] + len(result.token_ids) == longest + 1
 
 
+def test_the_longest_prompt_without_pictures_has_room(bundle: Path) -> None:
+    """Nothing is dropped of it, so kept_index is longer than with all pictures."""
+    model = edgeprune.load(bundle, "tensorrt")
+    inputs = model.prepare(QUESTION, [])
+    inputs = model.prepare(QUESTION + " red" * (LIMITS["max_prompt"] - len(inputs.input_ids)), [])
+    assert len(inputs.input_ids) == LIMITS["max_prompt"]
+    (result,) = model.session.generate([inputs], [lambda logits: 7], max_new_tokens=2)
+    assert len(result.token_ids) == 2
+
+
 @pytest.mark.parametrize(
     ("prompts", "images", "words"),
     [
