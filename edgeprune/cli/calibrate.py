@@ -63,7 +63,7 @@ def calibrate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how a model's attention depends on a visual token's index, and fit the curve that undoes it.
+    """Fit a bias curve to a model's own attention.
 
     Runs the model's first layers over pictures and takes the mean of the attention that the method selects
     by, padded tokens left out. Writes the curve, its figures beside it (.report.json) and a plot (.png). The
