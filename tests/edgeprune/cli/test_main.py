@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,16 +78,6 @@ def test_help_loads_nothing_heavy_and_no_numpy() -> None:
         done = python(code, *arguments)
         assert done.returncode == 0, done.stderr
         assert "Usage:" in done.stdout
-
-
-def test_help_answers_in_under_half_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        assert python(SCRIPT, "--help").returncode == 0
-        return time.perf_counter() - start
-
-    # The best of several: the machine may be busy with other things.
-    assert min(seconds() for _ in range(5)) < 0.5
 
 
 # Mistakes in the arguments
@@ -176,7 +165,6 @@ def send(number: int, tmp_path: Path) -> subprocess.Popen[str]:
     code = f"""
 from edgeprune.cli import machine
 from edgeprune.bundle import writing_to
-import time
 def work():
     with writing_to({str(tmp_path / "bundle")!r}) as scratch:
         (scratch / "half").write_text("x")
