@@ -32,6 +32,17 @@ def _partners(one: Text, word: str) -> list[str]:
     return [unit[1 - unit.index(word)] for unit in one.units if len(unit) == 2 and word in unit]
 
 
+def test_the_later_something_was_mentioned_the_likelier_it_is_mentioned_again():
+    rng = np.random.default_rng(0)
+    again = []
+    for _ in range(100):
+        one = text(rng, VARIANTS["text-frozen"], mentions=60, length=60)
+        shapes = [shape for _, shape in one.units][30:]  # by now all are known
+        again += [first == second for first, second in zip(shapes[:-1], shapes[1:], strict=True)]
+    # 0.8 * 0.4 in a burst, and 0.2 / 8 by chance.
+    assert np.mean(again) == pytest.approx(0.345, abs=0.06)
+
+
 @pytest.mark.parametrize("compounds", [False, True])
 def test_the_latest_mention_holds(compounds):
     rng = np.random.default_rng(0)
