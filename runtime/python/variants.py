@@ -15,11 +15,13 @@ import numpy as np
 
 from edgeprune.errors import BundleError, MissingDependencyError
 from edgeprune.manifest import CacheGroup, GraphSpec, Manifest, TensorSpec
-from edgeprune.plans import PruningPlan
+from edgeprune.plans import Merge, PruningPlan
 
 PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
 
 _PRUNE_OP = ("com.edgeprune", "DebiasedTokenPrune")
+# Averaging into kept tokens happens in front of the node, and would stay without it.
+_MERGED_BEFORE = (Merge.NEAREST, Merge.SURVIVOR)
 # Inputs and outputs that are there because of pruning stages, and the axes they make.
 _ADDED = re.compile(r"(kept_index|score)\.|(past|present)_mask\.[1-9]")
 _LATER_AXIS = re.compile(r"(past|present)_\d+")
@@ -40,12 +42,20 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
 
     Raises:
         MissingDependencyError: the package onnx is not installed.
-        BundleError: the language graph does not hold the stages that the plan names.
+        BundleError: the language graph does not hold the stages that the plan names, or merges dropped tokens
+            into kept ones, which no longer ends where its pruning node does.
     """
     try:
         import onnx
     except ImportError as error:
         raise MissingDependencyError("comparing a bundle with its unpruned form", "onnx", "bench") from error
+    merging = [stage.layer for stage in manifest.plan.stages if stage.merge in _MERGED_BEFORE]
+    if merging and name != PRUNED:
+        raise BundleError(
+            f"the language graph merges tokens before its pruning node at layer {merging[0]} "
+            f"({manifest.plan.describe()}), so taking the node out would not leave it {name}: export the model "
+            "with --method none, and with --debias none, and measure those bundles beside it"
+        )
     shutil.copyfile(bundle / manifest.vision.file, target / manifest.vision.file)
     model = onnx.load(bundle / manifest.language.file, load_external_data=False)
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == _PRUNE_OP]

@@ -20,6 +20,7 @@ from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.session import Session
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant
 from tests.conftest import SAMPLE_MODEL
+from tests.manifests import make_manifest
 
 PICTURES = [str(SAMPLE_MODEL.parent / "pictures" / name) for name in ("wide.png", "column.png")]
 PROMPT = "USER: <image>\n<image>\nwhat color is the star ASSISTANT:"
@@ -103,6 +104,13 @@ def test_a_graph_without_the_plan_s_stages_is_refused(
 ) -> None:
     with pytest.raises(BundleError, match="has 0 pruning stages and the plan 1"):
         write_variant(UNPRUNED, unpruned_bundle, read_manifest(sample_bundle), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["tokencarve", "illava-decoder"])
+@pytest.mark.parametrize("name", [UNPRUNED, NO_DEBIAS])
+def test_merging_before_the_node_cannot_be_taken_out(method: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"merges tokens before its pruning node.*{method}.*--method none"):
+        write_variant(name, tmp_path, make_manifest(method), tmp_path)
 
 
 def test_without_onnx_the_extra_is_named(
