@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from edgeprune.errors import MissingDependencyError, VerificationError
@@ -190,3 +191,14 @@ def test_an_export_that_went_wrong_writes_nothing(
     ):
         pipeline.export(pruned.model, keep=0.3, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_logits_are_compared_where_both_kept_the_same() -> None:
+    kept = np.array([[0, 1, 4], [0, 2, 4], [0, 3, 4]])
+    other = torch.tensor([[0, 1, 4], [0, 1, 4], [0, 3, 4]])
+    found, expected = {"kept_index.0": kept}, {"kept_index.0": other}
+    assert verify._same_selection(found, expected, 1).tolist() == [True, False, True]
+    # Nothing to go by, or nothing left to compare: every row counts.
+    assert verify._same_selection(found, expected, 0) == slice(None)
+    assert verify._same_selection(found, {"kept_index.0": other + 1}, 1) == slice(None)
+    assert verify._same_selection(found, {"kept_index.0": other[:, :2]}, 1) == slice(None)
