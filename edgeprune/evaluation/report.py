@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from edgeprune.evaluation.comparison import RANDOM, RANDOM_CONTENT, UNPRUNED, Co
 from edgeprune.files import write_text
 from edgeprune.plotting import new_figure, save_figure
 
+_COLORS = {"none": "tab:red", "position": "tab:orange", "padding": "tab:blue", "both": "tab:green"}
 _MARKERS = {"none": "o", "position": "^", "padding": "v", "both": "P"}
 _LINES = {"none": "-", "position": ":", "padding": "--", "both": "-."}
 
@@ -123,7 +123,6 @@ def plot(comparison: Comparison, path: Path) -> None:
 def _panel(panel: Any, comparison: Comparison, method: str) -> dict[str, Any]:
     """Draws one method beside the baselines; returns what the legend names."""
     handles: dict[str, Any] = {}
-    colors = cycle(("tab:red", "tab:orange", "tab:blue", "tab:green"))
     names = [
         RANDOM,
         RANDOM_CONTENT,
@@ -139,7 +138,7 @@ def _panel(panel: Any, comparison: Comparison, method: str) -> dict[str, Any]:
         is_random = name in (RANDOM, RANDOM_CONTENT)
         debias = name.removeprefix(method).removeprefix(" + ") or "none"
         style = {
-            "color": {RANDOM: "0.6", RANDOM_CONTENT: "0.35"}[name] if is_random else next(colors),
+            "color": {RANDOM: "0.6", RANDOM_CONTENT: "0.35"}[name] if is_random else _COLORS[debias],
             "marker": "s" if is_random else _MARKERS[debias],
             "linestyle": ":" if is_random else _LINES[debias],
         }

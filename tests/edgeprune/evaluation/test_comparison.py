@@ -203,6 +203,26 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "comparison.png").stat().st_size > 5000
 
 
+def test_a_debias_looks_alike_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another method lacks some, so that the one legend is right for all."""
+    found = pretended(tmp_path, monkeypatch, Grid(keeps=(0.3,), resamples=50))
+    fewer = [
+        replace(
+            outcome, way=replace(outcome.way, name=outcome.way.name.replace("fastv", "himap"), method="himap")
+        )
+        for outcome in found.outcomes
+        if outcome.way.name in ("fastv", "fastv + padding")
+    ]
+    drawn: list[Any] = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
+    report.plot(replace(found, outcomes=(*found.outcomes, *fewer)), tmp_path / "p.png")
+    first, second, *_ = (
+        {line.get_color() for line in panel.get_lines() if line.get_marker() == "v"}
+        for panel in drawn[0].axes
+    )
+    assert first == second != set()
+
+
 def test_a_bundle_is_exported_once_and_anew_for_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
