@@ -39,8 +39,9 @@ demo: $(STAMP) ## export the sample model, ask it about a picture, draw the toke
 	$(BIN)/edgeprune export samples/tiny-llava --keep 0.3 -o demo/bundle --force
 	$(BIN)/edgeprune run demo/bundle --image $(PICTURE) --prompt "$(QUESTION)" --picture demo/kept.png
 
+# A file a process at a time, as tests of a file share what is costly to make; each process takes one core.
 test: $(STAMP) ## run every test (PYTEST_ARGS="-k name" for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile $(PYTEST_ARGS)
 
 # Without nvcc, what runs on the CPU: the references, the contract, and the kernels' source on a stand-in for CUDA.
 PLUGINS := build/plugins-ci

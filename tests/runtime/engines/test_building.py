@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from edgeprune.errors import BackendError, InputError, MissingDependencyError, OutputError
-from edgeprune.manifest import Manifest
+from edgeprune.manifest import DType, Manifest
 from edgeprune.runtime.engines import build, building, device, flavours, memory, plugins
 from edgeprune.runtime.engines.sidecar import read_sidecar
+from tests.conftest import SAMPLE_MODEL
 from tests.runtime.engines import fakes
 
 needs_rtx = pytest.mark.skipif(
@@ -289,18 +290,18 @@ def test_rtx_builds_the_sample_for_three_gpus_in_one_engine(bundle: Path) -> Non
 
 @needs_rtx
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["sample", "random"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_rtx_builds_a_random_llava_in_every_type(dtype: str, tmp_path: Path) -> None:
+def test_rtx_builds_every_type_for_three_gpus(model: str, dtype: DType, tmp_path: Path) -> None:
     from edgeprune.export.pipeline import export
     from tests.tiny import save_llava
 
-    model = save_llava(tmp_path / "model")
-    # Before opset 22 the vision tower's convolution has no bfloat16.
-    opset = 22 if dtype == "bf16" else 18
-    out = export(model, keep=0.3, dtype=dtype, opset=opset, output=tmp_path / "out", verify=False)
-    target = {"fp32": "sm86", "fp16": "sm89", "bf16": "sm120"}[dtype]
-    folder = build(out, flavour="tensorrt-rtx", targets=[target], max_images=2)
-    assert read_sidecar(folder).targets == (target,)
+    source = SAMPLE_MODEL if model == "sample" else save_llava(tmp_path / "model")
+    out = export(source, keep=0.3, dtype=dtype, output=tmp_path / "out", verify=False)
+    folder = build(out, flavour="tensorrt-rtx", targets=["sm86", "sm89", "sm120"], max_images=2)
+    sidecar = read_sidecar(folder)
+    assert sidecar.targets == ("sm86", "sm89", "sm120")
+    assert sidecar.engines["language"].bytes > 10_000
 
 
 @needs_rtx
