@@ -12,8 +12,8 @@ OLDEST = "3.10"
 HEADER = f"""\
 # The releases that edgeprune is tested with, direct and transitive, for `pip install -c constraints.txt`.
 # `make constraints` writes this file again from what is installed in .venv: upgrade there, test, commit.
-# A release that no longer installs on Python {OLDEST} is pinned for later Pythons only; there, {OLDEST} takes the
-# newest that it can.
+# A release that no longer installs on Python {OLDEST} is pinned for later Pythons only; there, {OLDEST} takes
+# the newest that it can.
 """
 # The project itself, and what every virtual environment brings.
 LEFT_OUT = {"edgeprune", "pip", "setuptools", "wheel"}

@@ -68,8 +68,8 @@ def writing_to(output: Path, force: bool = False, marker: str = MANIFEST_NAME) -
             raise OutputError(f"{output} exists already: name another folder, or add --force to replace it")
         if not (output / marker).is_file() and not (output.is_dir() and not any(output.iterdir())):
             raise OutputError(
-                f"{output} exists and was not written by edgeprune (it has no {marker}): move it away, because "
-                "only what edgeprune wrote is replaced"
+                f"{output} exists and was not written by edgeprune (it has no {marker}): move it away, "
+                "because only what edgeprune wrote is replaced"
             )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

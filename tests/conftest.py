@@ -1,4 +1,4 @@
-"""Bundles of the sample model, exported once per test session and shared by everything that needs a real one."""
+"""Bundles of the sample model, exported once per test process and shared by all that need a real one."""
 
 from __future__ import annotations
 

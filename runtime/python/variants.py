@@ -53,8 +53,8 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
     if merging and name != PRUNED:
         raise BundleError(
             f"the language graph merges tokens before its pruning node at layer {merging[0]} "
-            f"({manifest.plan.describe()}), so taking the node out would not leave it {name}: export the model "
-            "with --method none, and with --debias none, and measure those bundles beside it"
+            f"({manifest.plan.describe()}), so taking the node out would not leave it {name}: export the "
+            "model with --method none, and with --debias none, and measure those bundles beside it"
         )
     shutil.copyfile(bundle / manifest.vision.file, target / manifest.vision.file)
     model = onnx.load(bundle / manifest.language.file, load_external_data=False)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_the_later_something_was_mentioned_the_likelier_it_is_mentioned_again():
     for _ in range(100):
         one = text(rng, VARIANTS["text-frozen"], mentions=60, length=60)
         shapes = [shape for _, shape in one.units][30:]  # by now all are known
-        again += [first == second for first, second in zip(shapes[:-1], shapes[1:], strict=True)]
+        again += [first == second for first, second in pairwise(shapes)]
     # 0.8 * 0.4 in a burst, and 0.2 / 8 by chance.
     assert np.mean(again) == pytest.approx(0.345, abs=0.06)
 
