@@ -98,9 +98,7 @@ VARIANTS = {
     "text-slow": Variant("text, then the projector, the decoder following", frozen=False),
     "text-slow-decoy": Variant("the same with decoys in both stages", frozen=False, decoy=True),
     "text-frozen-base100": Variant("as text-frozen, rotary base 100", base=100.0),
-    "text-slow-base100": Variant("as text-slow, rotary base 100", base=100.0, frozen=False),
     "timeless-frozen": Variant("text in which nothing changes or comes in bursts", burst=0.0, change=0.0),
-    "timeless-slow": Variant("the same, the decoder following", burst=0.0, change=0.0, frozen=False),
     "words-frozen": Variant("text of single words, then the projector alone", compounds=False),
     "deep-frozen": Variant("as text-frozen, eight layers", layers=8),
 }
@@ -413,7 +411,7 @@ def _digest(settings: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    names = "\n".join(f"  {name:16}{variant.about}" for name, variant in VARIANTS.items())
+    names = "\n".join(f"  {name:21}{variant.about}" for name, variant in VARIANTS.items())
     parser = argparse.ArgumentParser(
         description="Trains one variant and measures its attention by token index.",
         epilog=f"variants:\n{names}",
