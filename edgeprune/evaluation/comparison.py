@@ -93,6 +93,7 @@ class Way:
         mask: "own" (the picture's padding mask), "ones" (no mask), or a random selection from all tokens
             ("all") or from those that show the picture ("content").
         baseline: the way that it is compared with, or None.
+        beside: another one that it is compared with too, or None.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Way:
     has_curve: bool = False
     mask: str = "ones"
     baseline: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Outcome:
         figures: all of the benchmark's figures.
         main: the main one with its interval.
         difference: of the main figure from the baseline's, paired; None without one.
+        added: likewise, from what it is compared with too.
         plan: the exported plan in words.
         kept: mean number of visual tokens after each stage.
         padding: of the tokens that the first stage kept, the share of padding.
@@ -121,6 +124,7 @@ class Outcome:
     figures: dict[str, float]
     main: Interval
     difference: Interval | None
+    added: Interval | None
     plan: str
     kept: tuple[float, ...]
     padding: float
@@ -157,6 +161,8 @@ def ways(grid: Grid) -> Iterator[Way]:
                     has_curve=debias in ("position", "both"),
                     mask="own" if debias in ("padding", "both") else "ones",
                     baseline=None if debias == "none" else plain,
+                    # What position adds to padding.
+                    beside=f"{method} + padding" if debias == "both" else None,
                 )
 
 
@@ -258,8 +264,10 @@ def compare(
         tallies[way.name, way.keep] = tally
         found = [file.done[number] for number in range(len(questions))]
         visual = sum(one.visual_tokens for one in found) / len(found)
-        base = None if way.baseline is None else tallies[way.baseline, way.keep]
-        outcomes.append(_outcome(way, tally, base, manifest.plan, found, grid))
+        others = [
+            None if name is None else tallies.get((name, way.keep)) for name in (way.baseline, way.beside)
+        ]
+        outcomes.append(_outcome(way, tally, others, manifest.plan, found, grid))
     return Comparison(
         benchmark=benchmark.title,
         figure=tally.main,
@@ -273,8 +281,16 @@ def compare(
 
 
 def _outcome(
-    way: Way, tally: Tally, base: Tally | None, plan: PruningPlan, found: list[Prediction], grid: Grid
+    way: Way,
+    tally: Tally,
+    others: Sequence[Tally | None],
+    plan: PruningPlan,
+    found: list[Prediction],
+    grid: Grid,
 ) -> Outcome:
+    difference, added = (
+        None if other is None else paired(tally, other, grid.resamples, grid.seed) for other in others
+    )
     stages = range(len(found[0].kept))
     kept = tuple(sum(one.kept[stage] for one in found) / len(found) for stage in stages)
     padded = sum(one.padded_kept for one in found) / len(found)
@@ -282,7 +298,8 @@ def _outcome(
         way=way,
         figures=tally.result(),
         main=interval(tally, grid.resamples, grid.seed),
-        difference=None if base is None else paired(tally, base, grid.resamples, grid.seed),
+        difference=difference,
+        added=added,
         plan=plan.describe(),
         kept=kept,
         padding=padded / kept[0] if kept and kept[0] else 0.0,

@@ -56,6 +56,11 @@ def markdown(comparison: Comparison) -> str:
             "Difference from the same method without debias, paired; bold where the interval leaves out 0:\n",
             _table(comparison, lambda outcome: difference_text(outcome.difference)),
         ]
+    if any(outcome.added for outcome in comparison.outcomes):
+        parts += [
+            "What position adds to padding, the difference between both and padding alone, likewise:\n",
+            _table(comparison, lambda outcome: difference_text(outcome.added)),
+        ]
     parts += [
         "Visual tokens kept by each stage, means of dropped ones not counted / of the first stage's, % "
         "padding:\n",

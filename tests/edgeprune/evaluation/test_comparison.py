@@ -58,6 +58,11 @@ def test_every_method_at_every_keep_ratio() -> None:
     assert len(names(grid)) == 1 + 2 * 2 * 4
 
 
+def test_what_position_adds_to_padding_needs_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pretended(tmp_path, monkeypatch, replace(GRID, debias=("none", "both")))
+    assert [outcome.added for outcome in found.outcomes] == [None] * 5
+
+
 def test_without_the_plain_method_nothing_is_compared_with_it() -> None:
     assert all(way.baseline is None for way in ways(Grid(debias=("both",))))
 
@@ -156,6 +161,10 @@ def test_outcomes_with_paired_differences(tmp_path: Path, monkeypatch: pytest.Mo
     both = by_name["fastv + both"].difference
     assert both is not None
     assert both.value == 50
+    added = by_name["fastv + both"].added
+    assert added is not None
+    assert added.value == 0
+    assert by_name["fastv + padding"].added is None
     assert by_name["fastv"].kept == (5,)
     assert by_name["fastv"].padding == pytest.approx(0.4)
     assert (found.questions, found.pictures, found.visual_tokens) == (8, 2, 16)
@@ -197,6 +206,7 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "8 questions about 2 pictures" in table
     assert "| keep | 0.3 | 0.1 |" in table
     assert "| fastv + both | **+50.0 (+50.0 to +50.0)** |" in table
+    assert "| fastv + both | +0.0 (+0.0 to +0.0) |" in table
     assert "| fastv | 5 / 40 | 5 / 40 |" in table
     read = json.loads((tmp_path / "comparison.json").read_text())
     assert read["outcomes"][0]["way"]["name"] == "unpruned"
