@@ -299,7 +299,7 @@ def flat_curve(num_tokens: int) -> NDArray[np.float32]:
     return np.ones(num_tokens, dtype=np.float32)
 
 
-def tile_weights(curve: BiasCurve, tokens_per_image: int, images: int) -> NDArray[np.float32]:
+def tile_weights(curve: BiasCurve | None, tokens_per_image: int, images: int) -> NDArray[np.float32]:
     """The weights for a prompt with several pictures: each picture's tokens start the curve anew.
 
     The published curves are fitted to prompts with one picture. They say how attention rises within a
@@ -308,7 +308,7 @@ def tile_weights(curve: BiasCurve, tokens_per_image: int, images: int) -> NDArra
     is left as it is.
 
     Args:
-        curve: the curve of one picture.
+        curve: the curve of one picture; None weights nothing.
         tokens_per_image: visual tokens of each picture.
         images: number of pictures.
 
@@ -319,7 +319,8 @@ def tile_weights(curve: BiasCurve, tokens_per_image: int, images: int) -> NDArra
         InputError: a number is negative, or a table is shorter than tokens_per_image.
     """
     _check_count("images", images)
-    return np.tile(curve.weights(tokens_per_image), images)
+    one = flat_curve(tokens_per_image) if curve is None else curve.weights(tokens_per_image)
+    return np.tile(one, images)
 
 
 def load_curve(path: str | os.PathLike[str]) -> BiasCurve:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -111,13 +112,7 @@ _SMALLEST = {"batch": 1, "sequence": 1}
 def _sample(spec: TensorSpec) -> torch.Tensor:
     sizes = _SIZES | {f"past_{group}": size for group, size in enumerate(_PAST_SIZES)}
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
-    dtype = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-        "int64": torch.int64,
-    }
-    return torch.zeros(shape, dtype=dtype[spec.dtype])
+    return torch.zeros(shape, dtype=next(dtype for dtype, name in _ONNX_NAMES.items() if name == spec.dtype))
 
 
 def _dims(spec: TensorSpec, dims: dict[str, Dim]) -> dict[int, Dim]:
@@ -155,6 +150,15 @@ def trace_vision(vision: nn.Module, interface: Interface, mode: FakeTensorMode, 
         return _trace(vision, (sample,), (_dims(spec, {}),), interface, opset)
 
 
+def decoder_arguments(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The inputs of the language graph, in its order, as `PrunedDecoder.forward` takes them."""
+    single = [value for name, value in values.items() if "." not in name]
+    lists = [
+        [v for n, v in values.items() if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")
+    ]
+    return (*single, *lists)
+
+
 def trace_language(
     decoder: PrunedDecoder, interface: Interface, mode: FakeTensorMode, opset: int
 ) -> ir.Model:
@@ -164,12 +168,5 @@ def trace_language(
         samples = {spec.name: _sample(spec) for spec in interface.inputs}
     shapes = {spec.name: _dims(spec, dims) for spec in interface.inputs}
 
-    def nested(values: Mapping[str, object]) -> tuple[object, ...]:
-        single = [values[name] for name in values if "." not in name]
-        lists = [
-            [values[n] for n in values if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")
-        ]
-        return (*single, *lists)
-
     with mode:
-        return _trace(decoder, nested(samples), nested(shapes), interface, opset)
+        return _trace(decoder, decoder_arguments(samples), decoder_arguments(shapes), interface, opset)

@@ -268,9 +268,7 @@ def _bias(
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The graph's constant, float32 [tokens per image * pictures]; all ones without a curve."""
     per_image = preprocessing.tokens_per_image
-    if curve is None:
-        return np.ones(per_image * pictures, dtype=np.float32)
-    if curve.num_tokens != per_image:
+    if curve is not None and curve.num_tokens != per_image:
         progress.note(
             f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
             f"{per_image} by relative position; a curve fitted to this model would be better"

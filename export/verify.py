@@ -24,7 +24,7 @@ from edgeprune.curves import tile_weights
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of, read_config
-from edgeprune.export.graph import TORCH_DTYPES
+from edgeprune.export.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
 from edgeprune.plans import Ranking, ScoringRows
@@ -150,7 +150,7 @@ def _compare_language(
     names = [spec.name for spec in manifest.language.outputs]
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
-            expected = dict(zip(names, decoder(*_nested(feeds)), strict=True))
+            expected = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
         wanted = {name: _to_numpy(value) for name, value in feeds.items()}
         found = dict(zip(names, session.run(None, wanted), strict=True))
         logits = expected["logits"]
@@ -235,14 +235,6 @@ def _next_feeds(
     return following
 
 
-def _nested(feeds: dict[str, torch.Tensor]) -> tuple[Any, ...]:
-    single = [value for name, value in feeds.items() if "." not in name]
-    lists = [
-        [v for n, v in feeds.items() if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")
-    ]
-    return (*single, *lists)
-
-
 def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention."""
     mask = torch.from_numpy(case.attention_mask)
@@ -290,8 +282,6 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
 
 def _curve(manifest: Manifest) -> NDArray[np.float32]:
     per_image = manifest.preprocessing.tokens_per_image
-    if manifest.curve is None:
-        return np.ones(manifest.max_visual_tokens, dtype=np.float32)
     return tile_weights(manifest.curve, per_image, manifest.max_visual_tokens // per_image)
 
 
