@@ -12,11 +12,15 @@ every implementation, and a mask is symmetric about the picture's centre.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeprune.manifest import PaddingMask, Preprocessing
 
 
 def letterbox_valid(
@@ -89,6 +93,43 @@ def letterbox_valid_bilinear(
         value = (2 * cells - share) * inside[left] + share * inside[right]
         valid.append(value >= threshold * 2 * cells)
     return _spread(valid, width > height, grid)
+
+
+def visual_valid(width: int, height: int, spec: Preprocessing, mask: PaddingMask) -> NDArray[np.float32]:
+    """The padding mask of one picture's visual tokens, as its preprocessing leaves it.
+
+    All ones unless the preprocessing letterboxes and the mask's kind is not "none". A centre crop after the
+    letterboxing moves the padding with it: the crop shows a picture of another shape, letterboxed too. The
+    crop must not be larger than the letterboxed square, since its black margin would be padding of another
+    kind; the exporter refuses such a preprocessing. Where resized and cropped side differ by an odd number
+    the crop is half a pixel off centre, which is not followed; nor are the few pixels that a tower leaves
+    out at the right and bottom when its patches do not divide the picture.
+
+    Args:
+        width, height: of the picture before preprocessing, in pixels.
+        spec: the model's preprocessing.
+        mask: the rule.
+
+    Returns:
+        float32 [rows * cols], row-major: 1 where the token shows the picture, 0 for padding.
+
+    Raises:
+        InputError: the size is not positive.
+    """
+    if not spec.pad_to_square or mask.kind == "none":
+        return full_valid(spec.grid)
+    wide = width > height
+    long, short = max(int(width), int(height)), min(int(width), int(height))
+    # Along the axis that is padded: the side of the whole square after resizing, and what the crop leaves.
+    edge = spec.resize_shortest_edge or long
+    resized = (spec.resize_to or (edge, edge))[0 if wide else 1]
+    cropped = (spec.center_crop or spec.image_size)[0 if wide else 1]
+    # The picture takes short / long * resized of cropped pixels: cleared of fractions, its shape in the crop.
+    long, short = long * cropped, min(short * resized, long * cropped)
+    width, height = (long, short) if wide else (short, long)
+    if mask.kind == "bilinear":
+        return letterbox_valid_bilinear(width, height, spec.grid, cropped, mask.threshold)
+    return letterbox_valid(width, height, spec.grid, cropped, mask.threshold)
 
 
 def full_valid(grid: tuple[int, int]) -> NDArray[np.float32]:

@@ -15,9 +15,10 @@ from PIL import Image
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest
+from edgeprune.masks import visual_valid
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
-from edgeprune.runtime.preprocess import preprocess, visual_valid
+from edgeprune.runtime.preprocess import preprocess
 from edgeprune.runtime.prompt import Message, PromptEncoder, PromptLike, StopStrings
 from edgeprune.runtime.sampling import Sampler
 from edgeprune.runtime.session import DEFAULT_BATCH, FinishReason, PromptInputs, Session
@@ -82,7 +83,7 @@ class Model:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
-        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.preprocessing.tokens_per_image)
+        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.tokens_per_image)
         self.session = session or Session(backend, folder, manifest)
 
     @overload

@@ -1,4 +1,4 @@
-"""From a picture to the vision tower's input, and to the padding mask of its visual tokens.
+"""From a picture to the vision tower's input.
 
 The steps of Hugging Face's image processors for CLIP, SigLIP and LLaVA (their Pillow variants) without
 torch or transformers, with the same integer roundings, so that pixel values agree to float32.
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeprune.errors import InputError
-from edgeprune.manifest import PaddingMask, Preprocessing
-from edgeprune.masks import full_valid, letterbox_valid, letterbox_valid_bilinear
+from edgeprune.manifest import Preprocessing
 from edgeprune.runtime.images import MAX_PIXELS
 
 # A picture with a longer side is not letterboxed: the square would have over 2^30 pixels, seconds of work
@@ -45,42 +44,6 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
     # Rescaling and normalising are functions of one byte: a table per channel gives the same floats.
     table = _table(spec)
     return np.stack([table[channel][pixels[:, :, channel]] for channel in range(3)])
-
-
-def visual_valid(width: int, height: int, spec: Preprocessing, mask: PaddingMask) -> NDArray[np.float32]:
-    """The padding mask of one picture's visual tokens.
-
-    All ones unless the preprocessing letterboxes and the mask's kind is not "none". A centre crop after the
-    letterboxing moves the padding with it: the crop shows a picture of another shape, letterboxed too. The
-    crop must not be larger than the letterboxed square, since its black margin would be padding of another
-    kind; the exporter refuses such a preprocessing. Where resized and cropped side differ by an odd number
-    the crop is half a pixel off centre, which is not followed; nor are the few pixels that a tower leaves
-    out at the right and bottom when its patches do not divide the picture.
-
-    Args:
-        width, height: of the picture before preprocessing, in pixels.
-        spec: the bundle's preprocessing.
-        mask: the bundle's padding mask.
-
-    Returns:
-        float32 [rows * cols], row-major: 1 where the token shows the picture, 0 for padding.
-
-    Raises:
-        InputError: the size is not positive.
-    """
-    if not spec.pad_to_square or mask.kind == "none":
-        return full_valid(spec.grid)
-    wide = width > height
-    long, short = max(int(width), int(height)), min(int(width), int(height))
-    # Along the axis that is padded: the side of the whole square after resizing, and what the crop leaves.
-    resized = (_target_size(long, long, spec) or (long, long))[0 if wide else 1]
-    cropped = (spec.center_crop or spec.image_size)[0 if wide else 1]
-    # The picture takes short / long * resized of cropped pixels: cleared of fractions, its shape in the crop.
-    long, short = long * cropped, min(short * resized, long * cropped)
-    width, height = (long, short) if wide else (short, long)
-    if mask.kind == "bilinear":
-        return letterbox_valid_bilinear(width, height, spec.grid, cropped, mask.threshold)
-    return letterbox_valid(width, height, spec.grid, cropped, mask.threshold)
 
 
 def _target_size(height: int, width: int, spec: Preprocessing) -> tuple[int, int] | None:

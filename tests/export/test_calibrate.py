@@ -21,8 +21,8 @@ from edgeprune.export.origin import check_curve, fingerprint, origin
 from edgeprune.export.pipeline import export
 from edgeprune.export.processor import padding_mask_for, read_preprocessing
 from edgeprune.manifest import PaddingMask
+from edgeprune.masks import visual_valid
 from edgeprune.plans import method_by_name
-from edgeprune.runtime.preprocess import visual_valid
 from tests.tiny import save_llava
 
 LAYERS, GRID, IMAGE_TOKEN = 4, (6, 6), 5

@@ -15,10 +15,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from edgeprune.errors import InputError
 from edgeprune.manifest import PaddingMask, Preprocessing
-from edgeprune.masks import letterbox_valid, letterbox_valid_bilinear
+from edgeprune.masks import letterbox_valid, letterbox_valid_bilinear, visual_valid
 from edgeprune.runtime import preprocess as module
 from edgeprune.runtime.images import load_image
-from edgeprune.runtime.preprocess import preprocess, visual_valid
+from edgeprune.runtime.preprocess import preprocess
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = {
