@@ -19,11 +19,13 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation.formats import PICTURE_ENDINGS, Files, llava_lines
 from edgeprune.evaluation.questions import read_text
 from edgeprune.files import write_bytes
-from edgeprune.fitting import Attention, Fit
+from edgeprune.fitting import Attention, Fit, Trend, TrendKind, fit
+from edgeprune.plans import PruningStage, ScoringRows
 from edgeprune.plotting import new_figure, save_figure
 
 DEFAULT_PROMPT = "What is in the picture?"
 _SCALARS = ("padding_paid", "total_paid", "padded", "tokens", "samples", "pictures")
+_SUMS = ("sums", "counts")
 
 
 @dataclass(frozen=True)
@@ -99,23 +101,47 @@ class State:
         path: the file.
         settings: everything the sums depend on, JSON values.
         visual_tokens: of a picture.
+        stages: pruning stages that are measured.
         restart: begin anew whatever is there.
 
     Attributes:
-        attention: the sums.
+        attention: the sums of every stage.
 
     Raises:
         InputError: the file is none of this kind, or of a run with other settings.
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], visual_tokens: int, restart: bool = False
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        visual_tokens: int,
+        stages: int = 1,
+        restart: bool = False,
     ) -> None:
         self.path = path
         self._settings = json.dumps(dict(settings), sort_keys=True)
-        self.attention = Attention.empty(visual_tokens)
+        self.attention = [Attention.empty(visual_tokens) for _ in range(stages)]
         if path.exists() and not restart:
             self._read()
+
+    @property
+    def samples(self) -> int:
+        """How many were added; as many to every stage."""
+        return self.attention[0].samples
+
+    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], picture: NDArray[np.int64]) -> None:
+        """Adds samples to every stage.
+
+        Args:
+            paid: float32 [stages, N, V].
+            valid, picture: as for `Attention.add`.
+
+        Raises:
+            InputError: a value is negative or no number.
+        """
+        for stage, to_stage in zip(self.attention, paid, strict=True):
+            stage.add(to_stage, valid, picture)
 
     def save(self) -> None:
         """Writes the sums; the file is complete or as it was before.
@@ -124,8 +150,9 @@ class State:
             OutputError: it cannot be written.
         """
         content = io.BytesIO()
-        names = ("sums", "counts", *_SCALARS)
-        arrays: dict[str, Any] = {name: getattr(self.attention, name) for name in names}
+        arrays: dict[str, Any] = {
+            name: np.array([getattr(stage, name) for stage in self.attention]) for name in (*_SUMS, *_SCALARS)
+        }
         np.savez(content, settings=np.array(self._settings), **arrays)
         write_bytes(self.path, content.getvalue(), "what was measured so far")
 
@@ -137,7 +164,7 @@ class State:
         try:
             with np.load(self.path, allow_pickle=False) as found:
                 settings = json.loads(str(found["settings"]))
-                arrays = {name: np.array(found[name]) for name in ("sums", "counts", *_SCALARS)}
+                arrays = {name: np.array(found[name]) for name in (*_SUMS, *_SCALARS)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{self.path} is no unfinished calibration ({error}): begin anew with --restart"
@@ -153,10 +180,58 @@ class State:
                 f"{self.path} is an unfinished calibration with other settings ({'; '.join(changed)}): "
                 "expected the same to go on; give another --output, or begin anew with --restart"
             )
-        if {arrays["sums"].shape, arrays["counts"].shape} != {self.attention.sums.shape}:
-            raise InputError(f"{self.path} is of another number of visual tokens: begin anew with --restart")
-        scalars = {name: arrays[name].item() for name in _SCALARS}
-        self.attention = Attention(sums=arrays["sums"], counts=arrays["counts"], **scalars)
+        stages = len(self.attention)
+        shapes = dict.fromkeys(_SUMS, (stages, *self.attention[0].sums.shape))
+        if any(arrays[name].shape != shapes.get(name, (stages,)) for name in arrays):
+            raise InputError(
+                f"{self.path} is of another number of visual tokens or stages: begin anew with --restart"
+            )
+        self.attention = [
+            Attention(
+                **{name: arrays[name][number] for name in _SUMS},
+                **{name: arrays[name][number].item() for name in _SCALARS},
+            )
+            for number in range(stages)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class StageCalibration:
+    """What was measured at one pruning stage.
+
+    Attributes:
+        layer: the stage is before it.
+        score_layer: the layer whose attention was measured.
+        rows: whose attention.
+        attention: what was gathered.
+        fit: what was fitted; None where nothing could be, which only a later stage's may be.
+        fault: why not.
+    """
+
+    layer: int
+    score_layer: int | None
+    rows: ScoringRows
+    attention: Attention
+    fit: Fit | None
+    fault: str | None = None
+
+    @property
+    def exponential(self) -> Trend | None:
+        return self.fit.trends.get("exponential") if self.fit else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        attention = self.attention
+        return {
+            "layer": self.layer,
+            "score_layer": self.score_layer,
+            "rows": self.rows.value,
+            **(_figures(self.fit) if self.fit else {"fault": self.fault}),
+            "padding_share_of_attention": attention.padding_share_of_attention,
+            "padding_share_of_tokens": attention.padding_share_of_tokens,
+            "mean_attention": [None if np.isnan(value) else float(value) for value in attention.mean],
+            "samples_per_token": [int(count) for count in attention.counts.sum(0)],
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,61 +239,131 @@ class Calibration:
     """The result of a calibration.
 
     Attributes:
-        fitted_to: model, method, layer, grid and number of pictures.
-        attention: what was gathered.
-        fit: what was fitted.
-        curve: the chosen curve, with where it comes from.
+        fitted_to: model, method, first stage's layer, grid and number of pictures.
+        stages: what was measured, in the order of the layers.
+        fit: what was fitted to the first stage, which alone a method debiases.
+        curve: the first stage's chosen curve, with where it comes from.
     """
 
     fitted_to: FittedTo
-    attention: Attention
+    stages: tuple[StageCalibration, ...]
     fit: Fit
     curve: BiasCurve
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
-        fit, attention = self.fit, self.attention
-        return {
-            **self.fitted_to.model_dump(),
-            "chosen": fit.chosen,
-            "b": fit.slope.b,
-            "b_error": fit.slope.error,
-            "p": fit.slope.p,
-            "significant": fit.slope.significant,
-            "last_over_first": float(fit.trend.values[-1] / fit.trend.values[0]),
-            "spearman_before": fit.spearman_before,
-            "spearman_after": fit.spearman_after,
-            "flat_error": fit.flat_error,
-            "trends": {
-                kind: {"error": trend.error, "r_squared": trend.r_squared}
-                for kind, trend in fit.trends.items()
-            },
-            "padding_share_of_attention": attention.padding_share_of_attention,
-            "padding_share_of_tokens": attention.padding_share_of_tokens,
-            "advice": fit.advice,
-            "mean_attention": [None if np.isnan(value) else float(value) for value in attention.mean],
-            "samples_per_token": [int(count) for count in attention.counts.sum(0)],
-        }
+        stages = [stage.to_dict() for stage in self.stages]
+        return {**self.fitted_to.model_dump(), "advice": self.fit.advice, "stages": stages}
+
+
+def calibration_of(
+    belongs: FittedTo,
+    stages: Sequence[PruningStage],
+    attention: Sequence[Attention],
+    kind: TrendKind | None = None,
+) -> Calibration:
+    """Fits trends to every stage's attention, and takes the first stage's for the curve.
+
+    Args:
+        belongs: whose curve it is.
+        stages: the plan's.
+        attention: of each stage.
+        kind: the trend to use; None for the one that errs least on pictures it has not seen. A later stage
+            that it cannot be fitted to, has that one too.
+
+    Raises:
+        InputError: nothing can be fitted to the first stage; see `edgeprune.fitting.fit`.
+    """
+    first = fit(attention[0], kind)
+    found = [
+        StageCalibration(stage.layer, stage.score_layer, stage.rows, measured, *fitted)
+        for stage, measured, fitted in zip(
+            stages,
+            attention,
+            [(first, None), *(_fit_if_possible(later, kind) for later in attention[1:])],
+            strict=True,
+        )
+    ]
+    pictures = f"{belongs.pictures} pictures"
+    source = f"measured on {belongs.model}, {belongs.method} before layer {belongs.layer}, {pictures}"
+    curve = first.trend.curve.model_copy(update={"fitted_to": belongs, "source": source})
+    return Calibration(belongs, tuple(found), first, curve)
+
+
+def _fit_if_possible(attention: Attention, kind: TrendKind | None) -> tuple[Fit | None, str | None]:
+    """A later stage's fit, or why there is none: it is there to be read, and must not cost the curve."""
+    try:
+        return fit(attention, kind), None
+    except InputError as error:
+        return (None, str(error)) if kind is None else _fit_if_possible(attention, None)
+
+
+def _figures(fit: Fit) -> dict[str, Any]:
+    return {
+        "chosen": fit.chosen,
+        "b": fit.slope.b,
+        "b_error": fit.slope.error,
+        "p": fit.slope.p,
+        "significant": fit.slope.significant,
+        "last_over_first": float(fit.trend.values[-1] / fit.trend.values[0]),
+        "spearman_before": fit.spearman_before,
+        "spearman_after": fit.spearman_after,
+        "flat_error": fit.flat_error,
+        "trends": {
+            kind: {"error": trend.error, "r_squared": trend.r_squared} for kind, trend in fit.trends.items()
+        },
+    }
 
 
 def plot(calibration: Calibration, path: Path) -> None:
-    """Draws the mean attention by token index with the trends, and over the grid before and after.
+    """Draws for each stage the mean attention by token index with the trends, and the grid before and after.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
         OutputError: the picture cannot be written.
     """
-    fit, about = calibration.fit, calibration.fitted_to
-    mean = calibration.attention.mean
-    after = mean * calibration.curve.weights(len(mean))
-    figure = new_figure(11, 7.5)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    panel = top.subplots()
+    about, stages = calibration.fitted_to, calibration.stages
+    figure = new_figure(15, 0.6 + 4.4 * len(stages))
+    figure.suptitle(f"{about.model}, {about.method}, {about.pictures} pictures")
+    for number, row in enumerate(figure.subfigures(len(stages), 1, squeeze=False)[:, 0]):
+        _plot_stage(row, stages[number], about.grid, debiased=number == 0)
+    save_figure(figure, path)
+
+
+def _plot_stage(row: Any, stage: StageCalibration, grid: tuple[int, int], debiased: bool) -> None:
+    fit, mean = stage.fit, stage.attention.mean
+    trends, *maps = row.subplots(1, 3, width_ratios=(2.2, 1, 1))
+    _plot_trends(trends, stage)
+    if fit is None:
+        row.suptitle(f"before layer {stage.layer}: no trend can be fitted")
+        _heat_map(row, maps[0], mean.reshape(grid), "as it is")
+        maps[1].set_axis_off()
+        return
+    significant = "significant" if fit.slope.significant else "not significant"
+    note = "" if debiased else "; not debiased by the method"
+    row.suptitle(
+        f"before layer {stage.layer}: b = {fit.slope.b:.2e} ± {fit.slope.error:.1e} ({significant}){note}"
+    )
+    after = mean * fit.trend.curve.weights(len(mean))
+    for panel, values, title in zip(
+        maps,
+        (mean, after),
+        (
+            f"as it is, rank correlation {fit.spearman_before:+.2f}",
+            f"without the {fit.chosen} trend, {fit.spearman_after:+.2f}",
+        ),
+        strict=True,
+    ):
+        _heat_map(row, panel, values.reshape(grid), title)
+
+
+def _plot_trends(panel: Any, stage: StageCalibration) -> None:
+    fit, mean = stage.fit, stage.attention.mean
     index = np.arange(len(mean))
     panel.plot(index, mean, ".", color="0.55", markersize=4, label="mean attention")
     colors = {"exponential": "tab:red", "cubic": "tab:blue", "smooth": "tab:green"}
-    for kind, trend in fit.trends.items():
-        used = kind == fit.chosen
+    for kind, trend in fit.trends.items() if fit else ():
+        used = fit is not None and kind == fit.chosen
         panel.plot(
             index,
             trend.values,
@@ -231,19 +376,7 @@ def plot(calibration: Calibration, path: Path) -> None:
     panel.set_ylabel("attention")
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.25)
-    panel.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    significant = "significant" if fit.slope.significant else "not significant"
-    top.suptitle(
-        f"{about.model}, {about.method} before layer {about.layer}, {about.pictures} pictures: "
-        f"b = {fit.slope.b:.2e} ± {fit.slope.error:.1e} ({significant})"
-    )
-    titles = (
-        f"as it is, rank correlation with the index {fit.spearman_before:+.2f}",
-        f"after the {fit.chosen} curve, {fit.spearman_after:+.2f}",
-    )
-    for panel, values, title in zip(bottom.subplots(1, 2), (mean, after), titles, strict=True):
-        _heat_map(bottom, panel, values.reshape(about.grid), title)
-    save_figure(figure, path)
+    panel.legend(frameon=False, fontsize=8)
 
 
 def _heat_map(figure: Any, panel: Any, values: NDArray[np.float64], title: str) -> None:

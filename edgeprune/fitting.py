@@ -195,7 +195,8 @@ def fit(attention: Attention, kind: TrendKind | None = None) -> Fit:
         kind: the trend to use; None for the one that errs least on pictures it has not seen.
 
     Raises:
-        InputError: too few pictures or indices, no attention at all, or the kind cannot be fitted.
+        InputError: too few pictures or indices, no attention at all, or neither the kind nor, without one,
+            any can be fitted.
     """
     need_pictures(attention.pictures)
     mean = attention.mean
@@ -216,6 +217,11 @@ def fit(attention: Attention, kind: TrendKind | None = None) -> Fit:
             continue
         error = smooth_error if name == "smooth" else _held_out_error(attention, name, width)
         trends[name] = Trend(name, values, curve, error, _r_squared(mean, values, weights))
+    if not trends:
+        raise InputError(
+            f"no trend can be fitted to this attention, whose means go from {np.nanmin(mean):.3g} to "
+            f"{np.nanmax(mean):.3g}: expected weights within float32's range; use more pictures"
+        )
     if kind is not None and kind not in trends:
         raise InputError(
             f"a {kind} trend cannot be fitted to this attention, it would not stay above 0: choose among "

@@ -1,4 +1,4 @@
-"""Measuring a model's own bias curve: the attention that its first pruning stage scores by, over pictures."""
+"""Measuring a model's own bias curve: the attention that a method's pruning stages score by."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 from transformers import AutoProcessor
 from transformers.image_utils import load_image
 
-from edgeprune.calibration import Calibration, Sample, State, digest, picture_numbers, read_samples
+from edgeprune.calibration import (
+    Calibration,
+    Sample,
+    State,
+    calibration_of,
+    digest,
+    picture_numbers,
+    read_samples,
+)
 from edgeprune.curves import save_curve
-from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.export.decoder import PrunedDecoder
+from edgeprune.errors import InputError
 from edgeprune.export.families import family_of, read_config
+from edgeprune.export.measuring import MeasuringDecoder
 from edgeprune.export.origin import origin
 from edgeprune.export.pipeline import resolve_model, stored_dtype
 from edgeprune.export.processor import padding_mask_for, read_preprocessing
-from edgeprune.fitting import TrendKind, fit, need_pictures
+from edgeprune.fitting import TrendKind, need_pictures
 from edgeprune.manifest import PaddingMask, Preprocessing
-from edgeprune.masks import full_valid, letterbox_valid, letterbox_valid_bilinear
-from edgeprune.plans import Merge, PruningPlan, Ranking, method_by_name
+from edgeprune.masks import visual_valid
+from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
 
 _SAVE_EVERY = 16
@@ -47,9 +54,10 @@ def calibrate(
     restart: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Measures the attention of a method's first scoring rows, fits trends, and writes the curve.
+    """Measures the attention of a method's scoring rows, fits trends, and writes the first stage's curve.
 
-    Runs on a GPU where torch has one. A run that was stopped goes on with the same arguments.
+    All stages are measured in one pass over the unpruned model; see `MeasuringDecoder`. Runs on a GPU where
+    torch has one. A run that was stopped goes on with the same arguments.
 
     Args:
         model: a folder in Hugging Face's layout, or a hub id.
@@ -79,11 +87,16 @@ def calibrate(
     pictures = int(numbers.max()) + 1
     need_pictures(pictures)
     belongs = origin(folder, str(model), plan, grid, pictures)
-    settings = {**belongs.model_dump(mode="json"), "samples": digest(samples)}
+    layers = [stage.layer for stage in plan.stages]
+    settings = {**belongs.model_dump(mode="json"), "layers": layers, "samples": digest(samples)}
     state = State(
-        target.with_name(f"{target.name}.unfinished.npz"), settings, preprocessing.tokens_per_image, restart
+        target.with_name(f"{target.name}.unfinished.npz"),
+        settings,
+        grid[0] * grid[1],
+        len(layers),
+        restart,
     )
-    done = state.attention.samples
+    done = state.samples
     if done < len(samples):
         listener.step("loading the model")
         scorer = Scorer(folder, plan, preprocessing, padding_mask_for(preprocessing, method, True))
@@ -91,39 +104,34 @@ def calibrate(
         listener.advance(done)
         for turn, start in enumerate(range(done, len(samples), batch), start=1):
             part = samples[start : start + batch]
-            paid, valid = scorer.attention(part)
-            state.attention.add(paid, valid, numbers[start : start + batch])
+            state.add(*scorer.attention(part), numbers[start : start + batch])
             if turn % _SAVE_EVERY == 0:
                 state.save()
             listener.advance(len(part))
         state.save()
     listener.step("fitting trends")
-    found = fit(state.attention, trend)
-    source = f"measured on {belongs.model}, {method} before layer {belongs.layer}, {pictures} pictures"
-    curve = found.trend.curve.model_copy(update={"fitted_to": belongs, "source": source})
-    save_curve(curve, target)
+    found = calibration_of(belongs, plan.stages, state.attention, trend)
+    save_curve(found.curve, target)
     state.remove()
-    return Calibration(belongs, state.attention, found, curve)
+    return found
 
 
 def scoring_plan(method: str, layers: int, layer: int | Sequence[int] | None) -> PruningPlan:
-    """A plan of the method's first stage alone, ranked by plain attention and keeping next to nothing.
+    """The method's plan, whose stages are measured whatever share they keep.
 
     Raises:
         InputError: the method is unknown or pays no attention, or the layer is out of range.
     """
     plan = method_by_name(method).plan(layers, layer=layer)
-    first = plan.stages[0] if plan.stages else None
-    if first is None or first.score_layer is None:
+    if not plan.stages or any(stage.score_layer is None for stage in plan.stages):
         raise InputError(
             f"the method {method} does not select by attention: there is no bias to measure; choose another"
         )
-    changes = {"ranking": Ranking.ATTENTION, "merge": Merge.DROP, "debiased": False, "keep": 1}
-    return PruningPlan(method=method, stages=(first.model_copy(update=changes),))
+    return plan
 
 
 class Scorer:
-    """The first layers of a model, up to the first pruning stage.
+    """The first layers of a model, up to the last one that a pruning stage scores by.
 
     Args:
         folder: the model.
@@ -139,28 +147,18 @@ class Scorer:
         family = family_of(config)
         self._dtype = stored_dtype(folder, config)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = family.load(folder, self._dtype)
-        parts = family.parts(model)
-        # The stage belongs to the layer behind it, which sees hardly any token; all others are let go.
-        parts.text_model.layers = nn.ModuleList(list(parts.text_model.layers)[: plan.stages[0].layer + 1])
-        curve = torch.ones(preprocessing.tokens_per_image)
-        decoder = PrunedDecoder(parts.text_model, nn.Identity(), plan, parts.image_token_id, curve)
+        parts = family.parts(family.load(folder, self._dtype))
+        rows, columns = preprocessing.grid
+        decoder = MeasuringDecoder(parts.text_model, plan, parts.image_token_id, rows * columns)
         self._vision = parts.vision.to(self._device).eval()
         self._decoder = decoder.to(self._device).eval()
         self._image_token_id = parts.image_token_id
-        text = config.get_text_config()
-        heads = text.num_attention_heads
-        self._cache_shape = (
-            getattr(text, "num_key_value_heads", None) or heads,
-            0,
-            getattr(text, "head_dim", None) or text.hidden_size // heads,
-        )
         self._preprocessing, self._mask = preprocessing, mask
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         self._processor.tokenizer.padding_side = "left"
 
     def attention(self, samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The attention that the scoring rows pay, and the padding masks, each float32 [P, V].
+        """The attention that the scoring rows pay, float32 [stages, P, V], and padding masks, float32 [P, V].
 
         Raises:
             InputError: a picture cannot be read.
@@ -176,24 +174,9 @@ class Scorer:
         visual = (ids == self._image_token_id).nonzero()[:, 1].view(len(samples), -1)
         with torch.no_grad():
             embeds = self._vision(given["pixel_values"].to(self._dtype))
-            layers = len(self._decoder.text_model.layers)
-            empty = torch.zeros(len(samples), *self._cache_shape, dtype=self._dtype, device=self._device)
-            no_mask = torch.zeros(len(samples), 0, dtype=torch.int64, device=self._device)
-            outputs = self._decoder(
-                ids,
-                embeds,
-                visual,
-                torch.ones(visual.shape, device=self._device),
-                (mask.cumsum(1) - 1).clamp_min(0),
-                mask,
-                [no_mask] * self._decoder.groups,
-                [empty] * layers,
-                [empty] * layers,
-            )
-        # Logits, the kept positions of the one stage, its score.
-        score = outputs[2].gather(1, visual).float().cpu().numpy()
-        valid = np.stack([self._valid(*picture.size) for picture in pictures])
-        return score, valid
+            paid = self._decoder.measure(ids, embeds, visual, mask)
+        valid = [visual_valid(*picture.size, self._preprocessing, self._mask) for picture in pictures]
+        return paid.float().cpu().numpy(), np.stack(valid)
 
     def _text(self, prompt: str) -> str:
         if self._processor.chat_template is None:
@@ -203,20 +186,6 @@ class Scorer:
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return text
-
-    def _valid(self, width: int, height: int) -> NDArray[np.float32]:
-        spec, mask = self._preprocessing, self._mask
-        if mask.kind == "none":
-            return full_valid(spec.grid)
-        side = spec.image_size[0]
-        resized = (spec.resize_to or (spec.resize_shortest_edge or side,))[0]
-        if resized != side:
-            raise UnsupportedModelError(
-                f"the image processor letterboxes, resizes to {resized} and crops to {side} pixels, which is "
-                "not supported for calibration: expected both alike"
-            )
-        rule = letterbox_valid_bilinear if mask.kind == "bilinear" else letterbox_valid
-        return rule(width, height, spec.grid, side, mask.threshold)
 
 
 def _opened(path: Path) -> Image.Image:

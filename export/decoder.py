@@ -126,10 +126,9 @@ class PrunedDecoder(nn.Module):
             float32 [B, S]; per group the mask int64 [B, P + S']; per layer keys, then values.
         """
         caches = LayerCaches(list(past_keys), list(past_values))
-        hidden = self._embed(input_ids, visual_embeds)
-        raters = rater_weights(hidden, visual_index, position_ids) if self.rated else None
-        rotary, mask, present = self._enter_group(hidden, position_ids, attention_mask, past_masks[0])
-        tokens = _Sequence(hidden, position_ids, attention_mask, visual_index, raters, rotary, mask)
+        tokens, present = self._begin(
+            input_ids, visual_embeds, visual_index, position_ids, attention_mask, past_masks[0]
+        )
         present_masks = [present]
         scores: list[torch.Tensor] = []
         kept: list[torch.Tensor] = []
@@ -155,6 +154,21 @@ class PrunedDecoder(nn.Module):
             tokens.hidden = self._run(layer, tokens, tokens.mask, caches, tap)
         logits = self.lm_head(self.text_model.norm(tokens.hidden[:, -1])).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
+
+    def _begin(
+        self,
+        input_ids: torch.Tensor,
+        visual_embeds: torch.Tensor,
+        visual_index: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        past_mask: torch.Tensor,
+    ) -> tuple[_Sequence, torch.Tensor]:
+        """The tokens as the first layer gets them, and the first group's key mask."""
+        hidden = self._embed(input_ids, visual_embeds)
+        raters = rater_weights(hidden, visual_index, position_ids) if self.rated else None
+        rotary, mask, present = self._enter_group(hidden, position_ids, attention_mask, past_mask)
+        return _Sequence(hidden, position_ids, attention_mask, visual_index, raters, rotary, mask), present
 
     def _run(
         self,

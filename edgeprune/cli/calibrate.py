@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from edgeprune.cli.output import Json, print_fields, print_json, print_table, pr
 from edgeprune.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from edgeprune.calibration import Calibration
+    from edgeprune.calibration import Calibration, StageCalibration
 
 
 class TrendName(str, Enum):
@@ -65,9 +65,9 @@ def calibrate(
 ) -> None:
     """Fit a bias curve to a model's own attention.
 
-    Runs the model's first layers over pictures and takes the mean of the attention that the method selects
-    by, padded tokens left out. Writes the curve, its figures beside it (.report.json) and a plot (.png). The
-    same command goes on after an interruption.
+    Runs the model's layers over pictures, unpruned, and takes the mean of the attention that every selection
+    of the method scores by, padded tokens left out. Writes the first selection's curve, all figures beside it
+    (.report.json) and a plot (.png). The same command goes on after an interruption.
 
     `edgeprune calibrate llava --images pictures -o curve.json`
     """
@@ -105,7 +105,7 @@ def calibrate(
     if as_json:
         print_json(report)
     else:
-        _print(found, report)
+        _print(found)
         written = [output, report_path, *([] if no_plot else [plot_path])]
         print(f"written: {', '.join(map(str, written))}")
 
@@ -120,8 +120,8 @@ def _layers(text: str | None) -> int | tuple[int, ...] | None:
     return layers[0] if len(layers) == 1 else layers
 
 
-def _print(found: Calibration, report: dict[str, Any]) -> None:
-    fit = found.fit
+def _print(found: Calibration) -> None:
+    fit, first = found.fit, found.stages[0]
     rows = [
         [
             f"{kind} (chosen)" if kind == fit.chosen else kind,
@@ -132,6 +132,7 @@ def _print(found: Calibration, report: dict[str, Any]) -> None:
     ]
     rows.append(["none", f"{fit.flat_error:.4f}", ""])
     print_table(["trend", "error on unseen pictures", "R²"], rows)
+    values, attention = fit.trend.values, first.attention
     significant = "significant" if fit.slope.significant else "not significant"
     print_fields(
         [
@@ -140,17 +141,52 @@ def _print(found: Calibration, report: dict[str, Any]) -> None:
                 "b",
                 f"{fit.slope.b:.3e} ± {fit.slope.error:.1e} per token, p = {fit.slope.p:.2g}, {significant}",
             ),
-            ("last over first", f"{report['last_over_first']:.3f} by the chosen trend"),
+            ("last over first", f"{values[-1] / values[0]:.3f} by the chosen trend"),
             (
                 "rank correlation",
                 f"{fit.spearman_before:+.3f} with the index, {fit.spearman_after:+.3f} after the curve",
             ),
             (
                 "padding",
-                f"{report['padding_share_of_attention']:.1%} of the attention, "
-                f"{report['padding_share_of_tokens']:.1%} of the tokens",
+                f"{attention.padding_share_of_attention:.1%} of the attention, "
+                f"{attention.padding_share_of_tokens:.1%} of the tokens",
             ),
         ]
     )
+    if len(found.stages) > 1:
+        _print_stages(found.stages)
     if fit.advice is not None:
         print(f"note: {fit.advice}")
+
+
+def _print_stages(stages: tuple[StageCalibration, ...]) -> None:
+    rows = [[_where(stage), *_trend(stage), *_padding(stage)] for stage in stages]
+    print_table(
+        ["selection", "b per token", "significant", "R² exp.", "ρ before", "after", "padding", "of tokens"],
+        rows,
+    )
+    for stage in stages:
+        if stage.fault is not None:
+            print(f"note: before layer {stage.layer}: {stage.fault}")
+
+
+def _where(stage: StageCalibration) -> str:
+    return f"before layer {stage.layer}"
+
+
+def _trend(stage: StageCalibration) -> list[str]:
+    fit, exponential = stage.fit, stage.exponential
+    if fit is None:
+        return ["not fitted", "", "", "", ""]
+    return [
+        f"{fit.slope.b:.2e} ± {fit.slope.error:.1e}",
+        "yes" if fit.slope.significant else "no",
+        "" if exponential is None else f"{exponential.r_squared:.3f}",
+        f"{fit.spearman_before:+.3f}",
+        f"{fit.spearman_after:+.3f}",
+    ]
+
+
+def _padding(stage: StageCalibration) -> list[str]:
+    attention = stage.attention
+    return [f"{attention.padding_share_of_attention:.1%}", f"{attention.padding_share_of_tokens:.1%}"]
