@@ -381,7 +381,7 @@ def _plot_trends(panel: Any, stage: StageCalibration) -> None:
 
 def _heat_map(figure: Any, panel: Any, values: NDArray[np.float64], title: str) -> None:
     """Relative to the mean, so that both maps share a scale."""
-    relative = values / np.nanmean(values)
+    relative = values / (np.nanmean(values) or 1.0)
     most = max(2.0, float(np.nanquantile(relative, 0.98)))
     shown = panel.imshow(relative, cmap="viridis", vmin=0, vmax=most)
     panel.set_title(title, fontsize=10)

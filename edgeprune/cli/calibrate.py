@@ -162,7 +162,16 @@ def _print(found: Calibration) -> None:
 def _print_stages(stages: tuple[StageCalibration, ...]) -> None:
     rows = [[_where(stage), *_trend(stage), *_padding(stage)] for stage in stages]
     print_table(
-        ["selection", "b per token", "significant", "R² exp.", "ρ before", "after", "padding", "of tokens"],
+        [
+            "selection",
+            "b per token",
+            "significant",
+            "R² exp.",
+            "rank before",
+            "after",
+            "padding",
+            "of tokens",
+        ],
         rows,
     )
     for stage in stages:

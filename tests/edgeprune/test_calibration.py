@@ -13,6 +13,7 @@ from edgeprune.calibration import (
     Calibration,
     Sample,
     State,
+    calibration_of,
     digest,
     picture_numbers,
     plot,
@@ -20,7 +21,8 @@ from edgeprune.calibration import (
 )
 from edgeprune.curves import ExponentialCurve, FittedTo, load_curve, save_curve
 from edgeprune.errors import InputError, OutputError
-from edgeprune.fitting import Attention, fit
+from edgeprune.fitting import Attention
+from edgeprune.plans import PruningStage, ScoringRows
 from tests.edgeprune.evaluation.files import lines, picture
 
 ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
@@ -96,26 +98,30 @@ def test_what_has_no_pictures(folder: Path, tmp_path: Path) -> None:
 SETTINGS = {"method": "fastv", "grid": [6, 6]}
 
 
-def add(attention: Attention, count: int = 5) -> None:
-    rng = np.random.default_rng(attention.samples)
-    numbers = np.arange(attention.samples, attention.samples + count)
+def add(state: State, count: int = 5) -> None:
+    rng = np.random.default_rng(state.samples)
+    numbers = np.arange(state.samples, state.samples + count)
     valid = (rng.random((count, 36)) > 0.2).astype(np.float32)
-    attention.add(rng.random((count, 36)).astype(np.float32), valid, numbers)
+    state.add(rng.random((len(state.attention), count, 36)).astype(np.float32), valid, numbers)
 
 
-def test_an_unfinished_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stages", [1, 3])
+def test_an_unfinished_run_goes_on(tmp_path: Path, stages: int) -> None:
     path = tmp_path / "state.npz"
-    first = State(path, SETTINGS, 36)
-    add(first.attention)
+    first = State(path, SETTINGS, 36, stages)
+    add(first)
     first.save()
-    again = State(path, SETTINGS, 36)
-    assert again.attention.samples == again.attention.pictures == 5
-    add(first.attention)
-    add(again.attention)
-    for name in ("sums", "counts", "padding_paid", "total_paid", "padded", "tokens"):
-        assert np.array_equal(getattr(again.attention, name), getattr(first.attention, name)), name
+    again = State(path, SETTINGS, 36, stages)
+    assert again.samples == 5
+    assert [stage.pictures for stage in again.attention] == [5] * stages
+    add(first)
+    add(again)
+    for ours, theirs in zip(again.attention, first.attention, strict=True):
+        for name in ("sums", "counts", "padding_paid", "total_paid", "padded", "tokens", "samples"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    assert len({stage.total_paid for stage in again.attention}) == stages
     again.remove()
-    assert State(path, SETTINGS, 36).attention.samples == 0
+    assert State(path, SETTINGS, 36, stages).samples == 0
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
@@ -123,9 +129,10 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     State(path, SETTINGS, 36).save()
     with pytest.raises(InputError, match=r"other settings \(method was fastv and is himap\).*--restart"):
         State(path, {**SETTINGS, "method": "himap"}, 36)
-    with pytest.raises(InputError, match="another number of visual tokens"):
-        State(path, SETTINGS, 35)
-    assert State(path, {}, 36, restart=True).attention.samples == 0
+    for visual_tokens, stages in ((35, 1), (36, 2)):
+        with pytest.raises(InputError, match=r"another number of visual tokens or stages: .*--restart"):
+            State(path, SETTINGS, visual_tokens, stages)
+    assert State(path, {}, 36, restart=True).samples == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive"])
@@ -148,32 +155,78 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         State(tmp_path / "nowhere" / "state.npz", SETTINGS, 36).save()
 
 
-@pytest.fixture
-def calibration() -> Calibration:
+def gathered(b: float, seed: int = 0) -> Attention:
     attention = Attention.empty(36)
     valid = np.ones((60, 36), dtype=np.float32)
     valid[::2, :6] = 0
-    paid = np.tile(np.exp(0.02 * np.arange(36)), (60, 1)) * np.random.default_rng(0).uniform(
-        0.9, 1.1, (60, 36)
-    )
+    paid = np.exp(b * np.arange(36)) * np.random.default_rng(seed).uniform(0.9, 1.1, (60, 36))
     attention.add(paid.astype(np.float32), valid, np.arange(60))
-    found = fit(attention, "exponential")
-    return Calibration(ABOUT, attention, found, found.trend.curve.model_copy(update={"fitted_to": ABOUT}))
+    return attention
+
+
+STAGES = (
+    PruningStage(layer=2, score_layer=1, rows=ScoringRows.TEXT_AFTER_IMAGE, keep=5000),
+    PruningStage(layer=4, score_layer=3, rows=ScoringRows.IMAGE, keep=5000, debiased=False),
+)
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    return calibration_of(ABOUT, STAGES, [gathered(0.02), gathered(0.05, 1)], "exponential")
 
 
 def test_the_report_has_every_figure(calibration: Calibration) -> None:
     report = json.loads(json.dumps(calibration.to_dict()))
-    assert report["model"] == "tiny"
-    assert report["chosen"] == "exponential"
-    assert report["b"] == pytest.approx(0.02, rel=0.05)
-    assert report["last_over_first"] == pytest.approx(np.exp(35 * report["b"]))
-    assert report["significant"] is True
-    assert report["spearman_before"] > 0.9 > abs(report["spearman_after"])
-    assert set(report["trends"]) == {"exponential", "cubic", "smooth"}
-    assert report["padding_share_of_tokens"] == pytest.approx(6 / 72)
-    assert report["padding_share_of_attention"] < report["padding_share_of_tokens"]
-    assert report["samples_per_token"] == [30] * 6 + [60] * 30
-    assert report["advice"] is None
+    assert (report["model"], report["layer"], report["advice"]) == ("tiny", 2, None)
+    first, second = report["stages"]
+    assert [first[name] for name in ("layer", "score_layer", "rows")] == [2, 1, "text_after_image"]
+    assert [second[name] for name in ("layer", "score_layer", "rows")] == [4, 3, "image"]
+    for stage, b in ((first, 0.02), (second, 0.05)):
+        assert stage["chosen"] == "exponential"
+        assert stage["b"] == pytest.approx(b, rel=0.05)
+        assert stage["last_over_first"] == pytest.approx(np.exp(35 * stage["b"]))
+        assert stage["significant"] is True
+        assert stage["spearman_before"] > 0.9 > abs(stage["spearman_after"])
+        assert set(stage["trends"]) == {"exponential", "cubic", "smooth"}
+        assert stage["padding_share_of_tokens"] == pytest.approx(6 / 72)
+        assert stage["padding_share_of_attention"] < stage["padding_share_of_tokens"]
+        assert stage["samples_per_token"] == [30] * 6 + [60] * 30
+
+
+def test_the_curve_is_the_first_stages(calibration: Calibration) -> None:
+    assert isinstance(calibration.curve, ExponentialCurve)
+    assert calibration.curve.b == calibration.fit.slope.b == pytest.approx(0.02, rel=0.05)
+    assert calibration.curve.fitted_to == ABOUT
+    assert calibration.curve.source == "measured on tiny, fastv before layer 2, 60 pictures"
+
+
+def flat_but_for_a_few() -> Attention:
+    """0 in the middle, which no trend goes through."""
+    found = gathered(0.0)
+    found.sums[:, 10:20] = 0
+    return found
+
+
+def test_a_later_stage_that_cannot_be_fitted_costs_no_curve(tmp_path: Path) -> None:
+    found = calibration_of(ABOUT, STAGES, [gathered(0.02), flat_but_for_a_few()])
+    report = json.loads(json.dumps(found.to_dict()))
+    assert report["stages"][1]["fault"].startswith("of 36 visual tokens 36 ever show a picture")
+    assert report["stages"][1]["padding_share_of_tokens"] > 0
+    assert "b" not in report["stages"][1]
+    plot(found, tmp_path / "curve.png")
+    with pytest.raises(InputError, match="expected at least 8, all above 0"):
+        calibration_of(ABOUT, STAGES, [flat_but_for_a_few(), gathered(0.02)])
+
+
+def test_a_kind_that_only_the_first_stage_can_have() -> None:
+    steep = Attention.empty(36)
+    paid = np.tile(1e-4 + 5.0 * (np.arange(36) > 31), (60, 1)).astype(np.float32)
+    steep.add(paid, np.ones_like(paid), np.arange(60))
+    found = calibration_of(ABOUT, STAGES, [gathered(0.02), steep], "cubic")
+    assert found.fit.chosen == "cubic"
+    later = found.stages[1].fit
+    assert later is not None
+    assert "cubic" not in later.trends
 
 
 def test_the_plot(calibration: Calibration, tmp_path: Path) -> None:
@@ -189,3 +242,12 @@ def test_a_curve_keeps_what_it_was_fitted_to(calibration: Calibration, tmp_path:
     assert json.loads((tmp_path / "curve.json").read_text())["fitted_to"]["grid"] == [6, 6]
     save_curve(ExponentialCurve(b=0.1, num_tokens=4), tmp_path / "plain.json")
     assert "fitted_to" not in json.loads((tmp_path / "plain.json").read_text())
+
+
+def test_a_curve_written_by_an_earlier_version_still_loads(tmp_path: Path) -> None:
+    about = (
+        '"model": "tiny", "weights": "12ab", "method": "fastv", "layer": 2, "grid": [6, 6], "pictures": 60'
+    )
+    text = '{"source": "measured", "fitted_to": {%s}, "kind": "exponential", "b": 0.02, "num_tokens": 36}'
+    (tmp_path / "earlier.json").write_text(text % about)
+    assert load_curve(tmp_path / "earlier.json").fitted_to == ABOUT

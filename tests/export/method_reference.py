@@ -93,7 +93,7 @@ def generate(
         hidden = model.get_input_embeddings()(torch.cat([ids, new]))
         hidden[visual] = visual_embeds
         state = _Prompt(hidden, list(visual), len(ids))
-        raters = _raters(hidden[: len(ids)], visual)
+        raters = find_raters(hidden[: len(ids)], visual)
         attention: dict[int, torch.Tensor] = {}
         # TokenCarve cuts the first layers' caches too: new tokens never see what was dropped there.
         forgotten = []
@@ -137,7 +137,7 @@ def _layer(
     return out[0], caught[0][0].float().mean(0)
 
 
-def _raters(embeds: torch.Tensor, visual: list[int]) -> list[int]:
+def find_raters(embeds: torch.Tensor, visual: list[int]) -> list[int]:
     """Distances from the end of the prompt, so that they hold when tokens before are dropped."""
     text = range(visual[-1] + 1, len(embeds))
     likeness = embeds[visual].float() @ embeds[list(text)].float().T

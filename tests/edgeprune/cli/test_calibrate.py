@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprune.calibration import Calibration
+from edgeprune.calibration import Calibration, calibration_of
 from edgeprune.curves import FittedTo, save_curve
-from edgeprune.fitting import Attention, fit
+from edgeprune.fitting import Attention
+from edgeprune.plans import method_by_name
 from tests.edgeprune.cli.conftest import Cli
 from tests.edgeprune.evaluation.files import picture
 
 ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
+
+
+def noise(seed: int) -> Attention:
+    """Without a trend; a third stage gets no attention at all, to which nothing can be fitted."""
+    attention = Attention.empty(36)
+    paid = np.random.default_rng(seed).uniform(0.5, 1.5, (60, 36)).astype(np.float32) * (seed != 2)
+    attention.add(paid, np.ones_like(paid), np.arange(60))
+    return attention
 
 
 @pytest.fixture
@@ -29,13 +38,10 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
     def calibrate(model: str, images: Path, output: Path, **options: Any) -> Calibration:
         options.pop("progress")
         made.append({"model": model, "images": images, **options})
-        attention = Attention.empty(36)
-        paid = np.random.default_rng(0).uniform(0.5, 1.5, (60, 36)).astype(np.float32)
-        attention.add(paid, np.ones_like(paid), np.arange(60))
-        found = fit(attention, "exponential")
-        curve = found.trend.curve.model_copy(update={"fitted_to": ABOUT})
-        save_curve(curve, output)
-        return Calibration(ABOUT, attention, found, curve)
+        stages = method_by_name(options["method"]).plan(32, layer=options["layer"]).stages
+        found = calibration_of(ABOUT, stages, [noise(seed) for seed in range(len(stages))], "exponential")
+        save_curve(found.curve, output)
+        return found
 
     monkeypatch.setattr(module, "calibrate", calibrate)
     monkeypatch.chdir(tmp_path)
@@ -50,7 +56,8 @@ def test_figures_and_files(cli: Cli, calls: list[dict[str, Any]]) -> None:
     assert "note: attention does not change with the token's index" in result.out
     assert "--debias padding" in result.out
     assert "written: c.json, c.report.json, c.png" in result.out
-    assert json.loads(Path("c.report.json").read_text())["significant"] is False
+    assert json.loads(Path("c.report.json").read_text())["stages"][0]["significant"] is False
+    assert "selection" not in result.out
     assert Path("c.png").stat().st_size > 10_000
     assert calls == [
         {
@@ -65,6 +72,20 @@ def test_figures_and_files(cli: Cli, calls: list[dict[str, Any]]) -> None:
             "restart": False,
         }
     ]
+
+
+def test_every_selection_has_a_line(cli: Cli, calls: list[dict[str, Any]]) -> None:
+    result = cli("calibrate", "model", "--images", "pictures", "--method", "sparsevlm", "-o", "c.json")
+    assert result.code == 0, result
+    lines = [line.split() for line in result.out.splitlines() if line.strip().startswith("before layer")]
+    assert [line[2] for line in lines] == ["3", "7", "16"]
+    assert [line[3:5] for line in lines][2] == ["not", "fitted"]
+    for line in lines[:2]:  # before layer L, b ± error, significance, R², two correlations, two shares
+        assert line[4] == "±"
+        assert line[6] == "no"
+        assert line[10:] == ["0.0%", "0.0%"]
+    assert "note: before layer 16: of 36 visual tokens 36 ever show a picture" in result.out
+    assert len(json.loads(Path("c.report.json").read_text())["stages"]) == 3
 
 
 def test_options_are_passed_on(cli: Cli, calls: list[dict[str, Any]]) -> None:
