@@ -14,7 +14,7 @@ part failed.
 | kernel-times | the stage by CUDA events, beside the bandwidth bound and the same step in eager PyTorch |
 | sample | the sample model's engine against ONNX Runtime, output by output |
 | large | the same for a larger random LLaVA |
-| first-token | that model unpruned and pruned, and Hugging Face's: SDPA, FastV by output_attentions |
+| first-token | `edgeprune bench` of that model beside the unpruned one; Hugging Face's SDPA and FastV |
 """
 
 from __future__ import annotations
@@ -216,14 +216,14 @@ def large(place: Place) -> dict[str, Any]:
     return _engine(place, _random_llava(place), f"{place.shape}-pruned", "fp16")
 
 
-def _engine(place: Place, model: Path, name: str, dtype: str, keep: float = KEEP) -> dict[str, Any]:
+def _engine(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
     """Builds an engine, and where there is a GPU compares it with ONNX Runtime."""
     from edgeprune.bundle import read_manifest
     from edgeprune.manifest import failures
     from edgeprune.runtime.engines.compare import compare
     from edgeprune.runtime.engines.sidecar import read_sidecar
 
-    bundle, folder = _bundle_with_engines(place, model, name, dtype, keep)
+    bundle, folder = _bundle_with_engines(place, model, name, dtype, KEEP)
     sidecar = read_sidecar(folder)
     results: dict[str, Any] = {
         name: {
@@ -249,28 +249,24 @@ def first_token(place: Place) -> dict[str, Any]:
     """Seconds to the first token of the larger model, in four ways."""
     import numpy as np
 
-    import edgeprune
+    from edgeprune.runtime import bench
 
     _need_gpu(place)
     model = _random_llava(place)
     picture = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
-    results: dict[str, Any] = {}
-    for name, keep in (("engine, unpruned", 1.0), ("engine, pruned", KEEP)):
-        kind = "unpruned" if keep == 1 else "pruned"
-        bundle, _ = _bundle_with_engines(place, model, f"{place.shape}-{kind}", "fp16", keep)
-        loaded = edgeprune.load(bundle, FLAVOUR)
-        replies = [
-            loaded.generate(PROMPT, [picture], max_new_tokens=NEW_TOKENS) for _ in range(place.runs + 2)
-        ][2:]
-        found = [reply.statistics for reply in replies]
-        results[name] = {
-            "time_to_first_token": _spread([one.time_to_first_token_seconds for one in found]),
-            "vision": _spread([one.vision_seconds for one in found]),
-            "prefill": _spread([one.prefill_seconds for one in found]),
-            "tokens_per_second": _spread([one.tokens_per_second or 0.0 for one in found]),
-            "cache_bytes": found[-1].cache_bytes,
-        }
-        del loaded
+    unpruned, _ = _bundle_with_engines(place, model, f"{place.shape}-unpruned", "fp16", None)
+    pruned, _ = _bundle_with_engines(place, model, f"{place.shape}-pruned", "fp16", KEEP)
+    report = bench.run(
+        pruned,
+        baselines=[unpruned],
+        prompt=PROMPT,
+        images=[picture],
+        runs=place.runs,
+        warmup=2,
+        max_new_tokens=NEW_TOKENS,
+        backend=FLAVOUR,
+    )
+    results: dict[str, Any] = {"bench": report.to_dict()}
     torch = _torch_with_cuda()
     if torch is None:
         results["Hugging Face"] = "not measured: this PyTorch has no CUDA"
@@ -307,7 +303,10 @@ def _hugging_face(torch: Any, folder: Path, picture: Any, runs: int) -> dict[str
     return results
 
 
-def _bundle_with_engines(place: Place, model: Path, name: str, dtype: str, keep: float) -> tuple[Path, Path]:
+def _bundle_with_engines(
+    place: Place, model: Path, name: str, dtype: str, keep: float | None
+) -> tuple[Path, Path]:
+    """A bundle, unpruned where keep is None, and the folder of its engines."""
     from edgeprune.runtime.engines import build
     from edgeprune.runtime.engines.flavours import FLAVOURS, is_installed
 
@@ -319,7 +318,8 @@ def _bundle_with_engines(place: Place, model: Path, name: str, dtype: str, keep:
 
     bundle = place.work / name
     if not bundle.exists():
-        export(model, keep=keep, dtype=dtype, output=bundle, verify=False)
+        pruning: dict[str, Any] = {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep}
+        export(model, **pruning, dtype=dtype, output=bundle, verify=False)
     target = place.target or _DEFAULT_TARGET
     return bundle, build(bundle, flavour=FLAVOUR, targets=[target], max_images=1)
 

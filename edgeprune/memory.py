@@ -11,10 +11,17 @@ _NO_METRIC = "not measured: this system has no /proc/self/status"
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory that a process has held so far, and what that means. None: cannot be measured."""
+    """The most memory that a process has held so far, and what that means.
+
+    Attributes:
+        bytes: None where it cannot be measured.
+        metric: what is counted.
+        shared: whether memory that other processes take counts too.
+    """
 
     bytes: int | None
     metric: str
+    shared: bool = False
 
 
 def host_peak_memory() -> PeakMemory:

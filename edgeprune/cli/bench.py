@@ -20,11 +20,18 @@ from edgeprune.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from edgeprune.runtime.bench import BenchReport, Spread
+    from edgeprune.runtime.bench import BenchReport, SpeedUp, Spread
 
 
 def bench(
     bundle: Bundle,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Measure this one beside it: the same model with --method none, say. May be repeated.",
+        ),
+    ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="A picture, may be repeated; by default one is drawn."),
@@ -39,13 +46,17 @@ def bench(
 ) -> None:
     """Measure what pruning gains on this machine.
 
-    The bundle runs unpruned, pruned without debias, and pruned, beside what the count of FLOPs allows.
+    The bundle runs unpruned, pruned without debias, and pruned, beside what the count of FLOPs allows. An
+    engine runs as it is, beside those of the baselines.
+
+    `edgeprune bench out --backend tensorrt-rtx --baseline out-unpruned`
     """
     from edgeprune.runtime import bench as measuring
 
     with progress_on_stderr() as progress:
         report = measuring.run(
             bundle,
+            baselines=baseline or [],
             prompt=prompt,
             images=image,
             runs=runs,
@@ -80,36 +91,40 @@ def _print_report(report: BenchReport) -> None:
                 _spread_text,
                 (variant.time_to_first_token, variant.vision, variant.prefill, variant.time_per_output_token),
             ),
-            str(variant.kept),
-            str(variant.padded_kept),
+            f"{variant.kept} of {variant.visual_tokens}",
+            "unknown" if variant.padded_kept is None else str(variant.padded_kept),
             bytes_text(variant.cache_bytes),
             bytes_text(variant.peak_memory_bytes),
         ]
         for variant in report.variants
     ]
     print_table(header, rows, "milliseconds: median of the runs (least to greatest)")
-    threads = "the back end's choice of" if report.threads is None else str(report.threads)
     turns = "the variants took turns" if report.interleaved else "one variant after the other"
+    backend = report.backend
+    if report.threads is not None:
+        backend += f", {report.threads} threads"
     fields = [
         (
             "prompt",
             f"{report.prompt_tokens} tokens, {report.visual_tokens} of them visual; "
             f"{report.new_tokens} decoded",
         ),
-        ("runs", f"{report.runs} after {report.warmup} to warm up, {turns}"),
-        ("back end", f"{report.backend}, {threads} threads"),
-        ("peak memory", report.peak_memory_metric),
+        ("runs", f"{report.runs} after {report.warmup} to warm up{f', {turns}' if report.speed_ups else ''}"),
+        ("back end", backend),
     ]
-    if report.prefill_speed_up is not None and report.prefill_speed_up_bound is not None:
-        share = report.prefill_speed_up / report.prefill_speed_up_bound
-        fields.append(
-            (
-                "prefill speed-up",
-                f"{report.prefill_speed_up:.2f}x, by counting FLOPs {report.prefill_speed_up_bound:.2f}x "
-                f"({share:.2f} of it)",
-            )
-        )
+    fields += [("engine", f"{one.name}: {one.engine}") for one in report.variants if one.engine is not None]
+    fields.append(("peak memory", report.peak_memory_metric))
+    fields += [(f"speed-up over {found.over}", _speed_up_text(found)) for found in report.speed_ups]
+    fields += [("not measured", reason) for reason in report.not_measured]
     print_fields(fields)
+
+
+def _speed_up_text(found: SpeedUp) -> str:
+    return (
+        f"prefill {found.prefill:.2f}x, by counting FLOPs {found.prefill_bound:.2f}x "
+        f"({found.share_of_bound:.2f} of it); first token {found.time_to_first_token:.2f}x, "
+        f"per token {found.time_per_output_token:.2f}x"
+    )
 
 
 def _spread_text(spread: Spread) -> str:

@@ -1,6 +1,7 @@
-"""What pruning gains here: a bundle measured unpruned, pruned without debias, and pruned.
+"""What pruning gains here: a bundle measured beside what it is compared with.
 
-The three variants have the same weights, made from the bundle's own graph.
+ONNX files can be changed, so of one bundle its unpruned form and the one without debias are made. Engines
+cannot: there, or where it is wanted, other bundles of the same model are measured beside it.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from edgeprune import bound as bounds
 from edgeprune import errors
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, EdgepruneError
-from edgeprune.manifest import Manifest
+from edgeprune.manifest import Manifest, PaddingMask
 from edgeprune.memory import available_memory
 from edgeprune.progress import Progress, Silent
-from edgeprune.runtime.backends import open_backend
+from edgeprune.runtime.backends import Backend, open_backend
+from edgeprune.runtime.backends.engine import EngineBackend
+from edgeprune.runtime.bench_bundles import Measured, bundles_as_they_are
 from edgeprune.runtime.bench_worker import Job, Run
 from edgeprune.runtime.checks import check_count
+from edgeprune.runtime.child import child_environment
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant
 
 DEFAULT_PROMPT = "What is in the picture?"
+_PATIENCE = 30
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,12 @@ class VariantResult:
     """What was measured of one variant.
 
     Attributes:
-        name: "unpruned", "pruned without debias" or "pruned".
-        kept: visual tokens left after the last stage.
-        padded_kept: how many of those are padding.
+        name: "unpruned", "pruned without debias" or "pruned", or a bundle as it was named.
+        engine: which engine ran, and by what it prunes; None where the ONNX files did.
+        visual_tokens: of the prompt's pictures, one for each place in their grids.
+        kept: how many are left after the last stage.
+        padded_kept: how many of those are padding, by one mask for all variants; None where only the vision
+            tower merges.
         time_to_first_token: preprocessing, vision and prefill together, and choosing the token.
         vision, prefill: their parts of it.
         time_per_output_token: of one decode step.
@@ -61,14 +69,35 @@ class VariantResult:
     """
 
     name: str
+    engine: str | None
+    visual_tokens: int
     kept: int
-    padded_kept: int
+    padded_kept: int | None
     time_to_first_token: Spread
     vision: Spread
     prefill: Spread
     time_per_output_token: Spread
     cache_bytes: int
     peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times as fast the bundle is as another variant, by the medians.
+
+    Attributes:
+        over: that variant's name.
+        time_to_first_token, prefill, time_per_output_token: their speed-ups.
+        prefill_bound: the prefill's that the count of FLOPs allows (edgeprune.bound).
+        share_of_bound: prefill over prefill_bound.
+    """
+
+    over: str
+    time_to_first_token: float
+    prefill: float
+    time_per_output_token: float
+    prefill_bound: float
+    share_of_bound: float
 
 
 @dataclass(frozen=True)
@@ -79,14 +108,14 @@ class BenchReport:
         backend: the back end that ran.
         threads: CPU threads, None where the back end chose.
         runs: measured runs of each variant, after `warmup` ones.
-        prompt_tokens: S, of them `visual_tokens` are visual.
+        prompt_tokens: S of the bundle, of them `visual_tokens` are visual, as the language graph gets them.
         new_tokens: tokens decoded in each run, end-of-sequence tokens ignored.
         interleaved: whether the variants took turns run by run, so that a drift of the machine hits all
             alike; not where they do not fit into memory together.
         peak_memory_metric: what the peak memory is, in words.
-        variants: the measured variants, unpruned first.
-        prefill_speed_up: median prefill time unpruned over pruned; None where the bundle does not prune.
-        prefill_speed_up_bound: what the count of FLOPs allows (edgeprune.bound), likewise.
+        variants: the measured variants, the bundle itself last.
+        speed_ups: of the bundle over each other variant, in their order.
+        not_measured: in words, what this back end leaves open, and how it can be had.
     """
 
     backend: str
@@ -99,8 +128,8 @@ class BenchReport:
     interleaved: bool
     peak_memory_metric: str
     variants: tuple[VariantResult, ...]
-    prefill_speed_up: float | None
-    prefill_speed_up_bound: float | None
+    speed_ups: tuple[SpeedUp, ...]
+    not_measured: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name, ready for JSON."""
@@ -110,6 +139,7 @@ class BenchReport:
 def run(
     bundle: str | os.PathLike[str],
     *,
+    baselines: Sequence[str | os.PathLike[str]] = (),
     prompt: str = DEFAULT_PROMPT,
     images: Sequence[Picture] | None = None,
     runs: int = 5,
@@ -122,67 +152,117 @@ def run(
     """Measures a bundle.
 
     Args:
-        bundle: the folder that `edgeprune export` wrote; it is only read.
+        bundle: the folder that `edgeprune export` wrote; it is only read, but for what TensorRT for RTX keeps
+            beside its engines.
+        baselines: other bundles of the same model to measure beside it, exported with `--method none`, say.
+            None: its ONNX files are measured beside their unpruned form and that without debias, and of an
+            engine itself alone.
         prompt: the question.
         images: its pictures; None draws one.
         runs: measured runs of each variant.
         warmup: runs before those, not counted.
         max_new_tokens: tokens to decode in each run, at least 2.
-        backend: as for `load`; one that executes the bundle's ONNX files.
+        backend: as for `load`.
         threads: CPU threads, None for the back end's own choice.
         progress: told the steps.
 
     Raises:
         MissingDependencyError: onnx, which makes the variants, is not installed.
+        InputError: also where a baseline differs from the bundle in more than its pruning.
         InputError, BundleError, BackendError, PruningError: as `load` and `Model.generate`.
     """
     check_count("runs", runs)
     check_count("warmup", warmup, least=0)
     check_count("max_new_tokens", max_new_tokens, least=2)  # the time per token is of those after the first
     listener = progress or Silent()
-    folder = Path(bundle).resolve()
-    manifest = read_manifest(folder)
+    manifest = read_manifest(bundle)
     options: dict[str, Any] = {} if threads is None else {"threads": threads}
-    flavour = open_backend(backend, **options).name
-    if not flavour.startswith("onnxruntime"):
-        raise BackendError(
-            f"the back end {flavour} runs engines, and the variants to compare are ONNX files: choose "
-            "onnxruntime"
-        )
-    names = (UNPRUNED, NO_DEBIAS, PRUNED) if manifest.plan.prunes else (UNPRUNED,)
+    opened = open_backend(backend, bundle=Path(bundle), **options)
     pictures = [_drawn()] if images is None else [load_image(image) for image in images]
     if manifest.prompt.chat_template is None and prompt == DEFAULT_PROMPT:
         prompt = f"{manifest.prompt.image_token * len(pictures)}\n{prompt}"
-    together = _fit_together(manifest, len(names))
-    if not together:
-        listener.note("the variants do not fit into memory together: they are measured one after the other")
     with tempfile.TemporaryDirectory(prefix="edgeprune-bench-") as scratch:
-        listener.step("making the variants")
+        not_measured: tuple[str, ...] = ()
+        if baselines or isinstance(opened, EngineBackend):
+            variants = bundles_as_they_are(bundle, baselines, opened)
+            if not baselines and _shortens(manifest):
+                not_measured = (_no_baseline(bundle, opened.name),)
+        else:
+            listener.step("making the variants")
+            variants = _made(Path(bundle).resolve(), manifest, Path(scratch))
+        together = _fit_together(opened, variants)
+        if not together:
+            listener.note(
+                "the variants do not fit into memory together: they are measured one after the other"
+            )
         files = []
         for number, picture in enumerate(pictures):
-            files.append(str(Path(scratch) / f"picture-{number}.npy"))
+            files.append(Path(scratch) / f"picture-{number}.npy")
             np.save(files[-1], picture)
-        jobs = {}
-        for number, name in enumerate(names):
-            graphs = Path(scratch) / f"variant-{number}"
-            graphs.mkdir()
-            variant = write_variant(name, folder, manifest, graphs)
-            (graphs / "variant.json").write_text(variant.model_dump_json(), encoding="utf-8")
+        jobs, padding = {}, _padding(variants)
+        for number, variant in enumerate(variants):
             job = Job(
-                bundle=str(folder),
-                graphs=str(graphs),
-                backend=flavour,
+                bundle=variant.bundle,
+                graphs=variant.graphs,
+                manifest=variant.manifest,
+                backend=opened.name,
                 threads=threads,
                 prompt=prompt,
                 pictures=tuple(files),
                 new_tokens=max_new_tokens,
-                debiased=name == PRUNED,
+                debiased=variant.debiased,
+                padding=padding,
             )
-            jobs[name] = graphs / "job.json"
-            jobs[name].write_text(json.dumps(asdict(job)), encoding="utf-8")
-        listener.step("measuring", len(names) * (warmup + runs))
+            jobs[variant.name] = Path(scratch) / f"job-{number}.json"
+            jobs[variant.name].write_text(job.model_dump_json(), encoding="utf-8")
+        listener.step("measuring", len(jobs) * (warmup + runs))
         measured = _measure(jobs, warmup, runs, together, listener)
-    return _report(manifest, measured, flavour, threads, warmup, max_new_tokens, together)
+    last = measured[variants[-1].name][-1]
+    return BenchReport(
+        backend=opened.name,
+        threads=threads,
+        runs=runs,
+        warmup=warmup,
+        prompt_tokens=last.prompt_tokens,
+        visual_tokens=last.tower_tokens,
+        new_tokens=max_new_tokens,
+        interleaved=together,
+        peak_memory_metric=last.peak_memory_metric,
+        variants=tuple(_variant(variant, measured[variant.name]) for variant in variants),
+        speed_ups=_speed_ups(variants, measured),
+        not_measured=not_measured,
+    )
+
+
+def _no_baseline(bundle: str | os.PathLike[str], backend: str) -> str:
+    return (
+        f"what {os.fspath(bundle)} gains: an engine cannot be changed as an ONNX file can; export the model "
+        f"with --method none too, build that with --flavour {backend}, and give it as --baseline"
+    )
+
+
+def _made(bundle: Path, manifest: Manifest, scratch: Path) -> list[Measured]:
+    """The forms of one bundle, made from its own graph."""
+    size = sum(entry.bytes for entry in manifest.files)
+    variants = []
+    for name in (UNPRUNED, NO_DEBIAS, PRUNED) if _shortens(manifest) else (UNPRUNED,):
+        graphs = scratch / name.replace(" ", "-")
+        graphs.mkdir()
+        changed = write_variant(name, bundle, manifest, graphs)
+        variants.append(Measured(name, bundle, changed, graphs, None, size, debiased=name == PRUNED))
+    return variants
+
+
+def _shortens(manifest: Manifest) -> bool:
+    """Whether the plan drops or merges visual tokens anywhere."""
+    return bool(manifest.plan.stages or manifest.plan.tower)
+
+
+def _padding(variants: Sequence[Measured]) -> PaddingMask:
+    """By which mask padding is counted: the bundle's, and where it has none another variant's, or else the
+    usual one."""
+    masks = [variant.manifest.padding_mask for variant in reversed(variants)]
+    return next((mask for mask in masks if mask.kind != "none"), PaddingMask(kind="share"))
 
 
 def _measure(
@@ -192,10 +272,13 @@ def _measure(
     measured: dict[str, list[Run]] = {name: [] for name in jobs}
     for group in [tuple(jobs)] if together else [(name,) for name in jobs]:
         with ExitStack() as stack:
-            workers = {name: stack.enter_context(_Worker(name, jobs[name])) for name in group}
+            workers: dict[str, _Worker] = {}
             for number in range(warmup + runs):
-                for name, worker in workers.items():
-                    result = worker.run()
+                for name in group:
+                    # Not before its turn: in its first run each worker sees what memory it takes itself.
+                    if name not in workers:
+                        workers[name] = stack.enter_context(_Worker(name, jobs[name]))
+                    result = workers[name].run()
                     if number >= warmup:
                         measured[name].append(result)
                     progress.advance(1)
@@ -208,12 +291,18 @@ class _Worker:
     def __init__(self, name: str, job: Path) -> None:
         self._name = name
         command = [sys.executable, "-m", "edgeprune.runtime.bench_worker", str(job)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), text=True
+        )
 
     def __enter__(self) -> _Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            # It ends by itself, and keeps what was compiled for its engine; unless it hangs.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=_PATIENCE)
         self._process.kill()
         self._process.communicate()
 
@@ -238,51 +327,13 @@ class _Worker:
         return Run(**{**answer, "kept": tuple(answer["kept"])})
 
 
-def _report(
-    manifest: Manifest,
-    measured: dict[str, list[Run]],
-    backend: str,
-    threads: int | None,
-    warmup: int,
-    new_tokens: int,
-    together: bool,
-) -> BenchReport:
-    variants = tuple(_variant(name, runs) for name, runs in measured.items())
-    sample = measured[variants[-1].name][-1]
-    speed_up = bound = None
-    if manifest.plan.prunes:
-        info = manifest.model
-        by_name = {variant.name: variant for variant in variants}
-        speed_up = by_name[UNPRUNED].prefill.median / by_name[PRUNED].prefill.median
-        text = sample.prompt_tokens - sample.visual_tokens
-        counts = manifest.plan.counts(sample.visual_tokens)
-        stages = [
-            (stage.layer, text + count.after)
-            for stage, count in zip(manifest.plan.stages, counts, strict=True)
-        ]
-        sizes = (info.hidden_size, info.intermediate_size, info.heads, info.kv_heads, info.head_dim)
-        bound = bounds.speed_up(bounds.prefill_bound(info.layers, sample.prompt_tokens, stages, *sizes))
-    return BenchReport(
-        backend=backend,
-        threads=threads,
-        runs=len(measured[variants[-1].name]),
-        warmup=warmup,
-        prompt_tokens=sample.prompt_tokens,
-        visual_tokens=sample.visual_tokens,
-        new_tokens=new_tokens,
-        interleaved=together,
-        peak_memory_metric=sample.peak_memory_metric,
-        variants=variants,
-        prefill_speed_up=speed_up,
-        prefill_speed_up_bound=bound,
-    )
-
-
-def _variant(name: str, runs: list[Run]) -> VariantResult:
+def _variant(variant: Measured, runs: list[Run]) -> VariantResult:
     last = runs[-1]
     return VariantResult(
-        name=name,
-        kept=last.kept[-1] if last.kept else last.visual_tokens,
+        name=variant.name,
+        engine=variant.engine,
+        visual_tokens=last.visual_tokens,
+        kept=last.kept[-1] if last.kept else last.tower_tokens,
         padded_kept=last.padded,
         time_to_first_token=_spread([run.time_to_first_token for run in runs]),
         vision=_spread([run.vision for run in runs]),
@@ -297,10 +348,44 @@ def _spread(values: list[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def _fit_together(manifest: Manifest, variants: int) -> bool:
-    """Whether all variants fit into memory at once, each with the weights and as much again for the rest."""
-    free = available_memory()
-    return free is None or free > 2 * variants * sum(entry.bytes for entry in manifest.files)
+def _speed_ups(variants: Sequence[Measured], measured: dict[str, list[Run]]) -> tuple[SpeedUp, ...]:
+    """Of the last variant over each other one."""
+    *others, own = variants
+
+    def medians(variant: Measured) -> tuple[float, float, float]:
+        runs = measured[variant.name]
+        return (
+            statistics.median(run.time_to_first_token for run in runs),
+            statistics.median(run.prefill for run in runs),
+            statistics.median(run.time_per_output_token for run in runs),
+        )
+
+    found = []
+    for other in others:
+        first, prefill, later = (a / b for a, b in zip(medians(other), medians(own), strict=True))
+        ours, theirs = (_flops(each.manifest, measured[each.name][-1]) for each in (own, other))
+        bound = bounds.speed_up(ours / theirs)
+        found.append(SpeedUp(other.name, first, prefill, later, bound, prefill / bound))
+    return tuple(found)
+
+
+def _flops(manifest: Manifest, run: Run) -> float:
+    """Of the decoder layers in one prefill."""
+    info = manifest.model
+    sizes = (info.hidden_size, info.intermediate_size, info.heads, info.kv_heads, info.head_dim)
+    text = run.prompt_tokens - run.tower_tokens
+    counts = manifest.plan.counts(run.tower_tokens)
+    stages = [
+        (stage.layer, text + count.after) for stage, count in zip(manifest.plan.stages, counts, strict=True)
+    ]
+    share = bounds.prefill_bound(info.layers, run.prompt_tokens, stages, *sizes)
+    return share * info.layers * bounds.layer_flops(run.prompt_tokens, *sizes)
+
+
+def _fit_together(backend: Backend, variants: Sequence[Measured]) -> bool:
+    """Whether all variants fit into memory at once, each with what it loads and as much again."""
+    free = backend.free_bytes() if isinstance(backend, EngineBackend) else available_memory()
+    return free is None or free > 2 * sum(variant.size for variant in variants)
 
 
 def _drawn() -> NDArray[np.uint8]:

@@ -42,19 +42,21 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
 
     Raises:
         MissingDependencyError: the package onnx is not installed.
-        BundleError: the language graph does not hold the stages that the plan names, or merges dropped tokens
-            into kept ones, which no longer ends where its pruning node does.
+        BundleError: the language graph does not hold the stages that the plan names, or dropped tokens are
+            merged into kept ones, in it or in the vision tower, which taking pruning nodes out leaves there.
     """
     try:
         import onnx
     except ImportError as error:
         raise MissingDependencyError("comparing a bundle with its unpruned form", "onnx", "bench") from error
-    merging = [stage.layer for stage in manifest.plan.stages if stage.merge in _MERGED_BEFORE]
+    merging = [f"layer {stage.layer}" for stage in manifest.plan.stages if stage.merge in _MERGED_BEFORE]
+    if manifest.plan.tower:
+        merging.insert(0, "the vision tower")
     if merging and name != PRUNED:
         raise BundleError(
-            f"the language graph merges tokens before its pruning node at layer {merging[0]} "
-            f"({manifest.plan.describe()}), so taking the node out would not leave it {name}: export the "
-            "model with --method none, and with --debias none, and measure those bundles beside it"
+            f"the graphs merge tokens before a pruning node, in {merging[0]} ({manifest.plan.describe()}), "
+            f"and would not be {name} without the node: export the model with --method none, or with "
+            "--debias none, and give those bundles as --baseline"
         )
     shutil.copyfile(bundle / manifest.vision.file, target / manifest.vision.file)
     model = onnx.load(bundle / manifest.language.file, load_external_data=False)

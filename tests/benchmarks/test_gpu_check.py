@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import gpu_check, random_llava
 from edgeprune.errors import BackendError
+from edgeprune.runtime import bench
 from edgeprune.selection import kept_count, select
 
 FACTS = {
@@ -74,6 +75,28 @@ def test_every_part_ends_in_words_and_the_others_go_on(
     assert "| rows / 0 / us | 1.25 |" in text
     monkeypatch.setattr(gpu_check, "PARTS", {"c": runs})
     assert gpu_check.main(["--work", str(tmp_path / "work"), "--parts", "c"]) == 0
+
+
+def test_the_first_token_is_measured_by_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exported(place: gpu_check.Place, model: Path, name: str, dtype: str, keep: float | None) -> Any:
+        kept[name] = keep
+        return tmp_path / name, tmp_path
+
+    def run(bundle: Path, **options: Any) -> Any:
+        asked.append((bundle, options["baselines"], options["backend"], options["runs"]))
+        return type("Report", (), {"to_dict": lambda self: {"speed_ups": [2.0]}})()
+
+    kept: dict[str, float | None] = {}
+    asked: list[Any] = []
+    monkeypatch.setattr(gpu_check, "_random_llava", lambda place: tmp_path)
+    monkeypatch.setattr(gpu_check, "_bundle_with_engines", exported)
+    monkeypatch.setattr(gpu_check, "_torch_with_cuda", lambda: None)
+    monkeypatch.setattr(bench, "run", run)
+    results = gpu_check.first_token(gpu_check.Place(tmp_path, "sm89", "large", 3))
+    assert kept == {"large-unpruned": None, "large-pruned": gpu_check.KEEP}
+    assert asked == [(tmp_path / "large-pruned", [tmp_path / "large-unpruned"], "tensorrt-rtx", 3)]
+    assert results["bench"] == {"speed_ups": [2.0]}
+    assert "not measured" in results["Hugging Face"]
 
 
 def test_failed_tests_of_ctest_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import edgeprune
 from edgeprune.bundle import read_manifest, sha256_of
 from edgeprune.errors import BundleError, MissingDependencyError
 from edgeprune.manifest import Manifest
+from edgeprune.plans import PruningPlan, TowerStage
 from edgeprune.runtime import Model
 from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.session import Session
@@ -109,8 +110,14 @@ def test_a_graph_without_the_plan_s_stages_is_refused(
 @pytest.mark.parametrize("method", ["tokencarve", "illava-decoder"])
 @pytest.mark.parametrize("name", [UNPRUNED, NO_DEBIAS])
 def test_merging_before_the_node_cannot_be_taken_out(method: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=f"merges tokens before its pruning node.*{method}.*--method none"):
+    with pytest.raises(BundleError, match=rf"in layer \d.*{method}.*--method none.* as --baseline"):
         write_variant(name, tmp_path, make_manifest(method), tmp_path)
+
+
+def test_merging_in_the_vision_tower_cannot_be_taken_out(tmp_path: Path) -> None:
+    plan = PruningPlan(method="illava", tower=(TowerStage(layer=0, kept=9),))
+    with pytest.raises(BundleError, match=r"in the vision tower .* would not be unpruned without"):
+        write_variant(UNPRUNED, tmp_path, make_manifest("none", plan=plan), tmp_path)
 
 
 def test_without_onnx_the_extra_is_named(

@@ -330,7 +330,7 @@ class EngineBackend:
                 "--backend onnxruntime"
             )
         manifest = read_manifest(folder)
-        engines, sidecar = find_engines(folder, manifest, self._here())
+        engines, sidecar = self.find(folder, manifest)
         which = "language" if spec.file == manifest.language.file else "vision"
         if sidecar.plugin is not None:
             plugins.load_library(self._trt, cast(Path, plugins.find_library()))
@@ -352,16 +352,22 @@ class EngineBackend:
         advise = _Advice(folder, manifest, sidecar, spec)
         return EngineGraph(self._gpu, self._trt, engine, contexts, profiles, spec, advise)
 
+    def find(self, folder: Path, manifest: Manifest) -> tuple[Path, Sidecar]:
+        """The folder and sidecar of a bundle's engines that run here. Raises as `sidecar.find_engines`."""
+        library = plugins.find_library() if self._flavour.has_plugins else None
+        gpu = self._gpu.gpu
+        here = Here(self._flavour, str(self._trt.__version__), gpu.target, gpu.name, library)
+        return find_engines(folder, manifest, here)
+
     def synchronize(self) -> None:
         self._gpu.synchronize()
 
     def peak_memory(self) -> PeakMemory:
-        return PeakMemory(self._gpu.used_bytes(), GPU_METRIC)
+        return PeakMemory(self._gpu.used_bytes(), GPU_METRIC, shared=True)
 
-    def _here(self) -> Here:
-        library = plugins.find_library() if self._flavour.has_plugins else None
-        gpu = self._gpu.gpu
-        return Here(self._flavour, str(self._trt.__version__), gpu.target, gpu.name, library)
+    def free_bytes(self) -> int:
+        """Memory of the GPU that nothing has taken yet."""
+        return self._gpu.free_bytes()
 
     def _contexts(self, engine: Any, cache_file: Path, profiles: int) -> list[_Context]:
         scratch = self._gpu.allocate(engine.device_memory_size_v2)
@@ -439,7 +445,7 @@ class _Advice:
     spec: GraphSpec
 
     def __call__(self, name: str, axis: int, size: int) -> str:
-        limits, per_image = self.sidecar.limits, self.manifest.preprocessing.tokens_per_image
+        limits, per_image = self.sidecar.limits, self.manifest.tokens_per_image
         shape = next(tensor.shape for tensor in self.spec.inputs if tensor.name == name)
         kind = str(shape[axis])
         if kind == "batch":

@@ -19,6 +19,7 @@ from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import write_text
 from edgeprune.memory import PeakMemory
 from edgeprune.progress import Progress, Silent
+from edgeprune.runtime.child import child_environment
 from edgeprune.runtime.engines import flavours, memory, plugins
 from edgeprune.runtime.engines.builder import Job
 from edgeprune.runtime.engines.flavours import FLAVOURS, Flavour
@@ -179,8 +180,7 @@ def _check_positive(option: str, value: int | None) -> None:
 def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
     """Runs the job in a child process; see `worker` for why, and for what it says."""
     command = [sys.executable, "-m", "edgeprune.runtime.engines.worker"]
-    # The same packages as here, whatever the working directory; that one is new and empty of modules.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    environment = child_environment()
     # Else glibc stops giving back freed copies of weights after the first ones: a fifth more memory in fp16.
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
     last: dict[str, object] = {}
@@ -190,7 +190,7 @@ def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            cwd=job.output.parent,
+            cwd=job.output.parent,  # new, and empty of modules
             env=environment,
             encoding="utf-8",
         )

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.memory import host_peak_memory
+from edgeprune.runtime.child import take_stdout
 from edgeprune.runtime.engines import flavours
 from edgeprune.runtime.engines.builder import Job, build_engine
 
@@ -45,8 +46,7 @@ class _Reporter:
 def main() -> None:
     """Builds what stdin says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends this process
-    reporter = _Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # whatever libraries print goes to stderr
+    reporter = _Reporter(take_stdout())
     job = Job.model_validate_json(sys.stdin.read())
     flavour = flavours.flavour_by_name(job.flavour)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import pytest
 
 from edgeprune.runtime import bench as measuring
-from edgeprune.runtime.bench import BenchReport, Spread, VariantResult
+from edgeprune.runtime.bench import BenchReport, SpeedUp, Spread, VariantResult
 from tests.edgeprune.cli.conftest import Cli
 
 
 def variant(name: str, seconds: float) -> VariantResult:
     return VariantResult(
         name=name,
+        engine=None,
+        visual_tokens=144,
         kept=43,
         padded_kept=7,
         time_to_first_token=Spread(seconds, seconds / 2, seconds * 2),
@@ -39,8 +42,8 @@ REPORT = BenchReport(
     interleaved=True,
     peak_memory_metric="resident set",
     variants=(variant("unpruned", 0.4), variant("pruned", 0.1)),
-    prefill_speed_up=2.0,
-    prefill_speed_up_bound=2.5,
+    speed_ups=(SpeedUp("unpruned", 1.5, 2.0, 1.25, 2.5, 0.8),),
+    not_measured=(),
 )
 
 
@@ -69,6 +72,7 @@ def test_defaults_draw_a_picture(cli: Cli, bench: FakeBench) -> None:
     assert bench.asked == (
         Path("bundle"),
         {
+            "baselines": [],
             "prompt": "What is in the picture?",
             "images": None,
             "runs": 5,
@@ -82,12 +86,14 @@ def test_defaults_draw_a_picture(cli: Cli, bench: FakeBench) -> None:
 
 def test_every_option_is_passed_on(cli: Cli, bench: FakeBench) -> None:
     given = (
-        "--image a.png --image b.png --runs 3 --warmup 2 --max-new-tokens 4 --backend onnxruntime --threads 1"
+        "--image a.png --image b.png --runs 3 --warmup 2 --max-new-tokens 4 --backend onnxruntime "
+        "--threads 1 --baseline c --baseline d"
     )
     cli("bench", "bundle", *given.split(), "--prompt", "what?")
     assert bench.asked == (
         Path("bundle"),
         {
+            "baselines": ["c", "d"],
             "prompt": "what?",
             "images": ["a.png", "b.png"],
             "runs": 3,
@@ -106,7 +112,9 @@ def test_the_table_has_spreads_and_the_bound(cli: Cli, bench: FakeBench) -> None
         "100 (50 to 200)",
         "unknown",
         "152 tokens, 144 of them visual; 16 decoded",
-        "2.00x, by counting FLOPs 2.50x (0.80 of it)",
+        "43 of 144",
+        "speed-up over unpruned  prefill 2.00x, by counting FLOPs 2.50x (0.80 of it); first token 1.50x, "
+        "per token 1.25x",
         "the variants took turns",
         "resident set",
     ):
@@ -114,11 +122,21 @@ def test_the_table_has_spreads_and_the_bound(cli: Cli, bench: FakeBench) -> None
     assert result.err == "measuring ...\n"
 
 
-def test_an_unpruned_bundle_has_no_speed_up(cli: Cli, bench: FakeBench) -> None:
-    bench.report = replace(REPORT, prefill_speed_up=None, prefill_speed_up_bound=None, interleaved=False)
+def test_variants_that_did_not_take_turns(cli: Cli, bench: FakeBench) -> None:
+    bench.report = replace(REPORT, interleaved=False)
+    assert "one variant after the other" in cli("bench", "bundle").out
+
+
+def test_an_engine_alone_says_what_is_not_measured(cli: Cli, bench: FakeBench) -> None:
+    alone = replace(variant("bundle", 0.1), engine="tensorrt-10.9.0-sm89, pruning by the plugin")
+    bench.report = replace(
+        REPORT, backend="tensorrt", variants=(alone,), speed_ups=(), not_measured=("what it gains: ...",)
+    )
     out = cli("bench", "bundle").out
     assert "speed-up" not in out
-    assert "one variant after the other" in out
+    assert "turns" not in out
+    assert re.search(r"^not measured +what it gains: \.\.\.$", out, re.MULTILINE)
+    assert re.search(r"^engine +bundle: tensorrt-10\.9\.0-sm89, pruning by the plugin$", out, re.MULTILINE)
 
 
 def test_json_is_the_report(cli: Cli, bench: FakeBench) -> None:
@@ -145,4 +163,5 @@ def test_the_sample_model_is_measured(cli: Cli, sample_bundle: Path) -> None:
         "pruned",
     ]
     assert [variant["kept"] for variant in found["variants"]] == [144, 43, 43]
-    assert found["prefill_speed_up_bound"] > 1
+    assert [speed_up["over"] for speed_up in found["speed_ups"]] == ["unpruned", "pruned without debias"]
+    assert found["speed_ups"][0]["prefill_bound"] > 1

@@ -59,7 +59,7 @@ def test_the_quick_start_runs(tmp_path: Path) -> None:
     assert "compared with the original model" in exported
     assert re.fullmatch(r"[a-z]+\n", answered)
     assert "43 of 144 tokens" in inspected
-    assert "prefill speed-up" in measured
+    assert "speed-up over unpruned" in measured
     with Image.open(tmp_path / "kept.png") as picture:
         assert picture.format == "PNG"
 

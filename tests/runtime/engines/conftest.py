@@ -12,6 +12,12 @@ from edgeprune.runtime.engines import device, memory
 from tests.runtime.engines import fakes
 
 MODULE = "from tests.runtime.engines.fakes import *\nfrom tests.runtime.engines.fakes import __version__\n"
+CUDA_MODULE = """
+from tests.runtime.engines import fakes
+
+def __getattr__(name):
+    return getattr(fakes.CUDART, name)
+"""
 
 
 @pytest.fixture
@@ -26,9 +32,13 @@ def cudart(monkeypatch: pytest.MonkeyPatch) -> Iterator[fakes.FakeCudart]:
 
 @pytest.fixture
 def tensorrt(cudart: fakes.FakeCudart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """The fake as the package `tensorrt`, here and in child processes."""
+    """The fake as the package `tensorrt`, here and in child processes; those have a fake GPU too."""
     packages = tmp_path / "packages"
-    packages.mkdir()
+    bindings = packages / "cuda" / "bindings"
+    bindings.mkdir(parents=True)
+    for package in (bindings.parent, bindings):
+        (package / "__init__.py").touch()
+    (bindings / "runtime.py").write_text(CUDA_MODULE, encoding="utf-8")
     (packages / "tensorrt.py").write_text(MODULE, encoding="utf-8")
     monkeypatch.syspath_prepend(packages)
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 40)
