@@ -186,3 +186,10 @@ def test_spearman_of_known_ranks() -> None:
 )
 def test_student_p_as_tabulated(t: float, freedom: int, p: float) -> None:
     assert student_p(t, freedom) == pytest.approx(p, rel=2e-3)
+
+
+def test_attention_beyond_every_trend() -> None:
+    """No weight of float32 takes out a growth by 170 powers of e."""
+    found = pictures(np.exp(np.linspace(-85, 85, V)), noise=0, letterboxed=False)
+    with pytest.raises(InputError, match=r"no trend can be fitted .* from 1.22e-37 to 8.22e\+36"):
+        fit(found)
