@@ -9,6 +9,7 @@ parsed network must then hold the plugin's layer; without it no library is loade
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
 from pathlib import Path
@@ -99,17 +100,37 @@ def load_library(trt: Any, library: Path) -> None:
     """Registers the plugin, once per process.
 
     Raises:
-        BackendError: the library cannot be loaded.
+        BackendError: the library cannot be loaded, or was built for another major version of TensorRT.
     """
     registry = trt.get_plugin_registry()
     if any(creator.name == OP_NAME for creator in registry.all_creators):
         return
+    # Interfaces of another major version have another layout; the library then offers no plugin, and TensorRT
+    # would only say later that it found none.
+    built_for = _built_for(library)
+    if built_for is not None and numbers(built_for)[:1] != numbers(trt.__version__)[:1]:
+        raise BackendError(
+            f"the plugin library {library} was built for TensorRT {built_for}, and {trt.__version__} is "
+            f"installed: build it again with -DTensorRT_ROOT of that version, or set {ENVIRONMENT} to a "
+            "library that was"
+        )
     if registry.load_library(str(library)) is None:
         raise BackendError(
             f"TensorRT cannot load the plugin library {library}: build it again with the headers of the "
             "TensorRT that "
             f"is installed ({trt.__version__})"
         )
+
+
+def _built_for(library: Path) -> str | None:
+    """The version of the TensorRT headers it was compiled with; None where it does not tell. Opening it runs
+    nothing: only the registry makes it register."""
+    try:
+        version = ctypes.CDLL(str(library)).edgeprune_plugins_tensorrt_version
+    except (OSError, AttributeError):
+        return None
+    version.restype = ctypes.c_char_p
+    return str(version().decode())
 
 
 def without_function_body(path: Path) -> bytes:

@@ -98,6 +98,27 @@ def test_the_plugin_replaces_the_body_and_is_recorded(
         build(bundle, flavour="tensorrt")
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(("version", "fits"), [("10.3.0", True), ("11.1.0", False)])
+def test_a_plugin_library_for_another_major_version_is_not_loaded(
+    tensorrt: object, tmp_path: Path, version: str, fits: bool
+) -> None:
+    library = tmp_path / f"{version}-{plugins.LIBRARY}"
+    code = f'const char* edgeprune_plugins_tensorrt_version(void) {{ return "{version}"; }}'
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=code, text=True, check=True)
+    if fits:
+        plugins.load_library(fakes, library)
+        assert fakes._REGISTRY.loaded == [str(library)]
+        return
+    with pytest.raises(
+        BackendError,
+        match=rf"was built for TensorRT 11\.1\.0, and {fakes.__version__} is installed: build it",
+    ):
+        plugins.load_library(fakes, library)
+    assert fakes._REGISTRY.loaded == []
+
+
 def test_a_node_that_does_not_become_a_plugin_layer_is_an_error(tensorrt: object) -> None:
     network = fakes._Network()
     with pytest.raises(
