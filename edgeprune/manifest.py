@@ -85,7 +85,8 @@ class Preprocessing(_Part):
     grid: tuple[Size, Size]
 
     @property
-    def tokens_per_image(self) -> int:
+    def places_per_image(self) -> int:
+        """Cells of one picture's grid: its visual tokens, as long as a vision tower merges none."""
         return self.grid[0] * self.grid[1]
 
 
@@ -165,6 +166,11 @@ class Manifest(_Part):
     prompt: Prompt
     verification: Verification = Verification(skipped="not run")
     files: tuple[FileEntry, ...] = ()
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens of one picture that the language graph gets."""
+        return self.plan.tokens_per_image(self.preprocessing.places_per_image)
 
     @model_validator(mode="after")
     def _groups_follow_the_plan(self) -> Manifest:

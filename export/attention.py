@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 
 from edgeprune.export.indexing import take
 
-NAME = "edgeprune"
+NAME, TOWER_NAME = "edgeprune", "edgeprune-tower"
 
 
 @dataclass
@@ -72,7 +72,7 @@ class PassingCache:
 
 
 def _probabilities(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, scaling: float, heads: int
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, heads: int
 ) -> torch.Tensor:
     """softmax(query key^T * scaling + mask), float32 [B, H, rows, T]; query is [B, H, rows, d]."""
     batch, _, rows, width = query.shape
@@ -81,7 +81,8 @@ def _probabilities(
     folded = (query * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, width)
     scores = torch.matmul(folded, key.transpose(2, 3))
     scores = scores.reshape(batch, heads, rows, key.shape[2])
-    return torch.softmax(scores.to(torch.float32) + mask, dim=-1)
+    scores = scores.to(torch.float32)
+    return torch.softmax(scores if mask is None else scores + mask, dim=-1)
 
 
 def attention(
@@ -120,7 +121,28 @@ def _scored(
     return (paid * tap.weights.unsqueeze(-1)).sum(dim=1)
 
 
+def tower_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A vision tower's attention, every row to every key; there is no mask.
+
+    Returns:
+        [N, S, H, d], and where transformers has weights the attention that each position receives, the mean
+        over heads and rows, float32 [N, S].
+    """
+    weights = _probabilities(query, key, None, scaling, query.shape[1])
+    mixed = torch.matmul(weights.to(value.dtype), value)
+    return mixed.transpose(1, 2), weights.mean(dim=(1, 2))
+
+
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(TOWER_NAME, tower_attention)
 
 
 def use_edgeprune_attention(layers: torch.nn.ModuleList, config: Any) -> None:

@@ -79,12 +79,18 @@ def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
     return Interface(tuple(inputs), tuple(outputs))
 
 
-def vision_interface(info: ModelInfo, image_size: tuple[int, int], tokens: int) -> Interface:
-    dtype = TORCH_DTYPES[info.dtype]
-    return Interface(
-        (_spec("pixel_values", dtype, "images", 3, *image_size),),
-        (_spec("visual_embeds", dtype, "images", tokens, info.hidden_size),),
-    )
+def vision_interface(
+    info: ModelInfo, plan: PruningPlan, image_size: tuple[int, int], places: int
+) -> Interface:
+    """Names, dtypes and shapes of the vision graph; where the tower merges, also places and scores."""
+    dtype, tokens = TORCH_DTYPES[info.dtype], plan.tokens_per_image(places)
+    outputs = [_spec("visual_embeds", dtype, "images", tokens, info.hidden_size)]
+    if plan.tower:
+        outputs.append(_spec("visual_place", torch.int64, "images", tokens))
+    for number, stage in enumerate(plan.tower):
+        outputs.append(_spec(f"tower_score.{number}", torch.float32, "images", places))
+        places = stage.kept
+    return Interface((_spec("pixel_values", dtype, "images", 3, *image_size),), tuple(outputs))
 
 
 @contextmanager

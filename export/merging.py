@@ -156,8 +156,7 @@ def absorb(
 ) -> torch.Tensor:
     """Averages all dropped visual tokens into the last kept one (arXiv 2412.06263), hidden [B, S, D].
 
-    Kept are the K best. The K-th best and those behind it have weights 1, 2, 3, ...: as in the published
-    code, the least attended weighs most.
+    Kept are the K best. As in the published code, the least attended weighs most; see `with_survivor`.
 
     Args:
         hidden: [B, S, D].
@@ -166,14 +165,22 @@ def absorb(
         positions: any int64 [B, S].
         keep: of the stage.
     """
-    order = ranks(effective)
-    kept = kept_of(visual_index, keep)
-    weights = (order - kept + 2).clamp_min(0).to(torch.float32)
-    tokens = take(hidden, visual_index)
-    mean = torch.matmul(weights.unsqueeze(1), tokens.to(torch.float32))
-    mean = (mean / weights.sum(1).clamp_min(1).reshape(-1, 1, 1)).to(hidden.dtype)
-    merged = torch.where((order == kept - 1).unsqueeze(-1), mean, tokens)
+    merged = with_survivor(take(hidden, visual_index), ranks(effective), kept_of(visual_index, keep))
     return replace_visual(hidden, merged, visual_index, positions)
+
+
+def with_survivor(tokens: torch.Tensor, order: torch.Tensor, kept: torch.Tensor | int) -> torch.Tensor:
+    """Puts the weighted mean of the tokens that are not kept into the last kept one, [B, V, D].
+
+    Args:
+        tokens: [B, V, D].
+        order: int64 [B, V], the place of each, 0 the best.
+        kept: K. The K-th best and those behind it have weights 1, 2, 3, ...
+    """
+    weights = (order - kept + 2).clamp_min(0).to(torch.float32)
+    mean = torch.matmul(weights.unsqueeze(1), tokens.to(torch.float32))
+    mean = (mean / weights.sum(1).clamp_min(1).reshape(-1, 1, 1)).to(tokens.dtype)
+    return torch.where((order == kept - 1).unsqueeze(-1), mean, tokens)
 
 
 @dataclass(frozen=True)

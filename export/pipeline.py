@@ -29,7 +29,6 @@ from edgeprune.manifest import (
     GraphSpec,
     Manifest,
     ModelInfo,
-    Preprocessing,
     Verification,
 )
 from edgeprune.plans import Keep, PruningPlan, method_by_name
@@ -187,16 +186,18 @@ def _write(
         text.num_hidden_layers,
         options.keep,
         options.layer,
-        visual_tokens=preprocessing.tokens_per_image,
+        visual_tokens=preprocessing.places_per_image,
         seed=options.seed,
+        tower_layers=family.tower_layers(config),
     )
+    per_image = plan.tokens_per_image(preprocessing.places_per_image)
     _check_curve(options)
     curve = resolve_curve(options.curve, options.method) if plan.prunes else None
     if curve is not None and curve.fitted_to is not None:
         check_curve(curve, origin(folder, source, plan, preprocessing.grid))
-    vocabulary_slots = max(1, text.max_position_embeddings // preprocessing.tokens_per_image)
-    tokens = preprocessing.tokens_per_image * vocabulary_slots
-    bias = _bias(curve, preprocessing, vocabulary_slots, progress)
+    vocabulary_slots = max(1, text.max_position_embeddings // per_image)
+    tokens = per_image * vocabulary_slots
+    bias = _bias(curve, per_image, vocabulary_slots, progress)
     prompt = read_prompt(folder, config, scratch)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -208,11 +209,11 @@ def _write(
     size = weights.bytes_to_write(stored, folder, dtype)
     need_space(scratch, size)
     buffers = weights.buffer_values(model)
-    parts = family.parts(model)
+    parts = family.parts(model, plan.tower)
     info = _model_info(family, text, source, dtype)
 
     progress.step("tracing the vision graph")
-    vision_spec = graph.vision_interface(info, preprocessing.image_size, preprocessing.tokens_per_image)
+    vision_spec = graph.vision_interface(info, plan, preprocessing.image_size, preprocessing.places_per_image)
     vision = graph.trace_vision(parts.vision, vision_spec, mode, options.opset)
     progress.step("tracing the language graph")
     decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve_buffer).eval()
@@ -264,10 +265,9 @@ def _check_curve(options: ExportOptions) -> None:
 
 
 def _bias(
-    curve: BiasCurve | None, preprocessing: Preprocessing, pictures: int, progress: Progress
+    curve: BiasCurve | None, per_image: int, pictures: int, progress: Progress
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The graph's constant, float32 [tokens per image * pictures]; all ones without a curve."""
-    per_image = preprocessing.tokens_per_image
     if curve is not None and curve.num_tokens != per_image:
         progress.note(
             f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "

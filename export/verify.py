@@ -4,7 +4,8 @@ Three independent statements are checked, on random inputs and on a drawn pictur
 1. the ONNX graph, run by ONNX Runtime, computes what the torch decoder computes (logits, kept tokens,
    prefill and decode steps);
 2. the torch decoder computes what Hugging Face's own model computes: with pruning, the scores of the
-   layers before the first stage equal its eager attention; without, the logits do;
+   layers before the first stage equal its eager attention; without, the logits do; and where the vision
+   tower merges tokens, so do the scores of the first such layer;
 3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from edgeprune.curves import tile_weights
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.families import family_of, read_config
+from edgeprune.export.families import Family, family_of, read_config
 from edgeprune.export.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
@@ -43,7 +44,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one comparison: a name, token ids int64 [B, S], pictures, padding mask float32 [B, V]."""
+    """Inputs of one comparison.
+
+    Attributes:
+        name: says which.
+        input_ids, attention_mask: int64 [B, S].
+        pixel_values: float32 [pictures of all rows, 3, H, W].
+        visual_valid: the padding mask, float32 [B, places of a row's pictures]; for the language graph of
+            its visual tokens, [B, V].
+    """
 
     name: str
     input_ids: Array
@@ -118,20 +127,84 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     record = figures.add
 
     cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_picture_case(bundle, manifest)]
-    reference = [_huggingface(model, case, manifest) for case in cases]
-    parts = family.parts(model)
+    tower = manifest.plan.tower
+    received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
+    parts = family.parts(model, tower)
+    pictures = [_see(vision, parts.vision, case, dtype) for case in cases]
+    reference = [
+        _huggingface(model, case, manifest, seen.embeds if tower else None)
+        for case, seen in zip(cases, pictures, strict=True)
+    ]
     curve = torch.from_numpy(_curve(manifest))
     decoder = PrunedDecoder(
         parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve
     ).eval()
-    for case, (hf_logits, hf_score) in zip(cases, reference, strict=True):
-        with torch.no_grad():
-            embeds = parts.vision(torch.from_numpy(case.pixel_values).to(dtype))
-        ours = vision.run(None, {"pixel_values": case.pixel_values.astype(_numpy(dtype))})[0]
-        scale = max(1.0, float(embeds.float().abs().max()))
-        record("visual embeddings", _apart(ours, embeds) / scale, LOGIT_LIMITS[manifest.model.dtype])
-        _compare_language(case, manifest, decoder, language, embeds, hf_logits, hf_score, record)
+    for case, seen, paid, (hf_logits, hf_score) in zip(cases, pictures, received, reference, strict=True):
+        _compare_vision(seen, paid, manifest, record)
+        case = _after_tower(case, seen)
+        _compare_language(case, manifest, decoder, language, seen.embeds, hf_logits, hf_score, record)
     return figures.checks
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What graph and torch module make of a case's N pictures.
+
+    Attributes:
+        found: the graph's outputs: embeddings [N, V, D]; where the tower merges also places int64 [N, V] and
+            the stages' scores.
+        expected: the module's. It merges by the graph's scores, since scores that are equal up to rounding
+            may be in another order here, and the order is what merges.
+    """
+
+    found: tuple[Array, ...]
+    expected: tuple[torch.Tensor, ...]
+
+    @property
+    def embeds(self) -> torch.Tensor:
+        return self.expected[0]
+
+
+def _see(session: Any, module: Any, case: Case, dtype: torch.dtype) -> _Seen:
+    found = session.run(None, {"pixel_values": case.pixel_values.astype(_numpy(dtype))})
+    pixels = torch.from_numpy(case.pixel_values).to(dtype)
+    with torch.no_grad():
+        if len(found) == 1:
+            return _Seen(tuple(found), (module(pixels),))
+        return _Seen(tuple(found), module(pixels, [torch.from_numpy(score) for score in found[2:]]))
+
+
+def _received(family: Family, model: Any, case: Case, layer: int) -> Array:
+    """The attention that each place receives in a layer of Hugging Face's own tower, float32 [N, places]."""
+    pixels = torch.from_numpy(case.pixel_values).to(model.dtype)
+    with torch.no_grad():
+        paid = family.tower_attention(model, pixels, layer)
+    return _to_numpy(paid.float().mean(dim=(1, 2)))
+
+
+def _compare_vision(
+    seen: _Seen, received: Array | None, manifest: Manifest, record: Callable[[str, float, float], None]
+) -> None:
+    kind = manifest.model.dtype
+    scale = max(1.0, float(seen.embeds.float().abs().max()))
+    record("visual embeddings", _apart(seen.found[0], seen.embeds) / scale, LOGIT_LIMITS[kind])
+    if received is None:
+        return
+    places = float((seen.found[1] != seen.expected[1].numpy()).mean())
+    record("places of merged tokens, graph against torch", places, 0.0)
+    for score, own in zip(seen.found[2:], seen.expected[2:], strict=True):
+        record("tower score, graph against torch", _apart(score, own), SCORE_LIMITS[kind])
+    apart = float(np.abs(seen.found[2] - received).max())
+    record("tower score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
+
+
+def _after_tower(case: Case, seen: _Seen) -> Case:
+    """The case with the padding mask of the tokens that the tower left."""
+    if len(seen.found) == 1:
+        return case
+    place = seen.found[1]
+    valid = np.take_along_axis(case.visual_valid.reshape(len(place), -1), place, axis=1)
+    return replace(case, visual_valid=valid.reshape(len(case.visual_valid), -1))
 
 
 def _compare_language(
@@ -235,15 +308,26 @@ def _next_feeds(
     return following
 
 
-def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention."""
-    mask = torch.from_numpy(case.attention_mask)
+def _huggingface(
+    model: Any, case: Case, manifest: Manifest, embeds: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention.
+
+    Args:
+        embeds: the visual embeddings [N, V, D], where they are not those of Hugging Face's own tower.
+    """
+    mask, ids = torch.from_numpy(case.attention_mask), torch.from_numpy(case.input_ids)
     with torch.no_grad():
+        if embeds is None:
+            given = {"input_ids": ids, "pixel_values": torch.from_numpy(case.pixel_values).to(model.dtype)}
+        else:
+            words = model.get_input_embeddings()(ids)
+            words[ids == manifest.prompt.image_token_id] = embeds.flatten(0, 1)
+            given = {"inputs_embeds": words}
         output = model(
-            input_ids=torch.from_numpy(case.input_ids),
+            **given,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            pixel_values=torch.from_numpy(case.pixel_values).to(model.dtype),
             output_attentions=manifest.plan.prunes,
             output_hidden_states=manifest.plan.prunes,
             use_cache=False,
@@ -253,7 +337,6 @@ def _huggingface(model: Any, case: Case, manifest: Manifest) -> tuple[torch.Tens
     if first is None or first.ranking is not Ranking.ATTENTION or first.score_layer is None:
         return logits, None
     paid = output.attentions[first.score_layer].float().mean(1)
-    ids = torch.from_numpy(case.input_ids)
     if first.rows is ScoringRows.LAST_TOKEN:
         return logits, paid[:, -1]
     weights = _row_weights(first.rows, ids == manifest.prompt.image_token_id, output.hidden_states[0])
@@ -281,14 +364,14 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
 
 
 def _curve(manifest: Manifest) -> NDArray[np.float32]:
-    per_image = manifest.preprocessing.tokens_per_image
+    per_image = manifest.tokens_per_image
     return tile_weights(manifest.curve, per_image, manifest.max_visual_tokens // per_image)
 
 
 def _random_case(manifest: Manifest, seed: int) -> Case:
     """A batch of two with left padding in one row and `seed + 1` pictures of noise each."""
     rng = np.random.default_rng(seed)
-    per_image, pictures, batch = manifest.preprocessing.tokens_per_image, seed + 1, 2
+    per_image, pictures, batch = manifest.tokens_per_image, seed + 1, 2
     visual = per_image * pictures
     text = rng.integers(0, manifest.model.vocab_size, size=(batch, 12))
     special = manifest.prompt.image_token_id
@@ -299,7 +382,8 @@ def _random_case(manifest: Manifest, seed: int) -> Case:
     mask[0, :3] = 0
     height, width = manifest.preprocessing.image_size
     pixels = rng.standard_normal((batch * pictures, 3, height, width)).astype(np.float32)
-    valid = (rng.random((batch, visual)) > 0.2).astype(np.float32)
+    places = manifest.preprocessing.places_per_image * pictures
+    valid = (rng.random((batch, places)) > 0.2).astype(np.float32)
     return Case("random", ids, mask, pixels, valid)
 
 
@@ -321,7 +405,7 @@ def _picture_case(bundle: Path, manifest: Manifest) -> Case:
     tokenizer = Tokenizer.from_file(str(bundle / manifest.prompt.tokenizer))
     before = tokenizer.encode("USER: ").ids
     after = tokenizer.encode(" What is in the picture? ASSISTANT:", add_special_tokens=False).ids
-    visual = [manifest.prompt.image_token_id] * valid.size
+    visual = [manifest.prompt.image_token_id] * manifest.tokens_per_image
     ids = np.array([before + visual + after], dtype=np.int64)
     return Case("picture", ids, np.ones_like(ids), pixels, valid.reshape(1, -1))
 

@@ -40,7 +40,8 @@ def entry(name: str, content: bytes) -> FileEntry:
 
 def make_manifest(method: str = "fastv", **changes: Any) -> Manifest:
     """The manifest of a four-layer LLaVA with 4 x 4 visual tokens; `changes` replace fields of the root."""
-    plan = method_by_name(method).plan(4, 0.3)
+    of_picture = {"visual_tokens": 16, "tower_layers": 2} if method == "illava" else {}
+    plan = method_by_name(method).plan(4, 0.3, **of_picture)
     layers = [0, *(stage.layer for stage in plan.stages), 4]
     fields: dict[str, Any] = {
         "edgeprune_version": "0.1.0",

@@ -72,7 +72,7 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
     rows, columns = preprocessing.grid
     print_fields(
         [
-            ("visual tokens", f"{preprocessing.tokens_per_image} a picture ({rows} x {columns})"),
+            ("visual tokens", f"{preprocessing.places_per_image} a picture ({rows} x {columns})"),
             ("most visual tokens", str(manifest.max_visual_tokens)),
             ("positions", str(model.max_positions)),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),

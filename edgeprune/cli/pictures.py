@@ -23,8 +23,8 @@ def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> Non
     """
     if not manifest.plan.prunes:
         raise InputError(
-            f"the bundle does not prune ({manifest.plan.describe()}), so there is nothing to draw: "
-            "export one with --keep below 1"
+            f"the bundle's language model drops nothing ({manifest.plan.describe()}), so there is nothing to "
+            "draw: export one with --keep below 1"
         )
     if not images:
         raise InputError("there is no picture to draw the kept tokens on: give one with --image")

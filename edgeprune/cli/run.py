@@ -113,6 +113,8 @@ def _write(piece: str) -> None:
 def _print_statistics(reply: Reply, backend: str) -> None:
     found = reply.statistics
     visual = f"{found.visual_tokens}"
+    if found.tower_tokens < found.visual_tokens:
+        visual += f", {found.tower_tokens} left by the vision tower"
     if found.kept:
         kept = ", ".join(map(str, found.kept))
         visual += f", kept {kept} (padding among them: {', '.join(map(str, found.padded_kept))})"

@@ -97,7 +97,7 @@ def _kept_apart(manifest: Manifest, number: int, result: StageResult) -> int:
     if stage.node_debiases:
         valid = result.visual_valid
         if manifest.curve is not None:
-            per_image = manifest.preprocessing.tokens_per_image
+            per_image = manifest.tokens_per_image
             weights = tile_weights(manifest.curve, per_image, len(result.score) // per_image)
     chosen = result.candidates[select_visual(result.score[None], valid[None], weights, stage.keep)[0]]
     return int(np.setxor1d(chosen, result.kept_visual).size)

@@ -39,8 +39,8 @@ def print_summary(bundle: Path, manifest: Manifest) -> None:
         ("plan", manifest.plan.describe()),
     ]
     if manifest.plan.prunes:
-        per_picture = manifest.preprocessing.tokens_per_image
-        fields.append(("visual tokens", manifest.plan.describe_counts(model.layers, per_picture)))
+        places = manifest.preprocessing.places_per_image
+        fields.append(("visual tokens", manifest.plan.describe_counts(model.layers, places)))
         fields += [("bias curve", curve), ("padding mask", padding_text(manifest))]
     print_fields(fields)
     print_verification(manifest)

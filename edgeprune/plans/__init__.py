@@ -14,6 +14,7 @@ from edgeprune.plans.plan import (
     Ranking,
     ScoringRows,
     StageCounts,
+    TowerStage,
     recycled_count,
 )
 from edgeprune.plans.random_scores import random_scores
@@ -30,6 +31,7 @@ __all__ = [
     "ScoringRows",
     "StageCounts",
     "StagedMethod",
+    "TowerStage",
     "method_by_name",
     "random_scores",
     "recycled_count",

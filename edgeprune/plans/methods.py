@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from edgeprune.errors import InputError
-from edgeprune.plans.plan import Merge, Positions, PruningPlan, PruningStage, Ranking, ScoringRows
+from edgeprune.plans.plan import (
+    Merge,
+    Positions,
+    PruningPlan,
+    PruningStage,
+    Ranking,
+    ScoringRows,
+    TowerStage,
+)
 from edgeprune.selection import keep_per_10000, kept_count
 
 Keep: TypeAlias = "float | Sequence[float] | None"
@@ -37,6 +45,7 @@ class Method(Protocol):
         debiased: bool = True,
         visual_tokens: int | None = None,
         seed: int = 0,
+        tower_layers: int = 0,
     ) -> PruningPlan:
         """The plan for a decoder.
 
@@ -48,9 +57,12 @@ class Method(Protocol):
             visual_tokens: of one picture. Later selections then keep exactly the published counts of it;
                 without, or in prompts of several pictures, they round shares.
             seed: of random pruning.
+            tower_layers: layers of the vision tower in front of the visual tokens; 0 where these come from
+                several of them.
 
         Raises:
-            InputError: keep or layer is out of range or of another length than the method has selections.
+            InputError: keep or layer is out of range or of another length than the method has selections; or
+                the method cannot be done in this model.
         """
         ...
 
@@ -76,6 +88,8 @@ class StagedMethod:
         own_projections: scored by the layer behind the selection rather than the one before it.
         ranking, merge, positions, trims_earlier_caches: as in a plan.
         whole: the number of tokens for a share in ten-thousandths of all visual tokens.
+        tower: the layers of a tower of `tower_depth` layers in which it merges tokens, as many in each; what
+            they leave is then the first of `shares`.
     """
 
     name: str
@@ -89,6 +103,8 @@ class StagedMethod:
     positions: Positions = Positions.PRESERVED
     trims_earlier_caches: bool = False
     whole: Callable[[int, int], int] = _nearest
+    tower: tuple[int, ...] = ()
+    tower_depth: int = 0
 
     def plan(
         self,
@@ -98,16 +114,28 @@ class StagedMethod:
         debiased: bool = True,
         visual_tokens: int | None = None,
         seed: int = 0,
+        tower_layers: int = 0,
     ) -> PruningPlan:
         """See `Method.plan`."""
-        shares = self._given_shares(keep)  # before the layers: a wrong number is the likelier mistake
+        # Before the layers: a wrong number is the likelier mistake.
+        shares, spread = self._given_shares(keep), None
         at = self._layers(layers, layer)
         if isinstance(shares, int):
-            spread = _spread(at, self.shares, shares / _WHOLE, layers)
+            # What a tower leaves is what the decoder sees from its first layer on.
+            spread = _spread([0, *at] if self.tower else at, self.shares, shares / _WHOLE, layers)
             # One selection takes the number as it was given; a computed one is rounded like it.
-            shares = [shares] if len(at) == 1 else [keep_per_10000(share) for share in spread]
+            shares = [shares] if len(spread) == 1 else [keep_per_10000(share) for share in spread]
         if seed < 0:
             raise InputError(f"the seed is {seed}: expected a whole number of at least 0")
+        tower: tuple[TowerStage, ...] = ()
+        if self.tower:
+            if visual_tokens is None:
+                raise ValueError(f"{self.name} needs the number of a picture's visual tokens")
+            tower = self._tower(tower_layers, visual_tokens, shares[0])
+            exact = self.shares if keep is None else spread if spread else shares
+            # Of what the tower leaves, not of the picture.
+            shares = [keep_per_10000(min(1.0, share / exact[0])) for share in exact[1:]]
+            visual_tokens = None
         stages: list[PruningStage] = []
         for number, share in enumerate(self._relative(shares, visual_tokens)):
             if share == _WHOLE:  # keeps everything that reaches it
@@ -125,11 +153,12 @@ class StagedMethod:
                     seed=seed if random else 0,
                 )
             )
-        if not stages:
+        if not stages and not tower:
             return PruningPlan(method=self.name)
         return PruningPlan(
             method=self.name,
             stages=tuple(stages),
+            tower=tower,
             positions=self.positions,
             trims_earlier_caches=self.trims_earlier_caches,
         )
@@ -141,10 +170,12 @@ class StagedMethod:
         if not isinstance(keep, Sequence) or isinstance(keep, str):
             return keep_per_10000(keep)
         shares = [keep_per_10000(share) for share in keep]
-        if len(shares) != len(self.at):
+        if len(shares) != len(self.shares):
+            first = ", the first of them its merging in the vision tower" if self.tower else ""
             raise InputError(
-                f"{len(shares)} keep ratios were given and {self.name} has {_selections(len(self.at))}: give "
-                "one for each, or a single one, which is their average over the layers behind the first"
+                f"{len(shares)} keep ratios were given and {self.name} has "
+                f"{_selections(len(self.shares))}{first}: give one for each, or a single one, which is their "
+                "average over the layers behind the first"
             )
         if shares != sorted(shares, reverse=True):
             raise InputError(
@@ -160,7 +191,13 @@ class StagedMethod:
             several = f"{self.name} has {_selections(count)} between them"
             where = "pruning happens between two" if count == 1 else several
             raise InputError(f"the model has {has}, and {where}: export it with --method none")
-        at = self._scaled(layers) if layer is None else [layer] if isinstance(layer, int) else list(layer)
+        at = (
+            _scaled(self.at, self.depth, layers)
+            if layer is None
+            else [layer]
+            if isinstance(layer, int)
+            else list(layer)
+        )
         if len(at) != count:
             were = f"{len(at)} layers were" if len(at) > 1 else "1 layer was"
             raise InputError(
@@ -177,16 +214,23 @@ class StagedMethod:
             raise InputError(f"the layers {', '.join(map(str, at))} do not ascend: give them in order")
         return at
 
-    def _scaled(self, layers: int) -> list[int]:
-        """The published layers at the same relative depth, at least one layer apart."""
-        if self.depth is None:
-            return list(self.at)
-        found: list[int] = []
-        for number, published in enumerate(self.at):
-            near = (2 * published * layers + self.depth) // (2 * self.depth)
-            lowest = found[-1] + 1 if found else 1
-            found.append(min(max(lowest, near), layers - len(self.at) + number))
-        return found
+    def _tower(self, layers: int, places: int, share: int) -> tuple[TowerStage, ...]:
+        """Merges a picture's tokens down to a share, as many as can be in each of the tower's layers."""
+        left = kept_count(places, share)
+        if left == places:
+            return ()
+        if layers < 1:
+            raise InputError(
+                f"the method {self.name} merges inside the vision tower, and this model's visual tokens come "
+                "from several of its layers, where merging would leave different ones: choose another method"
+            )
+        at = _scaled(self.tower[:layers], self.tower_depth, layers, first=0)
+        merged, more = divmod(places - left, len(at))
+        stages: list[TowerStage] = []
+        for number, layer in enumerate(at):
+            places -= merged + (number < more)
+            stages.append(TowerStage(layer=layer, kept=places))
+        return tuple(stages)
 
     def _relative(self, shares: Sequence[int], visual_tokens: int | None) -> list[int]:
         """Shares of what reaches each selection, from shares of all visual tokens."""
@@ -205,6 +249,18 @@ class StagedMethod:
             before = share
             relative.append(part)
         return relative
+
+
+def _scaled(at: Sequence[int], depth: int | None, layers: int, first: int = 1) -> list[int]:
+    """Layers of `depth` at the same relative depth of so many, at least one apart, from `first` on."""
+    if depth is None:
+        return list(at)
+    found: list[int] = []
+    for number, published in enumerate(at):
+        near = (2 * published * layers + depth) // (2 * depth)
+        lowest = found[-1] + 1 if found else first
+        found.append(min(max(lowest, near), layers - len(at) + number))
+    return found
 
 
 def _part(reached: int, kept: int) -> int:
@@ -261,6 +317,7 @@ class NoPruning:
         debiased: bool = True,
         visual_tokens: int | None = None,
         seed: int = 0,
+        tower_layers: int = 0,
     ) -> PruningPlan:
         """A plan without stages, whatever is asked for."""
         for share in [] if keep is None else [keep] if not isinstance(keep, Sequence) else keep:
@@ -307,21 +364,33 @@ _TOKENCARVE = StagedMethod(
     merge=Merge.NEAREST,
     trims_earlier_caches=True,
 )
-# arXiv 2412.06263, its part in the language model.
-_ILLAVA = StagedMethod("illava-decoder", at=(8,), shares=(0.7,), depth=32, merge=Merge.SURVIVOR)
+# arXiv 2412.06263: 92 of 729 tokens merged in each of four layers of a tower of 26, then 0.7 of the rest.
+_ILLAVA = StagedMethod(
+    "illava",
+    at=(8,),
+    shares=(361 / 729, 0.7 * 361 / 729),
+    depth=32,
+    merge=Merge.SURVIVOR,
+    tower=(5, 6, 7, 8),
+    tower_depth=26,
+)
+# Its part in the language model alone.
+_ILLAVA_DECODER = StagedMethod("illava-decoder", at=(8,), shares=(0.7,), depth=32, merge=Merge.SURVIVOR)
 _RANDOM = StagedMethod("random", at=(2,), shares=(0.5,), ranking=Ranking.RANDOM)
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (_FASTV, _PYRAMIDDROP, _HIMAP, _SPARSEVLM, _TOKENCARVE, _ILLAVA, _RANDOM, NoPruning())
-}
-
-
-# Known methods that cannot be exported whole, and why.
-_REFUSED = {
-    "illava": "the method illava also merges tokens inside the vision tower, which is not supported: what is "
-    "left of a picture there is no longer a fixed place of it each, which bias curve, padding mask and "
-    "prompt need; choose illava-decoder for its part in the language model alone",
+    for method in (
+        _FASTV,
+        _PYRAMIDDROP,
+        _HIMAP,
+        _SPARSEVLM,
+        _TOKENCARVE,
+        _ILLAVA,
+        _ILLAVA_DECODER,
+        _RANDOM,
+        NoPruning(),
+    )
 }
 
 
@@ -331,8 +400,6 @@ def method_by_name(name: str) -> Method:
     Raises:
         InputError: there is no such method; the message lists those there are.
     """
-    if name in _REFUSED:
-        raise InputError(_REFUSED[name])
     if name not in METHODS:
         raise InputError(f"unknown pruning method {name!r}: choose one of {', '.join(sorted(METHODS))}")
     return METHODS[name]

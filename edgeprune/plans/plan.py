@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -146,12 +147,30 @@ class PruningStage(BaseModel):
         return StageCounts(reached, kept, appended)
 
 
+class TowerStage(BaseModel):
+    """One merging of a picture's visual tokens inside the vision tower.
+
+    The tokens that receive least attention, the mean over heads and over all rows, are averaged into the
+    least attended one of those that stay (arXiv 2412.06263).
+
+    Attributes:
+        layer: of the tower, counting from 0; tokens are merged between its attention and its MLP.
+        kept: how many of one picture's tokens stay.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int = Field(ge=0)
+    kept: int = Field(ge=1)
+
+
 class PruningPlan(BaseModel):
     """The stages of a method, in the order the layers meet them. No stage: nothing is pruned.
 
     Attributes:
         method: its name.
-        stages: ascending by layer.
+        stages: in the language model, ascending by layer.
+        tower: in the vision tower, ascending by layer.
         positions: position numbers behind a stage.
         trims_earlier_caches: whether the caches of the layers before the stages, too, are cut to the tokens
             that stay, so that all layers' caches have one length.
@@ -161,6 +180,7 @@ class PruningPlan(BaseModel):
 
     method: str
     stages: tuple[PruningStage, ...] = ()
+    tower: tuple[TowerStage, ...] = ()
     positions: Positions = Positions.PRESERVED
     trims_earlier_caches: bool = False
 
@@ -177,9 +197,22 @@ class PruningPlan(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _tower_shrinks(self) -> PruningPlan:
+        steps = [(stage.layer, -stage.kept) for stage in self.tower]
+        for (layer, kept), (later, fewer) in pairwise(steps):
+            if later <= layer or fewer < kept:
+                raise ValueError(f"the tower's stages must ascend by layer and not grow, found {self.tower}")
+        return self
+
     @property
     def prunes(self) -> bool:
+        """Whether the language model drops visual tokens."""
         return bool(self.stages)
+
+    def tokens_per_image(self, places: int) -> int:
+        """Visual tokens of one picture that reach the language model, of so many places in its grid."""
+        return self.tower[-1].kept if self.tower else places
 
     def group_of_layer(self, layer: int) -> int:
         """The cache group of a decoder layer: the number of stages its tokens have been through."""
@@ -208,20 +241,22 @@ class PruningPlan(BaseModel):
         return sum(seen[self.group_of_layer(layer)] for layer in range(layers)) / (layers * visual_tokens)
 
     def describe(self) -> str:
-        if not self.stages:
-            return f"{self.method}: no pruning"
-        stages = ", ".join(
+        tower = ", ".join(f"{stage.kept} after layer {stage.layer}'s attention" for stage in self.tower)
+        stages = [f"in the vision tower to {tower}"] if tower else []
+        stages += [
             f"before layer {s.layer} keep {s.keep / 10000:g}{'' if s.debiased else ' (no debias)'}"
             for s in self.stages
-        )
-        return f"{self.method}: {stages}"
+        ]
+        return f"{self.method}: {', '.join(stages) or 'no pruning'}"
 
-    def describe_counts(self, layers: int, visual_tokens: int) -> str:
+    def describe_counts(self, layers: int, places: int) -> str:
         """The visual tokens of one picture through the stages, and their average share over the layers."""
-        steps = [
+        visual_tokens = self.tokens_per_image(places)
+        steps = [f"{visual_tokens} from the vision tower"] if self.tower else []
+        steps += [
             f"{counts.after} from layer {stage.layer} on"
             + (f", {counts.appended} of them means of dropped ones" if counts.appended else "")
             for stage, counts in zip(self.stages, self.counts(visual_tokens), strict=True)
         ]
-        share = self.average_share(layers, visual_tokens)
-        return f"{visual_tokens}, {', '.join([*steps, f'on average {share:.1%} of them per layer'])}"
+        share = self.average_share(layers, visual_tokens) * visual_tokens / places
+        return f"{places}, {', '.join([*steps, f'on average {share:.1%} of them per layer'])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from edgeprune.errors import UnsupportedModelError
+from edgeprune.plans import TowerStage
 
 # Text models whose decoder layers were checked against Hugging Face's generate, by their config's model_type.
 TEXT_MODELS = {
@@ -30,7 +32,10 @@ class ModelParts:
     """The pieces of a built model.
 
     Attributes:
-        vision: pixel_values [N, 3, H, W] -> visual_embeds [N, tokens per image, D].
+        vision: pixel_values [N, 3, H, W] -> visual_embeds [N, tokens per image, D]; where the tower merges
+            tokens, also each token's place in the picture's grid, int64 [N, tokens per image], ascending, and
+            the scores of every merging stage, float32 [N, tokens that reach it]; scores to merge by instead
+            may be given as a second argument.
         text_model: the decoder without head.
         lm_head: hidden states -> logits.
         image_token_id: the placeholder of one visual token in input_ids.
@@ -54,8 +59,16 @@ class Family(ABC):
         """Raises UnsupportedModelError, by name, for what this family cannot export faithfully."""
 
     @abstractmethod
-    def parts(self, model: PreTrainedModel) -> ModelParts:
-        """Takes a built model apart."""
+    def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
+        """Takes a built model apart; its vision tower merges tokens at these stages."""
+
+    @abstractmethod
+    def tower_layers(self, config: PretrainedConfig) -> int:
+        """Layers of the vision tower in front of the visual tokens; 0 where these come from several."""
+
+    @abstractmethod
+    def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
+        """The vision tower's own attention to the picture's places, [N, heads, rows, places]."""
 
     @abstractmethod
     def image_size(self, config: PretrainedConfig) -> tuple[int, int]:

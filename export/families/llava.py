@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.export.families.base import Family, ModelParts, check_text_config, supported
+from edgeprune.export.tower import MergingTower
+from edgeprune.plans import TowerStage
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+def _skipped(config: PretrainedConfig) -> int:
+    """Tokens in front of the picture's: `Llava.check` has seen to it that this is a class token or none."""
+    return int(config.vision_feature_select_strategy == "default")
 
 
 class _LlavaVision(nn.Module):
@@ -27,6 +36,21 @@ class _LlavaVision(nn.Module):
         layers = [self.layers] if isinstance(self.layers, int) else list(self.layers)
         chosen = [hidden[layer][:, 1:] if self.skip_class_token else hidden[layer] for layer in layers]
         return self.projector(torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0])
+
+
+class _MergingLlavaVision(nn.Module):
+    """A tower that merges, and the projector; the other outputs are those of `MergingTower`."""
+
+    def __init__(self, model: PreTrainedModel, stages: Sequence[TowerStage], layers: int) -> None:
+        super().__init__()
+        self.tower = MergingTower(model.model.vision_tower, stages, layers, _skipped(model.config))
+        self.projector = model.model.multi_modal_projector
+
+    def forward(
+        self, pixel_values: torch.Tensor, scores: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        hidden, place, own = self.tower(pixel_values, scores)
+        return self.projector(hidden), place, *own
 
 
 class Llava(Family):
@@ -52,13 +76,26 @@ class Llava(Family):
             )
         check_text_config(config.text_config)
 
-    def parts(self, model: PreTrainedModel) -> ModelParts:
+    def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
+        layers = self.tower_layers(model.config)
         return ModelParts(
-            vision=_LlavaVision(model),
+            vision=_MergingLlavaVision(model, tower, layers) if tower else _LlavaVision(model),
             text_model=model.model.language_model,
             lm_head=model.lm_head,
             image_token_id=model.config.image_token_id,
         )
+
+    def tower_layers(self, config: PretrainedConfig) -> int:
+        layer = config.vision_feature_layer
+        if not isinstance(layer, int):
+            return 0
+        depth = int(config.vision_config.num_hidden_layers)
+        return layer if layer >= 0 else depth + 1 + layer
+
+    def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
+        attentions = model.model.vision_tower(pixel_values, output_attentions=True).attentions
+        paid: torch.Tensor = attentions[layer][..., _skipped(model.config) :]
+        return paid
 
     def image_size(self, config: PretrainedConfig) -> tuple[int, int]:
         size = config.vision_config.image_size

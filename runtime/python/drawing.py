@@ -53,7 +53,7 @@ def draw_kept(
         InputError: the pictures do not match the stage's visual tokens.
     """
     spec = manifest.preprocessing
-    per_image = spec.tokens_per_image
+    per_image = spec.places_per_image
     reached = int(stage.candidates.max(initial=-1)) + 1
     if not images or not per_image * (len(images) - 1) < reached <= per_image * len(images):
         raise InputError(

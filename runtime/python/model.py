@@ -187,7 +187,7 @@ class Model:
         ids = self._encoder.encode(prompt, len(pictures))
         height, width = spec.image_size
         pixels = np.empty((len(pictures), 3, height, width), dtype=np.float32)
-        valid = np.empty((len(pictures), spec.tokens_per_image), dtype=np.float32)
+        valid = np.empty((len(pictures), spec.places_per_image), dtype=np.float32)
         for number, picture in enumerate(pictures):
             pixels[number] = preprocess(picture, spec)
             valid[number] = visual_valid(picture.shape[1], picture.shape[0], spec, mask)

@@ -40,7 +40,8 @@ class PromptInputs:
     Attributes:
         input_ids: int64 [S], with one image token for every visual token.
         pixel_values: float32 [pictures, 3, height, width].
-        visual_valid: float32 [V], the padding mask of all its visual tokens.
+        visual_valid: float32 [places], the padding mask of its pictures' places: its visual tokens, as long
+            as the vision tower merges none.
         preprocess_seconds: what making all this took.
     """
 
@@ -96,7 +97,8 @@ class Session:
             InputError: longer than the model's positions, or pictures, padding mask and image tokens differ
                 in number.
         """
-        info, per_image = self.manifest.model, self.manifest.preprocessing.tokens_per_image
+        info, per_image = self.manifest.model, self.manifest.tokens_per_image
+        places = self.manifest.preprocessing.places_per_image
         length, limit = len(prompt.input_ids), info.max_positions
         pictures = len(prompt.pixel_values)
         if length > limit:
@@ -105,11 +107,11 @@ class Session:
                 f"{limit}, the model's range of positions; shorten it or leave out pictures"
             )
         image_tokens = int((prompt.input_ids == self.manifest.prompt.image_token_id).sum())
-        if not image_tokens == pictures * per_image == len(prompt.visual_valid):
+        if image_tokens != pictures * per_image or len(prompt.visual_valid) != pictures * places:
             raise InputError(
                 f"the prompt has {image_tokens} image tokens, {pictures} pictures of {per_image} visual "
-                f"tokens each, and a padding mask of {len(prompt.visual_valid)}: expected as many of "
-                "each; make them of the same pictures"
+                f"tokens each, and a padding mask of {len(prompt.visual_valid)}: expected as many image as "
+                f"visual tokens, and a mask of {places} for each picture; make them of the same pictures"
             )
 
     def generate(
@@ -167,14 +169,14 @@ class Session:
             )
         batch = _padded(prompts, self.manifest)
         started = perf_counter()
-        embeds = self._see(prompts)
+        embeds, places = self._see(prompts)
         self.backend.synchronize()
         seen = perf_counter()
         feeds = {
             "input_ids": batch.input_ids,
             "visual_embeds": embeds,
             "visual_index": batch.visual_index,
-            "visual_valid": batch.visual_valid,
+            "visual_valid": np.take_along_axis(batch.visual_valid, places, axis=1),
             # Padding has position 0, where it is masked anyhow; real tokens count from 0.
             "position_ids": np.maximum(np.cumsum(batch.attention_mask, axis=1) - 1, 0),
             "attention_mask": batch.attention_mask,
@@ -186,12 +188,13 @@ class Session:
         stages = stage_results(
             self.manifest.plan,
             batch.visual_index,
+            places,
             batch.visual_valid,
             batch.input_ids.shape[1],
             {name: found[name].numpy() for name in self._traces},
         )
         caches = {name: found[name] for name in self._present}
-        self._check_caches(caches, batch.input_ids.shape[1], stages[0])
+        self._check_caches(caches, batch.input_ids.shape[1], places.shape[1])
         lengths = batch.attention_mask.sum(axis=1)
         return Decoding(self, caches, lengths, logits, stages, seen - started, read - seen)
 
@@ -234,6 +237,7 @@ class Session:
         later = len(reply.token_ids) - 1
         return Statistics(
             visual_tokens=len(prompt.visual_valid),
+            tower_tokens=len(prompt.pixel_values) * self.manifest.tokens_per_image,
             kept=tuple(stage.kept for stage in state.stages[row]),
             padded_kept=tuple(stage.padded_kept for stage in state.stages[row]),
             prompt_tokens=len(prompt.input_ids),
@@ -250,15 +254,26 @@ class Session:
             peak_memory_metric=memory.metric,
         )
 
-    def _see(self, prompts: Sequence[PromptInputs]) -> Tensor | Array:
-        """visual_embeds [B, V, D]: each prompt's pictures one after the other."""
-        width, visual = self.manifest.model.hidden_size, len(prompts[0].visual_valid)
+    def _see(self, prompts: Sequence[PromptInputs]) -> tuple[Tensor | Array, NDArray[np.int64]]:
+        """visual_embeds [B, V, D], each prompt's pictures in a row, and their places int64 [B, V]."""
+        width, batch, pictures = self.manifest.model.hidden_size, len(prompts), len(prompts[0].pixel_values)
+        visual, each = pictures * self.manifest.tokens_per_image, self.manifest.preprocessing.places_per_image
         if not visual:
-            return np.zeros((len(prompts), 0, width), dtype=np.float32)
+            return np.zeros((batch, 0, width), dtype=np.float32), np.zeros((batch, 0), dtype=np.int64)
         pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
-        (name,) = (spec.name for spec in self.manifest.vision.outputs)
-        (wanted,) = (spec.name for spec in self.manifest.vision.inputs)
-        return self._vision.run({wanted: pixels}, [name])[name].reshape(len(prompts), visual, width)
+        merges = bool(self.manifest.plan.tower)
+        names = ["visual_embeds", "visual_place"] if merges else ["visual_embeds"]
+        found = self._vision.run({"pixel_values": pixels}, names)
+        embeds = found["visual_embeds"].reshape(batch, visual, width)
+        if not merges:
+            return embeds, np.broadcast_to(np.arange(visual), (batch, visual))
+        place = found["visual_place"].numpy().reshape(batch, pictures, -1)
+        if place.shape[2] * pictures != visual or (np.diff(place, axis=2) <= 0).any():
+            raise PruningError(
+                f"the vision tower left {place.shape[2]} tokens of a picture: expected {visual // pictures}, "
+                f"in order, as the plan says ({self.manifest.plan.describe()}); export again"
+            )
+        return embeds, (place + each * np.arange(pictures)[:, None]).reshape(batch, visual)
 
     def _empty_caches(self, batch: int) -> dict[str, Array]:
         """The first past of every layer and group: its open axes, other than the batch, are 0 long."""
@@ -268,11 +283,8 @@ class Session:
             if spec.name.startswith("past_")
         }
 
-    def _check_caches(
-        self, caches: dict[str, Tensor], sequence: int, stages: tuple[StageResult, ...]
-    ) -> None:
+    def _check_caches(self, caches: dict[str, Tensor], sequence: int, visual: int) -> None:
         """The caches are the proof that later layers really saw fewer tokens."""
-        visual = len(stages[0].candidates) if stages else 0
         for group, expected in enumerate(self.manifest.plan.cache_lengths(sequence, visual)):
             found = caches[f"present_mask.{group}"].shape[1]
             if found != expected:

@@ -18,10 +18,13 @@ from edgeprune.selection import select_visual
 class StageResult:
     """What one pruning stage did to one prompt with V visual tokens.
 
+    A visual token's number is its place among all the places of the prompt's pictures, 0 the upper left of
+    the first one: 0..V-1, unless the vision tower merged some away.
+
     Attributes:
         layer: tokens were dropped before this decoder layer.
         keep: the stage's keep ratio in ten-thousandths.
-        kept_visual: int64 [K], ascending, of the prompt's visual tokens 0..V-1.
+        kept_visual: int64 [K], ascending, the numbers of the visual tokens that stayed.
         candidates: int64 [C], the visual tokens that reached the stage, likewise.
         score: float32 [C], the attention that the scoring rows pay each of them, before any debiasing.
         visual_valid: float32 [C], their padding mask.
@@ -60,6 +63,7 @@ class StageResult:
 def stage_results(
     plan: PruningPlan,
     visual_index: NDArray[np.int64],
+    places: NDArray[np.int64],
     visual_valid: NDArray[np.float32],
     sequence: int,
     traces: Mapping[str, NDArray[Any]],
@@ -69,7 +73,8 @@ def stage_results(
     Args:
         plan: of the bundle.
         visual_index: int64 [B, V], positions of the visual tokens in the batch.
-        visual_valid: float32 [B, V].
+        places: int64 [B, V], their numbers.
+        visual_valid: float32 [B, places], the padding mask by number.
         sequence: S, the batch's length.
         traces: per stage s `kept_index.s` int64 [B, S after] and `score.s` float32 [B, S before]; positions
             count within what reached the stage.
@@ -85,7 +90,7 @@ def stage_results(
     results: list[list[StageResult]] = [[] for _ in range(batch)]
     # For each position that is left: which visual token it is, or -1.
     identity = np.full((batch, sequence), -1, dtype=np.int64)
-    np.put_along_axis(identity, visual_index, np.broadcast_to(np.arange(visual), (batch, visual)), axis=1)
+    np.put_along_axis(identity, visual_index, places, axis=1)
     for number, stage in enumerate(plan.stages):
         kept_index, score = traces[f"kept_index.{number}"], traces[f"score.{number}"]
         counts = stage.counts(visual)

@@ -13,7 +13,8 @@ class Statistics:
     Prompts that ran as one batch share its times; a reply that ended earlier has a shorter decode time.
 
     Attributes:
-        visual_tokens: V, visual tokens of the prompt.
+        visual_tokens: of the prompt's pictures, one for each place in their grids.
+        tower_tokens: how many of them the vision tower leaves: all, unless it merges.
         kept: per pruning stage, how many visual tokens stayed.
         padded_kept: per pruning stage, how many of those are padding.
         prompt_tokens: tokens of the prompt, visual ones included, batch padding not.
@@ -31,6 +32,7 @@ class Statistics:
     """
 
     visual_tokens: int
+    tower_tokens: int
     kept: tuple[int, ...]
     padded_kept: tuple[int, ...]
     prompt_tokens: int

@@ -20,7 +20,7 @@ def test_a_manifest_survives_json() -> None:
 
 
 def test_a_picture_has_as_many_tokens_as_its_grid() -> None:
-    assert make_manifest().preprocessing.model_copy(update={"grid": (3, 5)}).tokens_per_image == 15
+    assert make_manifest().preprocessing.model_copy(update={"grid": (3, 5)}).places_per_image == 15
 
 
 def test_one_cache_group_without_stages_and_one_more_for_each() -> None:

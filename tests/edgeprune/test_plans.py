@@ -17,6 +17,7 @@ from edgeprune.plans import (
     PruningPlan,
     PruningStage,
     ScoringRows,
+    TowerStage,
     method_by_name,
     random_scores,
     recycled_count,
@@ -96,11 +97,59 @@ def test_methods_are_found_by_their_names() -> None:
         method_by_name("fastvee")
 
 
-def test_a_method_that_cannot_be_done_whole_is_refused_by_name() -> None:
-    with pytest.raises(
-        InputError, match=r"illava also merges tokens inside the vision tower.*illava-decoder"
-    ):
-        method_by_name("illava")
+def test_a_tower_merges_as_published() -> None:
+    # 92 of 729 in each of layers 5 to 8, then 0.7 of what is left.
+    plan = METHODS["illava"].plan(32, visual_tokens=729, tower_layers=26)
+    assert [(s.layer, s.kept) for s in plan.tower] == [(5, 637), (6, 545), (7, 453), (8, 361)]
+    assert [(s.layer, s.keep, s.debiased) for s in plan.stages] == [(8, 7000, True)]
+    assert plan.tokens_per_image(729) == 361
+    assert plan.describe_counts(32, 729) == (
+        "729, 361 from the vision tower, 253 from layer 8 on, on average 38.4% of them per layer"
+    )
+    assert plan.describe() == (
+        "illava: in the vision tower to 637 after layer 5's attention, 545 after layer 6's attention, 453 "
+        "after layer 7's attention, 361 after layer 8's attention, before layer 8 keep 0.7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (12, [2, 3, 4, 5]), (23, [4, 5, 6, 7])],
+)
+def test_a_tower_of_another_depth_merges_where_it_can(layers: int, expected: list[int]) -> None:
+    plan = METHODS["illava"].plan(32, visual_tokens=576, tower_layers=layers)
+    assert [stage.layer for stage in plan.tower] == expected
+    assert plan.tower[-1].kept == 285
+    steps = np.diff([576, *(stage.kept for stage in plan.tower)])
+    assert steps.max() - steps.min() <= 1
+
+
+def test_a_tower_may_merge_alone_or_not_at_all() -> None:
+    method = METHODS["illava"]
+    alone = method.plan(8, (0.5, 0.5), visual_tokens=36, tower_layers=2)
+    assert [stage.kept for stage in alone.tower] == [27, 18]
+    assert not alone.prunes
+    assert alone.describe().endswith("to 27 after layer 0's attention, 18 after layer 1's attention")
+    decoder = method.plan(8, (1, 0.5), visual_tokens=36, tower_layers=2)
+    assert not decoder.tower
+    assert [stage.keep for stage in decoder.stages] == [5000]
+    assert method.plan(8, 1, visual_tokens=36, tower_layers=2) == PruningPlan(method="illava")
+
+
+def test_a_tower_without_one_last_layer_cannot_merge() -> None:
+    with pytest.raises(InputError, match="illava merges inside the vision tower, and this model's visual"):
+        METHODS["illava"].plan(8, visual_tokens=36, tower_layers=0)
+
+
+def test_a_list_for_a_method_with_a_tower_says_what_it_is_of() -> None:
+    with pytest.raises(InputError, match="illava has 2 selections, the first of them its merging in the vis"):
+        METHODS["illava"].plan(8, (0.5, 0.4, 0.3), visual_tokens=36, tower_layers=2)
+
+
+@pytest.mark.parametrize("stages", [[(1, 5), (1, 4)], [(2, 5), (1, 4)], [(1, 4), (2, 5)]])
+def test_a_tower_that_cannot_be_is_refused(stages: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValidationError, match="must ascend by layer and not grow"):
+        PruningPlan(method="m", tower=tuple(TowerStage(layer=at, kept=kept) for at, kept in stages))
 
 
 def test_cache_groups_count_the_stages_passed() -> None:
@@ -197,9 +246,11 @@ def test_counts_are_whole_parts_where_the_method_says_so() -> None:
 def test_keep_is_the_average_behind_the_first_selection(
     method: str, keep: float, layers: int, visual: int
 ) -> None:
-    plan = METHODS[method].plan(layers, keep, visual_tokens=visual)
-    first = METHODS[method].plan(layers, 0.01, visual_tokens=visual).stages[0].layer
-    kept = [visual, *(counts.kept for counts in plan.counts(visual))]
+    plan = METHODS[method].plan(layers, keep, visual_tokens=visual, tower_layers=4)
+    least = METHODS[method].plan(layers, 0.01, visual_tokens=visual, tower_layers=4)
+    first = 0 if least.tower else least.stages[0].layer
+    left = plan.tokens_per_image(visual)
+    kept = [left, *(counts.kept for counts in plan.counts(left))]
     seen = [kept[plan.group_of_layer(layer)] / visual for layer in range(first, layers)]
     # Shares are whole ten-thousandths, numbers of tokens whole numbers, at least one.
     assert sum(seen) / len(seen) == pytest.approx(keep, abs=1.01 / visual + 1e-4)
@@ -209,7 +260,9 @@ def test_keep_is_the_average_behind_the_first_selection(
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))
 @pytest.mark.parametrize("layers", [4, 5, 12, 24, 28, 32, 40, 80])
 def test_layers_scale_with_the_depth_and_stay_apart(method: str, layers: int) -> None:
-    at = [stage.layer for stage in METHODS[method].plan(layers, 0.3, visual_tokens=576).stages]
+    at = [
+        stage.layer for stage in METHODS[method].plan(layers, 0.3, visual_tokens=576, tower_layers=4).stages
+    ]
     assert at == sorted(set(at))
     assert at[0] >= 1
     assert at[-1] < layers

@@ -73,21 +73,33 @@ def fake_manifest(method: str = "fastv", **changes: Any) -> Manifest:
             inputs.append(TensorSpec(name=f"past_{kind}.{layer}", dtype="float32", shape=shape))
             outputs.append(TensorSpec(name=f"present_{kind}.{layer}", dtype="float32", shape=shape))
     language = GraphSpec(file="language.onnx", inputs=tuple(inputs), outputs=tuple(outputs))
-    return base.model_copy(update={"language": language, **changes})
+    vision = base.vision
+    if base.plan.tower:
+        place = TensorSpec(name="visual_place", dtype="int64", shape=("images", base.tokens_per_image))
+        vision = vision.model_copy(update={"outputs": (*vision.outputs, place)})
+    return base.model_copy(update={"language": language, "vision": vision, **changes})
 
 
 class FakeVision:
-    """Each picture's mean, in every element of its embeddings."""
+    """Each picture's mean, in every element of its embeddings; of a tower that merges, some places are left."""
 
-    def __init__(self, spec: GraphSpec) -> None:
-        self.inputs, self.outputs = spec.inputs, spec.outputs
+    def __init__(self, manifest: Manifest) -> None:
+        self.inputs, self.outputs = manifest.vision.inputs, manifest.vision.outputs
+        self.tokens = manifest.tokens_per_image
         self.pictures: list[int] = []
+        self.places: list[np.ndarray] = []
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, FakeTensor]:
         pixels = feeds["pixel_values"]
         self.pictures.append(len(pixels))
         means = pixels.mean(axis=(1, 2, 3), keepdims=True)[:, :, :, 0]
-        return {outputs[0]: FakeTensor(np.broadcast_to(means, (len(pixels), PER_IMAGE, WIDTH)).copy())}
+        found = {outputs[0]: FakeTensor(np.broadcast_to(means, (len(pixels), self.tokens, WIDTH)).copy())}
+        if "visual_place" in outputs:
+            seeds = np.abs(means[:, 0, 0] * 1e6).astype(int)
+            orders = [np.random.default_rng(seed).permutation(PER_IMAGE) for seed in seeds]
+            self.places.append(np.stack([np.sort(order[: self.tokens]) for order in orders]))
+            found["visual_place"] = FakeTensor(self.places[-1])
+        return found
 
 
 class FakeLanguage:
@@ -167,7 +179,7 @@ class FakeBackend:
     name = "fake"
 
     def __init__(self, manifest: Manifest) -> None:
-        self.vision = FakeVision(manifest.vision)
+        self.vision = FakeVision(manifest)
         self.language = FakeLanguage(manifest)
         self.waits = 0
 

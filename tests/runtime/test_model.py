@@ -147,7 +147,7 @@ def test_kept_tokens_are_the_reference_selection_of_the_graph_s_scores(pruned: M
     reply = pruned.generate(text("what color is the star", 2), paths("wide.png", "column.png"))
     (stage,) = reply.stages
     assert manifest.curve is not None
-    weights = tile_weights(manifest.curve, manifest.preprocessing.tokens_per_image, 2)
+    weights = tile_weights(manifest.curve, manifest.tokens_per_image, 2)
     expected = select_visual(stage.score[None], stage.visual_valid[None], weights, stage.keep)[0]
     assert reply.kept_visual == (tuple(expected),)
     assert reply.statistics.kept == (86,)

@@ -81,6 +81,58 @@ def test_positions_count_real_tokens_and_padding_is_masked() -> None:
     assert step["visual_index"].shape == step["visual_valid"].shape == (2, 0)
 
 
+MERGED = 6  # what the fake's tower leaves of 16 places, of which the decoder keeps 4
+
+
+def test_what_a_tower_merged_takes_its_places_along() -> None:
+    session, backend = make("illava")
+    prompts = [prompt_inputs(2, 9, seed=1, padded=4), prompt_inputs(2, 6, seed=2, padded=7)]
+    prompts = [fewer_image_tokens(prompt, MERGED) for prompt in prompts]
+    results = generate(session, *prompts, tokens=1)
+    places = backend.vision.places[0].reshape(2, 2, MERGED) + np.array([0, PER_IMAGE])[None, :, None]
+    fed = backend.language.feeds[0]["visual_valid"]
+    for row, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
+        of_prompt = places[row].reshape(-1)
+        (stage,) = result.stages
+        np.testing.assert_array_equal(fed[row], prompt.visual_valid[of_prompt])
+        np.testing.assert_array_equal(stage.candidates, of_prompt)
+        np.testing.assert_array_equal(stage.visual_valid, prompt.visual_valid[of_prompt])
+        assert set(stage.kept_visual) < set(of_prompt)
+        figures = result.statistics
+        assert (figures.visual_tokens, figures.tower_tokens, figures.kept) == (32, 2 * MERGED, (8,))
+    assert not np.array_equal(places[0], places[1])
+
+
+def test_a_tower_that_does_not_follow_the_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, backend = make("illava")
+    run = backend.vision.run
+
+    def disordered(feeds: Any, outputs: Any) -> dict[str, Any]:
+        found = run(feeds, outputs)
+        found["visual_place"].array = found["visual_place"].array[:, ::-1]
+        return found
+
+    monkeypatch.setattr(backend.vision, "run", disordered)
+    with pytest.raises(
+        PruningError, match=r"the vision tower left 6 tokens of a picture: expected 6, in order"
+    ):
+        generate(session, fewer_image_tokens(prompt_inputs(1, 6), MERGED))
+
+
+def test_a_prompt_made_for_a_tower_that_merges_nothing_is_refused() -> None:
+    session, _ = make("illava")
+    with pytest.raises(
+        InputError, match="16 image tokens, 1 pictures of 6 visual tokens each, and a padding"
+    ):
+        generate(session, prompt_inputs(1, 6))
+
+
+def fewer_image_tokens(prompt: PromptInputs, per_image: int) -> PromptInputs:
+    number = np.cumsum(prompt.input_ids == IMAGE) - 1
+    stays = (prompt.input_ids != IMAGE) | (number % PER_IMAGE < per_image)
+    return PromptInputs(prompt.input_ids[stays], prompt.pixel_values, prompt.visual_valid)
+
+
 def test_padding_never_looks_like_a_visual_token() -> None:
     manifest = fake_manifest()
     odd = manifest.prompt.model_copy(update={"pad_token_id": IMAGE})
@@ -203,7 +255,7 @@ def test_image_tokens_pictures_and_mask_must_agree(change: dict[str, Any]) -> No
         "pixel_values": prompt.pixel_values,
         "visual_valid": prompt.visual_valid,
     }
-    with pytest.raises(InputError, match="as many of each"):
+    with pytest.raises(InputError, match="as many image as visual tokens, and a mask of 16 for each picture"):
         generate(make()[0], PromptInputs(**{**fields, **change}))
 
 

@@ -15,6 +15,9 @@ def one_stage(keep: int = 5000) -> PruningPlan:
     return PruningPlan(method="test", stages=(PruningStage(layer=2, score_layer=1, keep=keep),))
 
 
+NUMBERS = np.broadcast_to(np.arange(12), (8, 12))
+
+
 def run_stage(score: np.ndarray, index: np.ndarray, valid: np.ndarray, keep: int) -> dict[str, np.ndarray]:
     chosen = select(score, index, valid, np.linspace(1, 2, 64, dtype=np.float32), keep)
     return {"kept_index": chosen.kept_index, "score": score}
@@ -27,7 +30,7 @@ def test_results_are_the_reference_selection_s() -> None:
     valid = (rng.random((3, 12)) > 0.3).astype(np.float32)
     traces = {f"{name}.0": value for name, value in run_stage(score, index, valid, 5000).items()}
     expected = select(score, index, valid, np.linspace(1, 2, 64, dtype=np.float32), 5000)
-    for row, (result,) in enumerate(stage_results(one_stage(), index, valid, 20, traces)):
+    for row, (result,) in enumerate(stage_results(one_stage(), index, NUMBERS[:3], valid, 20, traces)):
         np.testing.assert_array_equal(result.kept_visual, expected.kept_visual[row])
         np.testing.assert_array_equal(result.candidates, np.arange(12))
         np.testing.assert_array_equal(result.score, score[row, index[row]])
@@ -50,13 +53,26 @@ def test_a_second_stage_counts_the_prompt_s_own_visual_tokens() -> None:
     scores = np.arange(11, dtype=np.float32)[None], np.arange(7, dtype=np.float32)[None]
     traces = {"kept_index.0": first, "kept_index.1": second, "score.0": scores[0], "score.1": scores[1]}
     valid = np.array([[1, 1, 1, 1, 1, 1, 1, 0]], dtype=np.float32)
-    ((before, after),) = stage_results(plan, np.arange(2, 10)[None], valid, 11, traces)
+    ((before, after),) = stage_results(plan, np.arange(2, 10)[None], np.arange(8)[None], valid, 11, traces)
     assert before.kept_visual.tolist() == [1, 3, 5, 7]
     assert after.candidates.tolist() == [1, 3, 5, 7]
     assert after.kept_visual.tolist() == [3, 7]
     assert after.score.tolist() == [2, 3, 4, 5]
     assert after.visual_valid.tolist() == [1, 1, 1, 0]
     assert (before.padded_kept, after.padded_kept) == (1, 1)
+
+
+def test_visual_tokens_are_numbered_by_their_places() -> None:
+    # Of six places a vision tower leaves 0, 2, 3 and 5, at 1..4 of the prompt; the stage keeps 2 and 5.
+    traces = {"kept_index.0": np.array([[0, 2, 4]]), "score.0": np.arange(5, dtype=np.float32)[None]}
+    valid = np.array([[1, 0, 0, 1, 0, 1]], dtype=np.float32)
+    ((result,),) = stage_results(
+        one_stage(), np.arange(1, 5)[None], np.array([[0, 2, 3, 5]]), valid, 5, traces
+    )
+    assert result.candidates.tolist() == [0, 2, 3, 5]
+    assert result.kept_visual.tolist() == [2, 5]
+    assert result.visual_valid.tolist() == [1, 0, 1, 1]
+    assert result.padded_kept == 1
 
 
 def test_without_debias_the_raw_scores_decide() -> None:
@@ -74,7 +90,10 @@ def test_without_debias_the_raw_scores_decide() -> None:
 
 def test_no_stage_no_results() -> None:
     index = np.zeros((2, 0), dtype=np.int64)
-    assert stage_results(PruningPlan(method="none"), index, index.astype(np.float32), 4, {}) == [(), ()]
+    assert stage_results(PruningPlan(method="none"), index, index, index.astype(np.float32), 4, {}) == [
+        (),
+        (),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,4 +108,5 @@ def test_what_is_not_the_plan_is_refused(kept: list[list[int]], message: str) ->
     # Visual tokens at 0..3, text at 4.
     traces = {"kept_index.0": np.array(kept), "score.0": np.zeros((1, 5), dtype=np.float32)}
     with pytest.raises(PruningError, match=message):
-        stage_results(one_stage(), np.arange(4)[None], np.ones((1, 4), dtype=np.float32), 5, traces)
+        index = np.arange(4)[None]
+        stage_results(one_stage(), index, index, np.ones((1, 4), dtype=np.float32), 5, traces)

@@ -56,7 +56,7 @@ def resolve_limits(
     Raises:
         InputError: a number is too small, does not fit the model, or they contradict each other.
     """
-    per_image, positions = manifest.preprocessing.tokens_per_image, manifest.model.max_positions
+    per_image, positions = manifest.tokens_per_image, manifest.model.max_positions
     images = _whole("--max-images", max_images, 1, 0)
     visual = images * per_image
     prompt = _whole("--max-prompt", max_prompt, min(positions, visual + _DEFAULT_TEXT), 1)
@@ -92,7 +92,7 @@ def check_topk(manifest: Manifest, limits: Limits) -> None:
     Raises:
         InputError: a stage would have to keep too many tokens.
     """
-    visual = limits.images * manifest.preprocessing.tokens_per_image
+    visual = limits.images * manifest.tokens_per_image
     for number, stage in enumerate(manifest.plan.stages):
         counts = stage.counts(visual)
         visual = counts.after
@@ -126,7 +126,7 @@ _PAST = "past_"
 
 def _prefill_axes(manifest: Manifest, limits: Limits) -> _Axes:
     usual, visual = _usual_prompt(manifest, limits)
-    most = limits.images * manifest.preprocessing.tokens_per_image
+    most = limits.images * manifest.tokens_per_image
     return {
         "batch": (1, 1, limits.batch),
         "sequence": (1, usual, limits.prompt),
@@ -159,7 +159,7 @@ def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
 
 def _usual_prompt(manifest: Manifest, limits: Limits) -> tuple[int, int]:
     """Tokens and visual tokens of the prompt that kernels are tuned for: one picture and a question."""
-    visual = min(1, limits.images) * manifest.preprocessing.tokens_per_image
+    visual = min(1, limits.images) * manifest.tokens_per_image
     return min(limits.prompt, visual + _USUAL_TEXT), visual
 
 

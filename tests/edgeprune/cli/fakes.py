@@ -14,7 +14,7 @@ from tests.manifests import make_manifest
 PIECES = ("a ", "red ", "ring")
 
 
-def make_reply(pruned: bool = True) -> Reply:
+def make_reply(pruned: bool = True, tower_tokens: int = 16) -> Reply:
     """16 visual tokens, of which the upper four are padding; 5 kept, two of them padding without debias."""
     score = np.linspace(2.0, 1.0, 16, dtype=np.float32)
     valid = np.ones(16, dtype=np.float32)
@@ -29,6 +29,7 @@ def make_reply(pruned: bool = True) -> Reply:
     )
     statistics = Statistics(
         visual_tokens=16,
+        tower_tokens=tower_tokens,
         kept=(5,) if pruned else (),
         padded_kept=(0,) if pruned else (),
         prompt_tokens=25,

@@ -52,6 +52,11 @@ def test_an_unpruned_reply_speaks_of_no_kept_tokens(cli: Cli, model: FakeModel, 
     assert "visual tokens  16\n" in cli("run", bundle, "--prompt", "what?").err
 
 
+def test_what_the_vision_tower_leaves_is_told(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    model.reply = make_reply(tower_tokens=8)
+    assert "16, 8 left by the vision tower, kept 5" in cli("run", bundle, "--prompt", "what?").err
+
+
 def test_defaults(cli: Cli, model: FakeModel, bundle: Path) -> None:
     cli("run", bundle, "--prompt", "what?")
     assert model.loaded == (bundle, "auto", {})
@@ -115,7 +120,7 @@ def test_a_drawing_is_refused_before_the_model_is_loaded(
 ) -> None:
     unpruned = write_bundle(tmp_path / "unpruned", method="none")
     mistakes = [
-        (unpruned, ["--image", "a.png"], tmp_path / "kept.png", "the bundle does not prune"),
+        (unpruned, ["--image", "a.png"], tmp_path / "kept.png", "the bundle's language model drops nothing"),
         (bundle, [], tmp_path / "kept.png", "no picture to draw"),
         (bundle, ["--image", "a.png"], tmp_path / "kept.doc", "does not end as a picture's name"),
         (bundle, ["--image", "a.png"], tmp_path / "none" / "kept.png", "in a folder that exists"),
