@@ -41,8 +41,8 @@ def export(
         typer.Option(
             metavar="NAME",
             # Written out, because the methods' module would load too much for --help.
-            help="Pruning method: `fastv`, `himap`, `illava-decoder`, `pyramiddrop`, `sparsevlm`, "
-            "`tokencarve`, `random`; `none` is the unpruned graph.",
+            help="Pruning method: `fastv`, `himap`, `illava`, `illava-decoder`, `pyramiddrop`, "
+            "`sparsevlm`, `tokencarve`, `random`; `none` is the unpruned graph.",
         ),
     ] = "fastv",
     layer: Annotated[

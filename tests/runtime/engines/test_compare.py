@@ -15,7 +15,8 @@ from edgeprune.errors import InputError
 from edgeprune.manifest import Check, failures
 from edgeprune.runtime import backends
 from edgeprune.runtime.engines import build
-from edgeprune.runtime.engines.compare import comparable, compare, compare_backends
+from edgeprune.runtime.engines.compare import _Comparison, comparable, compare, compare_backends
+from tests.manifests import make_manifest
 
 
 class Tampered:
@@ -95,6 +96,44 @@ def test_another_choice_of_tokens_is_told_without_what_follows_from_it(sample_bu
     found = checks(sample_bundle, change)
     assert "prefill, kept_index" in failures(found)
     assert not any("prefill, present_key" in check.name for check in found)
+
+
+class Fixed:
+    """A graph with outputs of its own, whatever it is fed."""
+
+    def __init__(self, **outputs: list[list[float]]) -> None:
+        self._outputs = {name: np.array(value, dtype=np.float32) for name, value in outputs.items()}
+
+    def run(self, feeds: Any, outputs: Any) -> dict[str, Any]:
+        return {name: _Array(self._outputs[name]) for name in outputs}
+
+
+def vision_checks(tested: list[float], expected: list[float]) -> list[Check]:
+    """Of a tower whose scores are these, and whose embeddings differ."""
+    comparison = _Comparison(make_manifest(), "tested")
+    names = ["visual_embeds", "tower_score.0"]
+    graphs: Any = [
+        Fixed(**{names[0]: [[embeds]], names[1]: [scores]})
+        for embeds, scores in ((1.0, tested), (2.0, expected))
+    ]
+    comparison.run("vision", graphs, {}, names)
+    return comparison.checks
+
+
+def test_means_of_tokens_merged_in_another_order_are_not_compared() -> None:
+    told, score = vision_checks([0.5, 0.3, 0.3 + 1e-7], [0.5, 0.3 + 1e-7, 0.3])
+    assert told.name == "tested: vision, tokens merged in another order, so visual_embeds is not compared"
+    assert score.name.startswith("tested: vision, tower_score")
+    assert failures([told, score]) == ""
+
+
+def test_means_of_tokens_merged_in_the_same_order_are_compared() -> None:
+    embeds, _ = vision_checks([0.5, 0.3, 0.2], [0.5, 0.3, 0.2])
+    assert not embeds.holds
+
+
+def test_scores_that_differ_are_told_even_where_they_merge_in_another_order() -> None:
+    assert "tower_score" in failures(vision_checks([0.5, 0.2, 0.3], [0.5, 0.3, 0.2]))
 
 
 def test_a_type_that_the_reference_does_not_run(sample_bundle: Path) -> None:
