@@ -81,7 +81,10 @@ def calibrate(
     config = read_config(folder)
     family = family_of(config)
     grid = family.grid(config)
-    plan = scoring_plan(method, config.get_text_config().num_hidden_layers, layer)
+    places = grid[0] * grid[1]
+    plan = scoring_plan(
+        method, config.get_text_config().num_hidden_layers, layer, places, family.tower_layers(config)
+    )
     preprocessing = read_preprocessing(folder, family.image_size(config), grid)
     numbers = picture_numbers(samples)
     pictures = int(numbers.max()) + 1
@@ -92,7 +95,7 @@ def calibrate(
     state = State(
         target.with_name(f"{target.name}.unfinished.npz"),
         settings,
-        grid[0] * grid[1],
+        places,
         len(layers),
         restart,
     )
@@ -116,13 +119,15 @@ def calibrate(
     return found
 
 
-def scoring_plan(method: str, layers: int, layer: int | Sequence[int] | None) -> PruningPlan:
-    """The method's plan, whose stages are measured whatever share they keep.
+def scoring_plan(
+    method: str, layers: int, layer: int | Sequence[int] | None, places: int, tower_layers: int
+) -> PruningPlan:
+    """The method's plan, whose stages are measured whatever share they keep, and whatever a tower merges.
 
     Raises:
         InputError: the method is unknown or pays no attention, or the layer is out of range.
     """
-    plan = method_by_name(method).plan(layers, layer=layer)
+    plan = method_by_name(method).plan(layers, layer=layer, visual_tokens=places, tower_layers=tower_layers)
     if not plan.stages or any(stage.score_layer is None for stage in plan.stages):
         raise InputError(
             f"the method {method} does not select by attention: there is no bias to measure; choose another"
@@ -148,8 +153,9 @@ class Scorer:
         self._dtype = stored_dtype(folder, config)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         parts = family.parts(family.load(folder, self._dtype))
-        rows, columns = preprocessing.grid
-        decoder = MeasuringDecoder(parts.text_model, plan, parts.image_token_id, rows * columns)
+        decoder = MeasuringDecoder(
+            parts.text_model, plan, parts.image_token_id, preprocessing.places_per_image
+        )
         self._vision = parts.vision.to(self._device).eval()
         self._decoder = decoder.to(self._device).eval()
         self._image_token_id = parts.image_token_id

@@ -23,7 +23,7 @@ from edgeprune.export.pipeline import export
 from edgeprune.export.processor import padding_mask_for, read_preprocessing
 from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.masks import visual_valid
-from edgeprune.plans import method_by_name
+from edgeprune.plans import PruningPlan, method_by_name
 from tests.export.method_reference import find_raters
 from tests.tiny import save_llava
 
@@ -48,10 +48,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def plan_of(method: str, layer: Any = None) -> PruningPlan:
+    return scoring_plan(method, LAYERS, layer, 36, tower_layers=2)
+
+
 def scorer(model: Path, method: str, layer: Any = None) -> Scorer:
     preprocessing = read_preprocessing(model, (24, 24), GRID)
     mask = padding_mask_for(preprocessing, method, True)
-    return Scorer(model, scoring_plan(method, LAYERS, layer), preprocessing, mask)
+    return Scorer(model, plan_of(method, layer), preprocessing, mask)
 
 
 def huggingface(model: Path, samples: list[Sample], stages: list[tuple[int, str]]) -> Any:
@@ -94,6 +98,7 @@ def huggingface(model: Path, samples: list[Sample], stages: list[tuple[int, str]
         ("sparsevlm", [1, 2, 3], [(0, "raters"), (1, "raters"), (2, "raters")]),
         ("tokencarve", None, [(1, "last")]),
         ("illava-decoder", 2, [(1, "last")]),
+        ("illava", 2, [(1, "last")]),  # nothing is merged in the tower either
     ],
 )
 def test_the_attention_is_that_of_every_stage_in_the_unpruned_model(
@@ -137,7 +142,7 @@ def test_padding_moves_with_a_crop(model: Path, pictures: Path, tmp_path: Path) 
     """Letterboxed, resized to 36 and cropped to 24 pixels: the crop shows less padding."""
     cropping, preprocessing = with_processor(model, tmp_path / "crops", size={"shortest_edge": 36})
     mask = PaddingMask(kind="share")
-    found = Scorer(cropping, scoring_plan("fastv", LAYERS, None), preprocessing, mask)
+    found = Scorer(cropping, plan_of("fastv"), preprocessing, mask)
     _, valid = found.attention([Sample(path, "?") for path in sorted(pictures.iterdir())[:4]])
     # 36 x 12 fills rows 12 to 24 of 36, which are 6 to 18 of the crop's 24: a token and a half are padding.
     assert valid[1].reshape(GRID)[:, 0].tolist() == [0, 1, 1, 1, 1, 0]
@@ -157,7 +162,7 @@ def test_the_usual_crop_without_letterboxing(model: Path, pictures: Path, tmp_pa
     samples = [Sample(path, "what colour ?") for path in sorted(pictures.iterdir())[:4]]
     paid, valid = Scorer(
         usual,
-        scoring_plan("fastv", LAYERS, None),
+        plan_of("fastv"),
         preprocessing,
         padding_mask_for(preprocessing, "fastv", True),
     ).attention(samples)
@@ -175,7 +180,7 @@ def test_only_the_layers_that_score_are_kept(model: Path) -> None:
 @pytest.mark.parametrize("method", ["none", "random"])
 def test_methods_that_pay_no_attention(method: str) -> None:
     with pytest.raises(InputError, match=f"the method {method} does not select by attention"):
-        scoring_plan(method, LAYERS, None)
+        plan_of(method)
 
 
 def run(model: Path, pictures: Path, output: Path, **options: Any) -> Any:
