@@ -271,7 +271,8 @@ def _bias(
     if curve is not None and curve.num_tokens != per_image:
         progress.note(
             f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
-            f"{per_image} by relative position; a curve fitted to this model would be better"
+            f"{per_image} by relative position"
+            + ("" if curve.fitted_to else "; a curve fitted to this model would be better")
         )
     return tile_weights(curve, per_image, pictures)
 

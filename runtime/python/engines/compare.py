@@ -118,10 +118,12 @@ def _merged_apart(tested: _Arrays, expected: _Arrays) -> bool:
     scores = [name for name in expected if name.startswith("tower_score.")]
     if any(tested[name].shape != expected[name].shape for name in scores):
         return False  # told by the scores themselves
-    orders = [
-        [np.argsort(-side[name], axis=1, kind="stable") for side in (tested, expected)] for name in scores
-    ]
-    return not all(np.array_equal(*pair) for pair in orders)
+    return not all(np.array_equal(_order(tested[name]), _order(expected[name])) for name in scores)
+
+
+def _order(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """int64 [N, V], the best first, equal ones by index."""
+    return np.argsort(-scores, axis=1, kind="stable")
 
 
 def _largest_share(tested: NDArray[Any], expected: NDArray[Any]) -> float:
