@@ -129,7 +129,9 @@ def spread(values: torch.Tensor, visual_index: torch.Tensor, positions: torch.Te
     """Values of the visual tokens, [B, V, ...], at their positions: [B, S, ...], zeros elsewhere."""
     marks = is_visual(visual_index, positions)
     # A gather with a spare row for everything else; a scatter would need indices as wide as the values.
-    padded = torch.cat([values.new_zeros(values.shape[0], 1, *values.shape[2:]), values], dim=1)
+    # Not new_zeros: before opset 20, ONNX makes no bfloat16 zeros of a dynamic shape, but expands one.
+    spare = torch.full((values.shape[0], 1, *values.shape[2:]), 0, dtype=values.dtype, device=values.device)
+    padded = torch.cat([spare, values], dim=1)
     return take(padded, marks.cumsum(1) * marks)
 
 

@@ -190,3 +190,12 @@ def test_tensorrt_for_rtx_builds_the_graph(exported: tuple[str, Bundle]) -> None
     method, bundle = exported
     folder = build(bundle.folder, flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
     assert (folder / "language.engine").stat().st_size > 0, method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["illava", "sparsevlm", "tokencarve"])
+def test_a_method_that_merges_exports_in_bfloat16(method: str, tmp_path: Path) -> None:
+    source = save_llava(tmp_path / "model")
+    bundle = export(source, method=method, keep=KEEP, dtype="bf16", output=tmp_path / "bundle")
+    # The exporter has ONNX check what it writes; nothing here runs bfloat16.
+    assert "bfloat16" in (read_manifest(bundle).verification.skipped or "")
