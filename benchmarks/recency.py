@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +43,11 @@ from samples.packing import Packed
 from samples.scenes import (
     COLORS,
     GRID,
+    MAX_OBJECTS,
     SHAPES,
     TUNING_SEEDS,
     Question,
+    Scene,
     color_question,
     scene,
     shape_question,
@@ -58,7 +61,7 @@ TEXTS = 64
 """Held-out texts that accuracy and attention over text are measured on."""
 QUESTIONS_PER_TEXT = 8
 TEXT_TOKENS = 32
-"""Tokens of a text in training; they are spread over the 144 places that a picture's tokens have."""
+"""Tokens of a text in training; they are spread over the places that a prompt's visual tokens have."""
 MOST_MENTIONS = 16
 FILLERS = ("what", "is", "the", "color", "shape")
 """They say nothing in a text, and make it as long as a picture."""
@@ -78,6 +81,7 @@ class Variant:
         compounds: whether a mention is one token, the sum of both words' embeddings, rather than two tokens.
         burst: how likely a text goes on about something it mentioned before, rather than something new.
         change: how likely a mention gives a word another partner.
+        pictures: in one prompt, next to each other.
     """
 
     about: str
@@ -89,6 +93,17 @@ class Variant:
     compounds: bool = True
     burst: float = 0.8
     change: float = 0.3
+    pictures: int = 1
+
+    @property
+    def places(self) -> int:
+        """Visual tokens of a prompt, or what stands in their place."""
+        return self.pictures * GRID * GRID
+
+    @property
+    def objects(self) -> int:
+        """At most so many in a picture: a prompt has no more of them for having several pictures."""
+        return MAX_OBJECTS // self.pictures
 
 
 VARIANTS = {
@@ -98,9 +113,12 @@ VARIANTS = {
     "text-slow": Variant("text, then the projector, the decoder following", frozen=False),
     "text-slow-decoy": Variant("the same with decoys in both stages", frozen=False, decoy=True),
     "text-frozen-base100": Variant("as text-frozen, rotary base 100", base=100.0),
+    "text-frozen-base1000": Variant("as text-frozen, rotary base 1,000", base=1000.0),
     "timeless-frozen": Variant("text in which nothing changes or comes in bursts", burst=0.0, change=0.0),
     "words-frozen": Variant("text of single words, then the projector alone", compounds=False),
     "deep-frozen": Variant("as text-frozen, eight layers", layers=8),
+    "text-frozen-pair": Variant("as text-frozen, 288 places: two pictures in a prompt", pictures=2),
+    "text-frozen-quad": Variant("as text-frozen, 576 places: four pictures in a prompt", pictures=4),
 }
 
 TEXT = StagePlan(steps=450, batch=48, rate=2e-3)
@@ -157,7 +175,7 @@ def text(rng: np.random.Generator, variant: Variant, mentions: int, length: int)
     following = iter(spoken)
     units = [next(following) if mention else (str(rng.choice(FILLERS)),) for mention in speaks]
     before = np.cumsum([0, *np.where(speaks, size, 1)[:-1]])
-    starts = before + np.sort(rng.integers(0, GRID * GRID - length + 1, count))
+    starts = before + np.sort(rng.integers(0, variant.places - length + 1, count))
     chosen = rng.permutation(list(latest))[:QUESTIONS_PER_TEXT].tolist()
     questions = [
         Question((color_question if word in SHAPES else shape_question)(word), latest[word])
@@ -167,21 +185,21 @@ def text(rng: np.random.Generator, variant: Variant, mentions: int, length: int)
 
 
 def pack_texts(
-    model: LlavaForConditionalGeneration, parts: LlavaProcessor, read: Sequence[Text], compounds: bool
+    model: LlavaForConditionalGeneration, parts: LlavaProcessor, read: Sequence[Text], variant: Variant
 ) -> tuple[Packed, torch.Tensor]:
-    """Questions behind texts of L tokens each, which stand where a picture would.
+    """Questions behind texts of L tokens each, which stand where pictures would.
 
     Words are to be predicted, too: the shape after every color.
 
     Returns:
         The rows; and float32 [B, L, D], what stands for <image>: compounds, or [0] where texts are words.
     """
-    words = parts.tokenizer
+    words, compounds = parts.tokenizer, variant.compounds
     length = len(read[0].units) if compounds else sum(map(len, read[0].units))
     batch = stages._pack(parts, [one.questions for one in read], length)
     start = batch.prefix - length
-    # The questions go on where a whole picture would end.
-    batch.positions[:, batch.prefix :] += GRID * GRID - length
+    # The questions go on where whole pictures would end.
+    batch.positions[:, batch.prefix :] += variant.places - length
     pairs = torch.zeros(len(read), length, 2, dtype=torch.int64)
     shown = torch.zeros(len(read), length, 1)
     for row, one in enumerate(read):
@@ -220,7 +238,7 @@ def train_text(
     def step(_: float) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal most, recent
         read = [text(rng, variant, int(rng.integers(2, most + 1)), TEXT_TOKENS) for _ in range(plan.batch)]
-        batch, visual = pack_texts(model, parts, read, variant.compounds)
+        batch, visual = pack_texts(model, parts, read, variant)
         answer = packing.answer_with_decoy if variant.decoy else packing.answer
         outcome = answer(model, batch, visual)
         recent = 0.8 * recent + 0.2 * float(outcome.right.float().mean())
@@ -230,6 +248,60 @@ def train_text(
         return outcome.loss, outcome.right
 
     stages._fit("text", step, [{"params": stages._decoder_parameters(model)}], plan, log)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """The pictures of one prompt, and what is asked about them."""
+
+    scenes: list[Scene]
+    questions: list[Question]
+
+
+def show(scenes: Sequence[Scene], pictures: int) -> list[Shown]:
+    """Prompts of so many pictures each. Asked is what has one answer, in whichever picture it is."""
+    prompts = []
+    for start in range(0, len(scenes) - pictures + 1, pictures):
+        shown = list(scenes[start : start + pictures])
+        questions = [question for one in shown for question in one.questions]
+        often = Counter(question.text for question in questions)
+        prompts.append(Shown(shown, [question for question in questions if often[question.text] == 1]))
+    return prompts
+
+
+def see(
+    model: LlavaForConditionalGeneration, parts: LlavaProcessor, prompts: Sequence[Shown]
+) -> tuple[Packed, torch.Tensor]:
+    """Rows of prompts with all their questions; and what the model sees, float32 [B, V, D]."""
+    pixels = stages.pixels([one for shown in prompts for one in shown.scenes], parts)
+    visual = stages.visual_tokens(model, pixels)
+    visual = visual.reshape(len(prompts), -1, visual.shape[-1])
+    return stages._pack(parts, [one.questions for one in prompts], visual.shape[1]), visual
+
+
+def train_pictures(
+    model: LlavaForConditionalGeneration,
+    parts: LlavaProcessor,
+    variant: Variant,
+    plan: StagePlan,
+    rng: np.random.Generator,
+    log: Log,
+) -> None:
+    """The second stage, for prompts of several pictures."""
+    drawing = stages.TrainingPictures()
+
+    def step(_: float) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = drawing.scenes(
+            plan.batch * variant.pictures, lambda: int(rng.integers(1, variant.objects + 1))
+        )
+        outcome = packing.answer(model, *see(model, parts, show(drawn, variant.pictures)))
+        return outcome.loss, outcome.right
+
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.model.multi_modal_projector.parameters())},
+        {"params": stages._decoder_parameters(model), "lr": plan.rate * stages.DECODER_SHARE},
+    ]
+    stages._fit("pictures", step, groups, plan, log)
 
 
 @contextmanager
@@ -281,25 +353,28 @@ def attention_paid(
 
 
 def measure_pictures(
-    model: LlavaForConditionalGeneration, parts: LlavaProcessor, pictures: int, batch: int = 20
+    model: LlavaForConditionalGeneration,
+    parts: LlavaProcessor,
+    variant: Variant,
+    pictures: int,
+    batch: int = 20,
 ) -> dict[str, Any]:
     """Attention by visual token, padded ones left out, and accuracy, on tuning pictures."""
-    tokens = GRID * GRID
-    layers = [Attention.empty(tokens) for _ in model.model.language_model.layers]
+    drawn = show([scene(seed, variant.objects) for seed in PICTURES[:pictures]], variant.pictures)
+    layers = [Attention.empty(variant.places) for _ in model.model.language_model.layers]
     rights = []
-    for start in range(0, pictures, batch):
-        drawn = [scene(seed) for seed in PICTURES[start : min(start + batch, pictures)]]
-        packed = stages._pack(parts, [one.questions for one in drawn])
+    for start in range(0, len(drawn), batch):
+        prompts = drawn[start : start + batch]
         with torch.no_grad():
-            visual = stages.visual_tokens(model, stages.pixels(drawn, parts))
-        paid, rows, right = attention_paid(model, packed, visual, tokens)
-        valid = np.stack([letterbox_valid(*one.image.size, (GRID, GRID), sample.IMAGE_SIZE) for one in drawn])
+            packed, visual = see(model, parts, prompts)
+        paid, rows, right = attention_paid(model, packed, visual, variant.places)
+        valid = np.stack([np.concatenate([_valid(one) for one in shown.scenes]) for shown in prompts])
         for gathered, layer in zip(layers, paid, strict=True):
             gathered.add(layer, valid[rows], rows + start)
         rights.append(right)
     answered = np.concatenate(rights)
     return {
-        "pictures": pictures,
+        "pictures": len(drawn) * variant.pictures,
         "questions": len(answered),
         "accuracy": float(answered.mean()),
         "padding_share_of_tokens": layers[0].padding_share_of_tokens,
@@ -307,19 +382,24 @@ def measure_pictures(
     }
 
 
+def _valid(drawn: Scene) -> np.ndarray:
+    """The padding mask."""
+    return letterbox_valid(*drawn.image.size, (GRID, GRID), sample.IMAGE_SIZE)
+
+
 def measure_texts(
     model: LlavaForConditionalGeneration, parts: LlavaProcessor, variant: Variant, batch: int = 16
 ) -> dict[str, Any]:
     """The same over text, of the same length and with the same questions as in training."""
     rng = np.random.default_rng([7, 7])  # no seed of training
-    layers = [Attention.empty(GRID * GRID) for _ in model.model.language_model.layers]
+    layers = [Attention.empty(variant.places) for _ in model.model.language_model.layers]
     rights = []
     for start in range(0, TEXTS, batch):
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(start)  # the noise does not depend on what ran before
-            read = [text(rng, variant, MOST_MENTIONS, GRID * GRID) for _ in range(batch)]
-            packed, visual = pack_texts(model, parts, read, variant.compounds)
-        paid, rows, right = attention_paid(model, packed, visual, GRID * GRID)
+            read = [text(rng, variant, MOST_MENTIONS, variant.places) for _ in range(batch)]
+            packed, visual = pack_texts(model, parts, read, variant)
+        paid, rows, right = attention_paid(model, packed, visual, variant.places)
         for gathered, layer in zip(layers, paid, strict=True):
             gathered.add(layer, np.ones_like(layer), rows + start)
         rights.append(right)
@@ -399,9 +479,12 @@ def train(
             torch.save(model.state_dict(), kept)
     for parameter in stages._decoder_parameters(model):
         parameter.requires_grad_(not variant.frozen)
-    pictures = stages.TrainingPictures()
-    with decoy_layers(packing.DECOY_LAYERS if variant.decoy else 0):
-        stages.train_together(model, parts, plans[1], pictures, np.random.default_rng([seed, 2]), log)
+    rng = np.random.default_rng([seed, 2])
+    if variant.pictures > 1:
+        train_pictures(model, parts, variant, plans[1], rng, log)
+    else:
+        with decoy_layers(packing.DECOY_LAYERS if variant.decoy else 0):
+            stages.train_together(model, parts, plans[1], stages.TrainingPictures(), rng, log)
     return model.eval()
 
 
@@ -471,7 +554,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "steps": [plan.steps for plan in plans],
         "machine": f"{os.cpu_count()} CPU cores, {options.threads} thread{'s' * (options.threads > 1)}",
-        "over_pictures": measure_pictures(model, parts, options.pictures),
+        "over_pictures": measure_pictures(model, parts, variant, options.pictures),
     }
     if variant.text:
         report["over_text"] = measure_texts(model, parts, variant)
@@ -482,7 +565,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    need_pictures(options.pictures)
+    # Those of one prompt are one sample.
+    need_pictures(options.pictures // VARIANTS[options.variant].pictures)
     for name, value, least, most in (
         ("--pictures", options.pictures, 1, len(PICTURES)),
         ("--seed", options.seed, 0, 2**31),

@@ -190,7 +190,7 @@ class SampleModel:
             inputs=inputs,
             answers=[question.answer for _, question in asked],
             picture=np.array([number for number, _ in asked]),
-            target=np.array([_targets(drawn[number])[question.text] for number, question in asked]),
+            target=np.array([picture_targets(drawn[number])[question.text] for number, question in asked]),
             valid=np.stack([each.visual_valid for each in inputs]),
         )
 
@@ -209,7 +209,7 @@ class SampleModel:
         return words.strip()
 
 
-def _targets(drawn: Scene) -> dict[str, int]:
+def picture_targets(drawn: Scene) -> dict[str, int]:
     """By question, the visual token that shows the thing asked about."""
     places = {}
     for thing in drawn.things:

@@ -10,7 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import recency
-from benchmarks.recency import VARIANTS, Text, attention_paid, build, decoy_layers, pack_texts, text
+from benchmarks.recency import (
+    VARIANTS,
+    Text,
+    attention_paid,
+    build,
+    decoy_layers,
+    pack_texts,
+    see,
+    show,
+    text,
+)
 from samples import model as sample
 from samples import packing, stages
 from samples.scenes import COLORS, GRID, SHAPES, scene
@@ -74,7 +84,7 @@ def test_texts_spread_over_the_places_of_a_picture_and_keep_their_order():
 
 def test_packed_words_are_the_text_and_predict_the_second_words(model, parts):
     one = text(np.random.default_rng(3), VARIANTS["words-frozen"], mentions=5, length=20)
-    packed, _ = pack_texts(model, parts, [one], compounds=False)
+    packed, _ = pack_texts(model, parts, [one], VARIANTS["words-frozen"])
     words = [word for unit in one.units for word in unit]
     start = packed.prefix - len(words)
     assert parts.tokenizer.convert_ids_to_tokens(packed.ids[0, start : packed.prefix]) == words
@@ -83,6 +93,47 @@ def test_packed_words_are_the_text_and_predict_the_second_words(model, parts):
     assert packed.labels[0, due].tolist() == packed.ids[0, due + 1].tolist()
     # The question follows where a picture would end.
     assert packed.positions[0, packed.prefix] == start + TOKENS
+
+
+def test_texts_in_the_place_of_two_pictures_are_spread_over_both(model, parts):
+    rng = np.random.default_rng(0)
+    variant = VARIANTS["text-frozen-pair"]
+    read = [text(rng, variant, mentions=9, length=40) for _ in range(50)]
+    assert TOKENS < max(one.starts[-1] for one in read) < 2 * TOKENS
+    packed, _ = pack_texts(model, parts, read[:2], variant)
+    assert packed.positions[:, packed.prefix].tolist() == [packed.prefix - 40 + 2 * TOKENS] * 2
+
+
+def test_what_two_pictures_of_a_prompt_share_is_not_asked_about():
+    drawn = [scene(seed, 3) for seed in range(40)]
+    counts = [0, 0]
+    for shown in show(drawn, 2):
+        words = [
+            {word for thing in one.things for word in (thing.shape, thing.color)} for one in shown.scenes
+        ]
+        answers = {question.text: question.answer for question in shown.questions}
+        assert len(answers) == len(shown.questions) == len(words[0] ^ words[1])
+        for number, one in enumerate(shown.scenes):
+            own = [question for question in one.questions if question.text in answers]
+            assert all(answers[question.text] == question.answer for question in own)
+            counts[number] += len(own)
+    # Neither the first nor the last picture is preferred.
+    assert min(counts) > 0.8 * max(counts) > 0
+
+
+def test_prompts_of_one_picture_ask_everything():
+    drawn = [scene(seed) for seed in (1, 2, 3)]
+    assert [shown.questions for shown in show(drawn, 1)] == [list(one.questions) for one in drawn]
+
+
+def test_pictures_of_a_prompt_are_seen_in_order(model, parts):
+    drawn = [scene(seed, 3) for seed in range(4)]
+    with torch.no_grad():
+        packed, visual = see(model, parts, show(drawn, 2))
+        alone = stages.visual_tokens(model, stages.pixels(drawn, parts))
+    assert visual.shape[:2] == (2, 2 * TOKENS)
+    torch.testing.assert_close(visual[1, TOKENS:], alone[3])
+    assert int((packed.ids[1] == model.config.image_token_id).sum()) == 2 * TOKENS
 
 
 def test_the_attention_is_that_of_single_prompts(model, parts):
@@ -152,6 +203,17 @@ def test_quick_run(tmp_path, capsys):
     ).state_dict()
     changed = {name.split(".")[1] for name in state if not torch.equal(state[name], trained[name])}
     assert changed == {"multi_modal_projector"}
+
+
+@pytest.mark.slow
+def test_two_pictures_in_a_prompt(capsys):
+    """Trends go over both; a frozen decoder is not changed by them, which the projector is."""
+    arguments = ["text-frozen-pair", "--steps", "1", "1", "--batch", "2", "--pictures", "81"]
+    assert recency.main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["over_pictures"]["pictures"] == 80  # no picture is left alone
+    assert len(report["over_pictures"]["layers"]) == len(report["over_text"]["layers"]) == sample.LAYERS
+    assert 40 < report["over_pictures"]["questions"] < 40 * 12
 
 
 @pytest.mark.parametrize(
