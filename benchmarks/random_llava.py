@@ -19,6 +19,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: make the repository's packages importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+_SMALL_TOWER = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "heads": 4}
 SHAPES: dict[str, dict[str, Any]] = {
     # LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Llama 7B.
     "7b": {
@@ -28,8 +29,24 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     # Small enough for a CPU, large enough that matrix products dominate as in a real model.
     "large": {
-        "vision": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "heads": 4},
+        "vision": _SMALL_TOWER,
         "text": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "heads": 16},
+        "vocab_size": 32064,
+    },
+    # For the memory of builds: few wide layers, and many narrow ones.
+    "wide": {
+        "vision": _SMALL_TOWER,
+        "text": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 6, "heads": 16},
+        "vocab_size": 32064,
+    },
+    "wider": {
+        "vision": _SMALL_TOWER,
+        "text": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 8, "heads": 24},
+        "vocab_size": 32064,
+    },
+    "deep": {
+        "vision": _SMALL_TOWER,
+        "text": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 48, "heads": 8},
         "vocab_size": 32064,
     },
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest
@@ -10,11 +11,22 @@ from edgeprune.memory import available_memory
 from edgeprune.runtime.engines.device import Gpu
 from edgeprune.runtime.engines.flavours import Flavour
 
-# Multiples of the weights. TensorRT for RTX: measured 1.7 in fp16 and in fp32, for what it lays out anew and
-# for what it writes, and some room (docs/tensorrt.md). TensorRT: what users of comparable projects report, 3
-# to 4.
-_TIMES_WEIGHTS = {"tensorrt-rtx": 2.5, "tensorrt": 4.0}
-_BASE_BYTES = 400_000_000
+
+class _Factors(NamedTuple):
+    """What a build takes of the host: a fixed part, one for each decoder layer, and a multiple of the
+    weights, for what is laid out anew and what is written."""
+
+    fixed: int
+    layer: int
+    times_weights: float
+
+
+_FACTORS = {
+    # Measured: 15 MB a layer and 1.6 times the weights (docs/tensorrt.md); a quarter of this is room.
+    "tensorrt-rtx": _Factors(200_000_000, 16_000_000, 2.0),
+    # Not measured: users of comparable projects report 3 to 4 times the weights.
+    "tensorrt": _Factors(400_000_000, 0, 4.0),
+}
 # On the GPU itself, where TensorRT times its kernels with the weights in place.
 _TIMES_WEIGHTS_ON_GPU = 1.5
 
@@ -29,7 +41,8 @@ def weight_bytes(manifest: Manifest) -> int:
 def estimate(manifest: Manifest, flavour: Flavour) -> int:
     """The host memory that building takes at its peak, in bytes, rather too high. The weight files
     themselves are mapped, which the system can undo at any time, and do not count."""
-    return int(_BASE_BYTES + _TIMES_WEIGHTS[flavour.name] * weight_bytes(manifest))
+    fixed, layer, times_weights = _FACTORS[flavour.name]
+    return int(fixed + layer * manifest.model.layers + times_weights * weight_bytes(manifest))
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -58,11 +71,10 @@ def check(manifest: Manifest, flavour: Flavour, gpu: Gpu | None, gpu_free: int |
         return needed
     if available is not None and needed > available:
         raise InputError(
-            f"building takes about {needed / 1e9:.1f} GB of memory ({_TIMES_WEIGHTS[flavour.name]:g} times "
-            "the weights "
-            f"of {weights / 1e9:.1f} GB), and {available / 1e9:.1f} GB are available: end other programs, "
-            "export with "
-            "--dtype fp16, build on a larger machine of the same kind, or add --force to try it"
+            f"building takes about {needed / 1e9:.1f} GB of memory for {weights / 1e9:.1f} GB of weights in "
+            f"{manifest.model.layers} layers, and {available / 1e9:.1f} GB are available: end other "
+            "programs, export with --dtype fp16, build on a larger machine of the same kind, or add --force "
+            "to try it"
         )
     on_gpu = int(_TIMES_WEIGHTS_ON_GPU * weights)
     if gpu is not None and gpu_free is not None and not gpu.shares_host_memory and on_gpu > gpu_free:

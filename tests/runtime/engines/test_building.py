@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from edgeprune.manifest import DType, Manifest
 from edgeprune.runtime.engines import build, building, device, flavours, memory, plugins
 from edgeprune.runtime.engines.sidecar import read_sidecar
 from tests.conftest import SAMPLE_MODEL
+from tests.manifests import make_manifest
 from tests.runtime.engines import fakes
 
 needs_rtx = pytest.mark.skipif(
@@ -181,6 +183,24 @@ def test_too_little_memory_is_said_before_and_force_tries(
     monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(capacity=1_000_000))
     with pytest.raises(InputError, match=r"of the GPU's memory, and 0\.0 GB are free"):
         build(bundle, flavour="tensorrt")
+
+
+def test_the_estimate_has_some_room_over_what_was_measured() -> None:
+    """By the table in docs/tensorrt.md, which benchmarks/build_memory.py prints."""
+    page = Path(__file__).resolve().parents[3] / "docs" / "tensorrt.md"
+    row = r"^\| \w+ \| (\d+) \| fp\d\d \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|"
+    rows = re.findall(row, page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 7
+    base = make_manifest()
+    for layers, weights, own, asked in rows:
+        model = base.model.model_copy(update={"layers": int(layers)})
+        file = base.files[-1].model_copy(update={"bytes": int(float(weights) * 1e9)})
+        assert file.path.endswith(".safetensors")
+        manifest = base.model_copy(update={"model": model, "files": (file,)})
+        estimate = memory.estimate(manifest, flavours.TENSORRT_RTX) / 1e9
+        assert estimate == pytest.approx(float(asked), abs=0.02)
+        assert 0.7 < float(own) / estimate < 0.8
+        assert memory.estimate(manifest, flavours.TENSORRT) / 1e9 == pytest.approx(0.4 + 4 * float(weights))
 
 
 def test_a_control_group_limits_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
