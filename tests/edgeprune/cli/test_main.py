@@ -163,6 +163,7 @@ def test_an_interrupt_is_quiet(cli: Cli, doing: Callable[..., None], error: Base
 def send(number: int, tmp_path: Path) -> subprocess.Popen[str]:
     """Starts a command that is at work on a bundle, and sends it a signal there."""
     code = f"""
+import time
 from edgeprune.cli import machine
 from edgeprune.bundle import writing_to
 def work():
