@@ -20,17 +20,26 @@ if __package__ in (None, ""):  # run as a script: make the repository's packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _SMALL_TOWER = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "heads": 4}
+# CLIP ViT-L/14 at 336 pixels.
+_CLIP_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "heads": 16}
+_LARGE_TEXT = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "heads": 16}
 SHAPES: dict[str, dict[str, Any]] = {
-    # LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Llama 7B.
+    # LLaVA-1.5-7B.
     "7b": {
-        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "heads": 16},
+        "vision": _CLIP_LARGE,
         "text": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": 32},
         "vocab_size": 32064,
     },
     # Small enough for a CPU, large enough that matrix products dominate as in a real model.
     "large": {
         "vision": _SMALL_TOWER,
-        "text": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "heads": 16},
+        "text": _LARGE_TEXT,
+        "vocab_size": 32064,
+    },
+    # Where the vision tower takes as long as the decoder.
+    "tower": {
+        "vision": _CLIP_LARGE,
+        "text": _LARGE_TEXT,
         "vocab_size": 32064,
     },
     # For the memory of builds: few wide layers, and many narrow ones.
