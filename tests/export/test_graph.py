@@ -14,7 +14,7 @@ from edgeprune.export.families import FAMILIES
 from edgeprune.export.graph import language_interface, quiet_exporter, vision_interface
 from edgeprune.export.pipeline import _model_info
 from edgeprune.manifest import GraphSpec
-from edgeprune.plans import PruningPlan, PruningStage, method_by_name
+from edgeprune.plans import PruningPlan, PruningStage, TowerStage, method_by_name
 from tests.export.conftest import CURVE, Exported
 from tests.export.reference import (
     Decoded,
@@ -77,10 +77,21 @@ def test_the_language_interface_without_and_with_several_stages() -> None:
 
 
 def test_the_vision_interface() -> None:
-    interface = vision_interface(INFO, (24, 30), 30)
+    interface = vision_interface(INFO, PruningPlan(method="none"), (24, 30), 30)
     assert [(s.name, s.dtype, s.shape) for s in (*interface.inputs, *interface.outputs)] == [
         ("pixel_values", "float16", ("images", 3, 24, 30)),
         ("visual_embeds", "float16", ("images", 30, 32)),
+    ]
+
+
+def test_the_vision_interface_of_a_tower_that_merges() -> None:
+    tower = (TowerStage(layer=0, kept=20), TowerStage(layer=1, kept=9))
+    interface = vision_interface(INFO, PruningPlan(method="two", tower=tower), (24, 30), 30)
+    assert [(s.name, s.dtype, s.shape) for s in interface.outputs] == [
+        ("visual_embeds", "float16", ("images", 9, 32)),
+        ("visual_place", "int64", ("images", 9)),
+        ("tower_score.0", "float32", ("images", 30)),
+        ("tower_score.1", "float32", ("images", 20)),
     ]
 
 
