@@ -81,7 +81,7 @@ def fake_manifest(method: str = "fastv", **changes: Any) -> Manifest:
 
 
 class FakeVision:
-    """Each picture's mean, in every element of its embeddings; of a tower that merges, some places are left."""
+    """Each picture's mean in every element of its embeddings; a tower that merges leaves some places."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.inputs, self.outputs = manifest.vision.inputs, manifest.vision.outputs

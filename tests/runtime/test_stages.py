@@ -107,6 +107,6 @@ def test_no_stage_no_results() -> None:
 def test_what_is_not_the_plan_is_refused(kept: list[list[int]], message: str) -> None:
     # Visual tokens at 0..3, text at 4.
     traces = {"kept_index.0": np.array(kept), "score.0": np.zeros((1, 5), dtype=np.float32)}
+    index = np.arange(4)[None]
     with pytest.raises(PruningError, match=message):
-        index = np.arange(4)[None]
         stage_results(one_stage(), index, index, np.ones((1, 4), dtype=np.float32), 5, traces)

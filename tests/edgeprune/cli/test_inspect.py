@@ -118,7 +118,10 @@ def test_a_drawing_of_the_sample_model(cli: Cli, sample_bundle: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("method", "name", "message"),
-    [("none", "kept.png", "language model drops nothing"), ("fastv", "kept", "does not end as a picture's name")],
+    [
+        ("none", "kept.png", "language model drops nothing"),
+        ("fastv", "kept", "does not end as a picture's name"),
+    ],
 )
 def test_a_drawing_that_cannot_be(cli: Cli, tmp_path: Path, method: str, name: str, message: str) -> None:
     made = write_bundle(tmp_path / "made", method=method)
