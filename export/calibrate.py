@@ -107,7 +107,12 @@ def calibrate(
         listener.advance(done)
         for turn, start in enumerate(range(done, len(samples), batch), start=1):
             part = samples[start : start + batch]
-            state.add(*scorer.attention(part), numbers[start : start + batch])
+            try:
+                measured = scorer.attention(part)
+            except InputError:  # a damaged picture: once it is mended, the run goes on from here
+                state.save()
+                raise
+            state.add(*measured, numbers[start : start + batch])
             if turn % _SAVE_EVERY == 0:
                 state.save()
             listener.advance(len(part))

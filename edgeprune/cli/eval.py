@@ -135,6 +135,7 @@ def evaluate(
     from edgeprune.evaluation.formats import Files
     from edgeprune.files import make_folder
     from edgeprune.manifest import MANIFEST_NAME
+    from edgeprune.plans import method_by_name
     from edgeprune.selection import keep_per_10000
 
     benchmark = benchmark_by_name(metric)
@@ -144,11 +145,20 @@ def evaluate(
             f"{target} is a bundle, which prunes as it was exported: --compare, --method, --keep, --layer "
             "and --curve need the model folder; give that, or leave them out"
         )
+    methods = tuple(_listed(method or "fastv"))
+    for name in methods:
+        method_by_name(name)
+    pruning = method not in (None, "none") or layer is not None or curve is not None
+    if pruning and not keep and not compare:
+        raise InputError(
+            "--method, --layer or --curve was given without --keep, so nothing would be pruned: give a "
+            "share, for example --keep 0.3, or leave them out to measure the unpruned model"
+        )
     shares = _listed(keep) if keep else ["0.5", "0.3", "0.1"] if compare else []
     for share in shares:
         keep_per_10000(share)
     grid = Grid(
-        methods=tuple(_listed(method or "fastv")),
+        methods=methods,
         keeps=tuple(float(share) for share in shares),
         debias=tuple(_listed(debias)),
         layer=layer,

@@ -38,9 +38,10 @@ def print_summary(bundle: Path, manifest: Manifest) -> None:
         ),
         ("plan", manifest.plan.describe()),
     ]
-    if manifest.plan.prunes:
+    if manifest.plan.prunes or manifest.plan.tower:
         places = manifest.preprocessing.places_per_image
         fields.append(("visual tokens", manifest.plan.describe_counts(model.layers, places)))
+    if manifest.plan.prunes:
         fields += [("bias curve", curve), ("padding mask", padding_text(manifest))]
     print_fields(fields)
     print_verification(manifest)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -79,8 +80,10 @@ class Family(ABC):
         """Rows and columns of visual tokens of one picture."""
 
     def build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-        """The model with uninitialised or random weights, in its final dtype, in eval mode."""
-        return self.model_class._from_config(config, dtype=dtype, attn_implementation="eager").eval()
+        """The model with unset weights, in its final dtype, in eval mode."""
+        # SigLIP's initialisation reads values, which tensors without memory do not have.
+        with patch.object(PreTrainedModel, "initialize_weights", lambda _: None):
+            return self.model_class._from_config(config, dtype=dtype, attn_implementation="eager").eval()
 
     def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """The model with its weights, as Hugging Face's own code loads and runs it, in eval mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,24 @@ def test_a_picture_that_cannot_be_read_is_named(model: Path, tmp_path: Path) -> 
         (tmp_path / f"{number:02d}.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"the picture .*00.png cannot be read"):
         run(model, tmp_path, tmp_path / "curve.json")
+
+
+def test_what_was_measured_before_a_damaged_picture_is_not_lost(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    copies = tmp_path / "copies"
+    shutil.copytree(pictures, copies)
+    damaged = sorted(copies.iterdir())[-1]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"no picture")
+    output = tmp_path / "curve.json"
+    with pytest.raises(InputError, match="cannot be read"):
+        run(model, copies, output, trend="exponential")
+    with np.load(tmp_path / "curve.json.unfinished.npz") as found:
+        assert found["samples"].tolist() == [40]
+    damaged.write_bytes(whole)
+    again = run(model, copies, output, trend="exponential")
+    assert again.stages[0].attention.samples == 44
 
 
 def test_too_few_pictures_and_a_batch_of_none(model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.export.families import FAMILIES, family_of, read_config, supported
 from edgeprune.export.families.base import TEXT_MODELS
+from edgeprune.export.weights import buffer_values
 from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
 
 LIST = "Supported: LlavaForConditionalGeneration with a text model of Llama, Vicuna, Mistral without sliding"
@@ -197,6 +199,15 @@ def test_visual_embeddings_are_huggingfaces(layers: int | list[int]) -> None:
 
 def test_visual_embeddings_of_a_siglip_tower() -> None:
     check_vision(with_vision(siglip(), "full"))
+
+
+def test_a_siglip_tower_is_built_without_memory() -> None:
+    config = with_vision(siglip(), "full")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = family_of(config).build(config, torch.float16)
+    buffers = buffer_values(model)
+    (places,) = (values for name, values in buffers.items() if name.endswith("position_ids"))
+    assert places.tolist() == [list(range(36))]
 
 
 def check_vision(config: LlavaConfig) -> None:

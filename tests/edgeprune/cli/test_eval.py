@@ -91,6 +91,10 @@ def test_mistakes(cli: Cli, bundle: Path, data: Path, options: list[str], messag
     ("options", "message"),
     [
         (["--keep", "0.3,2"], "the keep ratio is 2"),
+        (["--method", "fastw"], "unknown pruning method 'fastw'"),
+        (["--method", "fastv"], "without --keep, so nothing would be pruned: give a share"),
+        (["--layer", "2"], "without --keep, so nothing would be pruned"),
+        (["--curve", "none"], "without --keep, so nothing would be pruned"),
         (["--keep", "0.3,0.1"], "several methods or keep ratios were given"),
         (["--compare", "--method", "fastw"], "unknown pruning method 'fastw'"),
         (["--compare", "--debias", "all"], "unknown debias 'all'"),

@@ -13,6 +13,7 @@ from edgeprune.bundle import read_manifest
 from edgeprune.cli.summary import curve_plot
 from edgeprune.curves import ExponentialCurve, TabulatedCurve
 from edgeprune.manifest import PaddingMask
+from edgeprune.plans import PruningPlan, TowerStage
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli
 from tests.edgeprune.cli.fakes import FakeModel
@@ -44,6 +45,12 @@ def test_an_unpruned_bundle_has_no_curve_to_show(cli: Cli, tmp_path: Path) -> No
     out = cli("inspect", write_bundle(tmp_path / "unpruned", method="none")).out
     assert "none: no pruning" in out
     assert "weights by token" not in out
+
+
+def test_tokens_that_the_vision_tower_alone_merges_are_counted(cli: Cli, tmp_path: Path) -> None:
+    plan = PruningPlan(method="illava", tower=(TowerStage(layer=0, kept=8),))
+    out = cli("inspect", write_bundle(tmp_path / "merging", method="none", plan=plan)).out
+    assert "16, 8 from the vision tower, on average 50.0% of them per layer" in out
 
 
 @pytest.mark.parametrize(
