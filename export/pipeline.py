@@ -129,6 +129,21 @@ def _check_options(options: ExportOptions) -> None:
     if isinstance(options.keep, (int, float)):
         keep_per_10000(options.keep)
     resolve_curve(options.curve, options.method)
+    if options.method == "none":
+        _check_nothing_asked(options)
+
+
+def _check_nothing_asked(options: ExportOptions) -> None:
+    """What the method "none" would leave out in silence; a keep ratio of 1 asks for nothing."""
+    curve = None if options.curve == "none" else options.curve
+    keep = None if options.keep == 1 else options.keep
+    for name, given in (("--keep", keep), ("--layer", options.layer), ("--curve", curve)):
+        if given is not None:
+            shown = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else given
+            raise InputError(
+                f"{name} {shown} was given and the method none prunes nothing: leave it out, or choose a "
+                "method that prunes"
+            )
 
 
 def default_output(folder: Path, model: str | os.PathLike[str], options: ExportOptions) -> Path:

@@ -100,13 +100,17 @@ def _print_report(report: BenchReport) -> None:
     ]
     print_table(header, rows, "milliseconds: median of the runs (least to greatest)")
     turns = "the variants took turns" if report.interleaved else "one variant after the other"
+    # Of bundles, one whose vision tower merges gets a shorter prompt than the others.
+    of_which = ""
+    if any(variant.visual_tokens != report.visual_tokens for variant in report.variants):
+        of_which = f", as {report.variants[-1].name} gets it from its vision tower"
     backend = report.backend
     if report.threads is not None:
         backend += f", {report.threads} threads"
     fields = [
         (
             "prompt",
-            f"{report.prompt_tokens} tokens, {report.visual_tokens} of them visual; "
+            f"{report.prompt_tokens} tokens, {report.visual_tokens} of them visual{of_which}; "
             f"{report.new_tokens} decoded",
         ),
         ("runs", f"{report.runs} after {report.warmup} to warm up{f', {turns}' if report.speed_ups else ''}"),

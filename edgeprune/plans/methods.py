@@ -201,8 +201,8 @@ class StagedMethod:
         if len(at) != count:
             were = f"{len(at)} layers were" if len(at) > 1 else "1 layer was"
             raise InputError(
-                f"{were} given and {self.name} has {_selections(count)}: give one for each, "
-                "with commas between"
+                f"{were} given and {self.name} has {_selections(count)}"
+                f"{' in the decoder' if self.tower else ''}: give one for each, with commas between"
             )
         for number in at:
             if not 1 <= number < layers:

@@ -291,6 +291,11 @@ def test_without_a_number_of_tokens_shares_are_kept() -> None:
         ("pyramiddrop", {"layer": (2, 20, 10)}, "the layers 2, 20, 10 do not ascend"),
         ("pyramiddrop", {"layer": (2, 2, 10)}, "the layers 2, 2, 10 do not ascend"),
         ("pyramiddrop", {"layer": (2, 10, 32)}, "layer 32 cannot be pruned at: the model has 32"),
+        (
+            "illava",
+            {"layer": (1, 2)},
+            "2 layers were given and illava has 1 selection in the decoder: give one",
+        ),
         ("random", {"seed": -1}, "the seed is -1"),
         ("none", {"keep": (0.5, 2)}, "the keep ratio is 2"),
     ],

@@ -67,6 +67,13 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     return fake
 
 
+def test_whose_prompt_it_is_where_a_tower_merges(cli: Cli, bench: FakeBench) -> None:
+    assert "152 tokens, 144 of them visual; 16 decoded" in cli("bench", "bundle").out
+    bench.report = replace(REPORT, visual_tokens=56, variants=(variant("none", 0.4), variant("merging", 0.1)))
+    out = " ".join(cli("bench", "bundle").out.split())
+    assert "56 of them visual, as merging gets it from its vision tower; 16 decoded" in out
+
+
 def test_defaults_draw_a_picture(cli: Cli, bench: FakeBench) -> None:
     assert cli("bench", "bundle").code == 0
     assert bench.asked == (

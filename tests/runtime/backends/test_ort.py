@@ -161,6 +161,18 @@ def test_a_file_that_is_no_graph_gets_one_message(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_type_without_kernels_is_told_with_the_way_out(tmp_path: Path) -> None:
+    node = helper.make_node("Relu", ["new"], ["present"])
+    folder = write(
+        tmp_path,
+        [node],
+        [value("new", TensorProto.BFLOAT16, 1, 2)],
+        [value("present", TensorProto.BFLOAT16, 1, 2)],
+    )
+    with pytest.raises(BackendError, match=r"has no kernels .*do not run bfloat16.*--dtype fp16 or fp32"):
+        open_backend("onnxruntime").load(folder, SPEC)
+
+
 def weighted(folder: Path) -> Path:
     """y = x + w with w in a file beside the graph."""
     array = np.array([10, 20], dtype=np.float32)
