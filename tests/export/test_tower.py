@@ -21,7 +21,7 @@ from edgeprune.runtime.session import PromptInputs
 from tests.export.method_reference import Outcome, Recipe, generate
 from tests.export.reference import Inputs, random_inputs
 from tests.export.test_families import siglip, with_vision
-from tests.tiny import llava_config, save_llava
+from tests.tiny import llava_config, save_llava, save_processor
 
 PLACES, STEPS, LIMIT = 36, 20, 1e-4
 # The published shares of 36: 18 leave the tower, in two layers, and 13 of these stay in the decoder.
@@ -216,3 +216,15 @@ def test_tensorrt_for_rtx_builds_both_graphs(merged: tuple[LlavaForConditionalGe
 
     folder = build_engines(merged[1], flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
     assert all((folder / name).stat().st_size > 0 for name in ("vision.engine", "language.engine"))
+
+
+@pytest.mark.slow
+def test_a_siglip_model_is_exported_and_agrees_with_huggingface(tmp_path: Path) -> None:
+    config = with_vision(siglip(), "full")
+    config.architectures = ["LlavaForConditionalGeneration"]
+    build(config).save_pretrained(tmp_path / "model")
+    save_processor(tmp_path / "model")
+    bundle = export(tmp_path / "model", method="illava", output=tmp_path / "bundle")
+    names = [check.name for check in read_manifest(bundle).verification.checks]
+    assert "tower score, graph against Hugging Face" in names
+    assert "score, graph against Hugging Face" in names
