@@ -44,7 +44,7 @@ public:
         return nullptr;
     }
 #endif
-#if NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 6
+#if NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 10
     nvinfer1::IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t* count) noexcept override {
         *count = registered;
         return nullptr;
