@@ -80,8 +80,7 @@ def _probabilities(
     # Heads that share a key head are folded into its rows, so that keys are never repeated.
     folded = (query * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, width)
     scores = torch.matmul(folded, key.transpose(2, 3))
-    scores = scores.reshape(batch, heads, rows, key.shape[2])
-    scores = scores.to(torch.float32)
+    scores = scores.reshape(batch, heads, rows, key.shape[2]).to(torch.float32)
     return torch.softmax(scores if mask is None else scores + mask, dim=-1)
 
 

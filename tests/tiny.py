@@ -84,8 +84,12 @@ def tiny_llava(
     kind: str = "llama", seed: int = 0, image_size: int = 24, patch_size: int = 4, **changes: Any
 ) -> LlavaForConditionalGeneration:
     """A LLaVA with random float32 weights that runs Hugging Face's eager attention, in eval mode."""
+    return eager_llava(llava_config(kind, image_size, patch_size, **changes), seed)
+
+
+def eager_llava(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
+    """The same of any config."""
     torch.manual_seed(seed)
-    config = llava_config(kind, image_size, patch_size, **changes)
     return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
 
 

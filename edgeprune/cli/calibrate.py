@@ -160,7 +160,7 @@ def _print(found: Calibration) -> None:
 
 
 def _print_stages(stages: tuple[StageCalibration, ...]) -> None:
-    rows = [[_where(stage), *_trend(stage), *_padding(stage)] for stage in stages]
+    rows = [[f"before layer {stage.layer}", *_trend(stage), *_padding(stage)] for stage in stages]
     print_table(
         [
             "selection",
@@ -177,10 +177,6 @@ def _print_stages(stages: tuple[StageCalibration, ...]) -> None:
     for stage in stages:
         if stage.fault is not None:
             print(f"note: before layer {stage.layer}: {stage.fault}")
-
-
-def _where(stage: StageCalibration) -> str:
-    return f"before layer {stage.layer}"
 
 
 def _trend(stage: StageCalibration) -> list[str]:

@@ -38,7 +38,7 @@ def print_summary(bundle: Path, manifest: Manifest) -> None:
         ),
         ("plan", manifest.plan.describe()),
     ]
-    if manifest.plan.prunes or manifest.plan.tower:
+    if manifest.plan.shortens:
         places = manifest.preprocessing.places_per_image
         fields.append(("visual tokens", manifest.plan.describe_counts(model.layers, places)))
     if manifest.plan.prunes:

@@ -118,13 +118,16 @@ class StagedMethod:
     ) -> PruningPlan:
         """See `Method.plan`."""
         # Before the layers: a wrong number is the likelier mistake.
-        shares, spread = self._given_shares(keep), None
+        shares = self._given_shares(keep)
         at = self._layers(layers, layer)
+        exact: Sequence[float]  # in the shares' proportions, before rounding
         if isinstance(shares, int):
             # What a tower leaves is what the decoder sees from its first layer on.
-            spread = _spread([0, *at] if self.tower else at, self.shares, shares / _WHOLE, layers)
+            exact = _spread([0, *at] if self.tower else at, self.shares, shares / _WHOLE, layers)
             # One selection takes the number as it was given; a computed one is rounded like it.
-            shares = [shares] if len(spread) == 1 else [keep_per_10000(share) for share in spread]
+            shares = [shares] if len(exact) == 1 else [keep_per_10000(share) for share in exact]
+        else:
+            exact = self.shares if keep is None else shares
         if seed < 0:
             raise InputError(f"the seed is {seed}: expected a whole number of at least 0")
         tower: tuple[TowerStage, ...] = ()
@@ -132,7 +135,6 @@ class StagedMethod:
             if visual_tokens is None:
                 raise ValueError(f"{self.name} needs the number of a picture's visual tokens")
             tower = self._tower(tower_layers, visual_tokens, shares[0])
-            exact = self.shares if keep is None else spread if spread else shares
             # Of what the tower leaves, not of the picture.
             shares = [keep_per_10000(min(1.0, share / exact[0])) for share in exact[1:]]
             visual_tokens = None

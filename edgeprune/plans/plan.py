@@ -210,6 +210,11 @@ class PruningPlan(BaseModel):
         """Whether the language model drops visual tokens."""
         return bool(self.stages)
 
+    @property
+    def shortens(self) -> bool:
+        """Whether visual tokens are dropped or merged anywhere, in the language model or the vision tower."""
+        return bool(self.stages or self.tower)
+
     def tokens_per_image(self, places: int) -> int:
         """Visual tokens of one picture that reach the language model, of so many places in its grid."""
         return self.tower[-1].kept if self.tower else places

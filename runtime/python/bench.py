@@ -185,7 +185,7 @@ def run(
         not_measured: tuple[str, ...] = ()
         if baselines or isinstance(opened, EngineBackend):
             variants = bundles_as_they_are(bundle, baselines, opened)
-            if not baselines and _shortens(manifest):
+            if not baselines and manifest.plan.shortens:
                 not_measured = (_no_baseline(bundle, opened.name),)
         else:
             listener.step("making the variants")
@@ -245,17 +245,12 @@ def _made(bundle: Path, manifest: Manifest, scratch: Path) -> list[Measured]:
     """The forms of one bundle, made from its own graph."""
     size = sum(entry.bytes for entry in manifest.files)
     variants = []
-    for name in (UNPRUNED, NO_DEBIAS, PRUNED) if _shortens(manifest) else (UNPRUNED,):
+    for name in (UNPRUNED, NO_DEBIAS, PRUNED) if manifest.plan.shortens else (UNPRUNED,):
         graphs = scratch / name.replace(" ", "-")
         graphs.mkdir()
         changed = write_variant(name, bundle, manifest, graphs)
         variants.append(Measured(name, bundle, changed, graphs, None, size, debiased=name == PRUNED))
     return variants
-
-
-def _shortens(manifest: Manifest) -> bool:
-    """Whether the plan drops or merges visual tokens anywhere."""
-    return bool(manifest.plan.stages or manifest.plan.tower)
 
 
 def _padding(variants: Sequence[Measured]) -> PaddingMask:

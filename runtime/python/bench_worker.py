@@ -94,6 +94,9 @@ class Worker:
         self._pictures = [np.load(path) for path in job.pictures]
         self._job = job
         self._memory: PeakMemory | None = None
+        spec = job.manifest.preprocessing
+        masks = [visual_valid(image.shape[1], image.shape[0], spec, job.padding) for image in self._pictures]
+        self._valid = np.concatenate([np.empty(0, dtype=np.float32), *masks])
 
     def run(self) -> Run:
         """One prompt from its pictures' pixels to the last token; end-of-sequence tokens do not end it."""
@@ -144,10 +147,7 @@ class Worker:
         """How many of the visual tokens that are left are padding."""
         if not stages and self._job.manifest.plan.tower:
             return None
-        spec, mask = self._job.manifest.preprocessing, self._job.padding
-        masks = [visual_valid(image.shape[1], image.shape[0], spec, mask) for image in self._pictures]
-        valid = np.concatenate([np.empty(0, dtype=np.float32), *masks])
-        left = valid[stages[-1].kept_visual] if stages else valid
+        left = self._valid[stages[-1].kept_visual] if stages else self._valid
         return int((left == 0).sum())
 
 

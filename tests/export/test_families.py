@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import LlavaConfig, SiglipVisionConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.export.families import FAMILIES, family_of, read_config, supported
 from edgeprune.export.families.base import TEXT_MODELS
 from edgeprune.export.weights import buffer_values
-from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
+from tests.tiny import TEXT_CONFIGS, eager_llava, llava_config, tiny_llava
 
 LIST = "Supported: LlavaForConditionalGeneration with a text model of Llama, Vicuna, Mistral without sliding"
 
@@ -211,8 +211,7 @@ def test_a_siglip_tower_is_built_without_memory() -> None:
 
 
 def check_vision(config: LlavaConfig) -> None:
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model = eager_llava(config)
     family = family_of(config)
     pixels = torch.randn(3, 3, *family.image_size(config))
     with torch.no_grad():

@@ -21,7 +21,7 @@ from edgeprune.runtime.session import PromptInputs
 from tests.export.method_reference import Outcome, Recipe, generate
 from tests.export.reference import Inputs, random_inputs
 from tests.export.test_families import siglip, with_vision
-from tests.tiny import llava_config, save_llava, save_processor
+from tests.tiny import eager_llava, llava_config, save_llava, save_processor
 
 PLACES, STEPS, LIMIT = 36, 20, 1e-4
 # The published shares of 36: 18 leave the tower, in two layers, and 13 of these stay in the decoder.
@@ -60,18 +60,13 @@ def tower_by_loops(
     return model.model.multi_modal_projector(hidden[front:]), places
 
 
-def build(config: Any) -> LlavaForConditionalGeneration:
-    torch.manual_seed(0)
-    return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-
-
 @pytest.mark.parametrize("feature_layer", [-2, -1])
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 @torch.no_grad()
 def test_a_tower_merges_as_the_plain_loop_does(kind: str, feature_layer: int) -> None:
     config = llava_config() if kind == "clip" else with_vision(siglip(), "full")
     config.vision_feature_layer = feature_layer
-    model = build(config)
+    model = eager_llava(config)
     family = family_of(config)
     pixels = torch.randn(3, 3, *family.image_size(config))
     rows, columns = family.grid(config)
@@ -86,7 +81,7 @@ def test_a_tower_merges_as_the_plain_loop_does(kind: str, feature_layer: int) ->
 
 @torch.no_grad()
 def test_equal_attention_leaves_the_lower_places() -> None:
-    model = build(llava_config())
+    model = eager_llava(llava_config())
     for layer in model.model.vision_tower.encoder.layers:
         layer.self_attn.q_proj.weight.zero_()
         layer.self_attn.q_proj.bias.zero_()
@@ -96,7 +91,7 @@ def test_equal_attention_leaves_the_lower_places() -> None:
 
 @torch.no_grad()
 def test_the_model_it_is_made_of_keeps_its_attention() -> None:
-    model = build(llava_config())
+    model = eager_llava(llava_config())
     pixels = torch.randn(1, 3, 24, 24)
     before = Llava().parts(model).vision(pixels)
     heads = Llava().tower_attention(model, pixels, 2).shape
@@ -212,9 +207,9 @@ def test_visual_tokens_of_several_tower_layers_cannot_merge(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_tensorrt_for_rtx_builds_both_graphs(merged: tuple[LlavaForConditionalGeneration, Path]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from edgeprune.runtime.engines.building import build as build_engines
+    from edgeprune.runtime.engines.building import build
 
-    folder = build_engines(merged[1], flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
+    folder = build(merged[1], flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
     assert all((folder / name).stat().st_size > 0 for name in ("vision.engine", "language.engine"))
 
 
@@ -222,7 +217,7 @@ def test_tensorrt_for_rtx_builds_both_graphs(merged: tuple[LlavaForConditionalGe
 def test_a_siglip_model_is_exported_and_agrees_with_huggingface(tmp_path: Path) -> None:
     config = with_vision(siglip(), "full")
     config.architectures = ["LlavaForConditionalGeneration"]
-    build(config).save_pretrained(tmp_path / "model")
+    eager_llava(config).save_pretrained(tmp_path / "model")
     save_processor(tmp_path / "model")
     bundle = export(tmp_path / "model", method="illava", output=tmp_path / "bundle")
     names = [check.name for check in read_manifest(bundle).verification.checks]
