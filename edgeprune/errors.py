@@ -1,7 +1,10 @@
 """Errors: what was found, what was expected, what to do.
 
-`EdgepruneError` and its children are the user's to fix: the command line prints their message alone
-and exits with 1. Anything else that escapes is a bug and keeps its traceback.
+`EdgepruneError` and its children are the user's to fix: the command line prints their message alone.
+Anything else that escapes is a bug and keeps its traceback.
+
+A message names parameters as Python callers know them, in backticks: `max_new_tokens`, or with a value
+`keep=0.3`. The command line puts its own options in their place (`edgeprune.cli.words`).
 """
 
 from __future__ import annotations

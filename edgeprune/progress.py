@@ -14,9 +14,6 @@ class Progress(Protocol):
     def advance(self, amount: int) -> None:
         """A part of the current step is done."""
 
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
 
 class Silent:
     """Ignores everything."""
@@ -25,7 +22,4 @@ class Silent:
         pass
 
     def advance(self, amount: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
         pass

@@ -22,6 +22,7 @@ from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
 from edgeprune.export.origin import check_curve, origin
 from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
+from edgeprune.log import note
 from edgeprune.manifest import (
     CacheGroup,
     DType,
@@ -212,7 +213,7 @@ def _write(
         check_curve(curve, origin(folder, source, plan, preprocessing.grid))
     vocabulary_slots = max(1, text.max_position_embeddings // per_image)
     tokens = per_image * vocabulary_slots
-    bias = _bias(curve, per_image, vocabulary_slots, progress)
+    bias = _bias(curve, per_image, vocabulary_slots)
     prompt = read_prompt(folder, config, scratch)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -280,11 +281,11 @@ def _check_curve(options: ExportOptions) -> None:
 
 
 def _bias(
-    curve: BiasCurve | None, per_image: int, pictures: int, progress: Progress
+    curve: BiasCurve | None, per_image: int, pictures: int
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The graph's constant, float32 [tokens per image * pictures]; all ones without a curve."""
     if curve is not None and curve.num_tokens != per_image:
-        progress.note(
+        note(
             f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
             f"{per_image} by relative position"
             + ("" if curve.fitted_to else "; a curve fitted to this model would be better")

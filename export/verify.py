@@ -26,6 +26,7 @@ from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
 from edgeprune.export.graph import TORCH_DTYPES, decoder_arguments
+from edgeprune.log import note
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
 from edgeprune.plans import Ranking, ScoringRows
@@ -93,7 +94,7 @@ def verify_bundle(
     """
     reason = why_not(bundle, manifest)
     if reason:
-        progress.note(f"not compared with the original model: {reason}")
+        note(f"not compared with the original model: {reason}")
         return manifest.model_copy(update={"verification": Verification(skipped=reason)})
     progress.step("comparing with the original model")
     checks = compare(bundle, manifest, source)

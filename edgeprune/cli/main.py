@@ -3,7 +3,9 @@
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | the user can put it right: one line `error: ...` on stderr says how; a bug leaves a traceback |
+| 1 | an input or a place is not usable: one line `error: ...` on stderr says how; a bug leaves a traceback |
+| 2 | the command line itself is wrong: an unknown option, a missing one, a value of the wrong kind |
+| 3 | a comparison failed: the result is not what it should be |
 | 130, 143 | interrupted (Ctrl-C), told to end (SIGTERM) |
 | 141 | whoever read the output went away |
 """
@@ -11,6 +13,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -23,7 +26,11 @@ import typer
 from edgeprune import __version__
 from edgeprune.cli import bench, build, calibrate, doctor, export, inspect, run, verify
 from edgeprune.cli import eval as eval_
-from edgeprune.errors import EdgepruneError
+from edgeprune.cli.words import options_of, with_options
+from edgeprune.errors import EdgepruneError, VerificationError
+from edgeprune.log import LOGGER
+
+USAGE, INPUT, DIFFERENT = 2, 1, 3
 
 app = typer.Typer(
     add_completion=False,
@@ -96,11 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         signal.signal(signal.SIGTERM, _terminate)
+    notes = _Notes()
+    logging.getLogger(LOGGER).addHandler(notes)
     try:
         _run(arguments)
         sys.stdout.flush()
+        notes.print(arguments)
+    except _MisuseError as error:
+        return _failed(str(error), arguments, USAGE)
+    except VerificationError as error:
+        return _failed(str(error), arguments, DIFFERENT)
     except EdgepruneError as error:
-        return _failed(str(error))
+        return _failed(str(error), arguments)
     except BrokenPipeError:
         _discard_output()
         return 128 + signal.SIGPIPE
@@ -108,9 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _USERS_ERRNO:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{place}{error.strerror}: check the place, its rights and its free space")
+        return _failed(f"{place}{error.strerror}: check the place, its rights and its free space", arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        logging.getLogger(LOGGER).removeHandler(notes)
     return 0
 
 
@@ -127,13 +143,39 @@ def _run(arguments: Sequence[str]) -> None:
     except _UsageError as error:
         path = "edgeprune" if named is None else f"edgeprune {named}"
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        raise EdgepruneError(f"{message}; see {path} --help") from error
+        raise _MisuseError(f"{message}; see {path} --help") from error
 
 
-def _failed(message: str) -> int:
+class _MisuseError(Exception):
+    """The arguments are none that a command takes."""
+
+
+class _Notes(logging.Handler):
+    """Keeps notes until a command has succeeded: in front of an error they would lead astray."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
+
+    def print(self, arguments: Sequence[str]) -> None:
+        """On stderr, each once."""
+        for text in dict.fromkeys(self._texts):
+            print(f"note: {_in_options(text, arguments)}", file=sys.stderr)
+
+
+def _in_options(message: str, arguments: Sequence[str]) -> str:
+    """In the words of the command line, and on one line, whatever names and foreign messages are in it."""
+    command = next((name for name in arguments[:1] if name in _COMMANDS), None)
+    return " ".join(with_options(message, options_of(typer.main.get_command(app), command)).split())
+
+
+def _failed(message: str, arguments: Sequence[str], code: int = INPUT) -> int:
     # Not through rich: it would wrap the line and read brackets as markup.
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+    print(f"error: {_in_options(message, arguments)}", file=sys.stderr)
+    return code
 
 
 def _discard_output() -> None:

@@ -117,9 +117,6 @@ class _Lines:
     def advance(self, amount: int) -> None:
         pass
 
-    def note(self, text: str) -> None:
-        print(f"note: {text}", file=sys.stderr, flush=True)
-
 
 class _Bars:
     """Progress on a terminal: one bar a step, moving where the step's size is unknown."""
@@ -135,9 +132,6 @@ class _Bars:
     def advance(self, amount: int) -> None:
         if self._task is not None:
             self._shown.advance(self._task, amount)
-
-    def note(self, text: str) -> None:
-        self._shown.console.print(f"note: {text}", markup=False, highlight=False)
 
     def finish(self) -> None:
         """The current step, if any, is over."""

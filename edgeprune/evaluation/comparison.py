@@ -25,6 +25,7 @@ from edgeprune.evaluation.metrics import Tally
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.evaluation.questions import Question
 from edgeprune.files import make_folder
+from edgeprune.log import note
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.selection import keep_per_10000, random_visual
@@ -251,7 +252,7 @@ def compare(
         reason = _pointless(way, manifest.curve is not None, manifest.padding_mask.kind != "none")
         if reason is not None:
             if reason not in left_out:
-                listener.note(reason)
+                note(reason)
                 left_out.append(reason)
             continue
         at = "" if way.keep is None else f" at {way.keep:g}"

@@ -25,6 +25,7 @@ from edgeprune import bound as bounds
 from edgeprune import errors
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, EdgepruneError
+from edgeprune.log import note
 from edgeprune.manifest import Manifest, PaddingMask
 from edgeprune.memory import available_memory
 from edgeprune.progress import Progress, Silent
@@ -192,9 +193,7 @@ def run(
             variants = _made(Path(bundle).resolve(), manifest, Path(scratch))
         together = _fit_together(opened, variants)
         if not together:
-            listener.note(
-                "the variants do not fit into memory together: they are measured one after the other"
-            )
+            note("the variants do not fit into memory together: they are measured one after the other")
         files = []
         for number, picture in enumerate(pictures):
             files.append(Path(scratch) / f"picture-{number}.npy")

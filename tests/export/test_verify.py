@@ -25,14 +25,6 @@ from tests.export.conftest import Exported
 from tests.manifests import make_manifest
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-
 def test_the_worst_value_of_a_figure_counts() -> None:
     figures = verify.Figures()
     for value in (0.1, 0.3, 0.2):
@@ -52,12 +44,11 @@ def test_not_a_number_is_worse_than_any(values: tuple[float, ...]) -> None:
     assert "logits nan (limit 1)" in failures(figures.checks)
 
 
-def test_a_bfloat16_bundle_cannot_be_compared(tmp_path: Path) -> None:
+def test_a_bfloat16_bundle_cannot_be_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = make_manifest().model.model_copy(update={"dtype": "bf16"})
-    notes = Notes()
-    changed = verify.verify_bundle(tmp_path, make_manifest(model=model), tmp_path, notes)
+    changed = verify.verify_bundle(tmp_path, make_manifest(model=model), tmp_path, Silent())
     assert changed.verification.skipped == "ONNX Runtime's CPU kernels do not run bfloat16"
-    assert notes.texts == ["not compared with the original model: " + changed.verification.skipped]
+    assert caplog.messages == ["not compared with the original model: " + changed.verification.skipped]
 
 
 @pytest.mark.parametrize(("lacking", "fits"), [(0, True), (1, False)])

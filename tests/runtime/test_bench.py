@@ -50,16 +50,12 @@ class Listener(Silent):
     def __init__(self) -> None:
         self.steps: list[tuple[str, int | None]] = []
         self.done = 0
-        self.notes: list[str] = []
 
     def step(self, name: str, total: int | None = None) -> None:
         self.steps.append((name, total))
 
     def advance(self, amount: int) -> None:
         self.done += amount
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.mark.slow

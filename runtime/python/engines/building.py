@@ -225,8 +225,6 @@ def _pass_on(message: dict[str, object], progress: Progress) -> None:
         progress.step(str(message["step"]), total if isinstance(total, int) else None)
     elif isinstance(advance := message.get("advance"), int):
         progress.advance(advance)
-    elif "note" in message:
-        progress.note(str(message["note"]))
 
 
 def _how_it_ended(status: int, printed: str, job: Job, flavour: Flavour) -> str:

@@ -3,7 +3,7 @@
 TensorRT ends its process in some situations, and the system ends it where memory runs out; in a child neither
 takes the caller along, its memory is given back as a whole, and its peak is that of one engine alone.
 
-On stdout a JSON object a line: {"step", "total"}, {"advance"}, {"note"}, and last {"error"} or {"done"}.
+On stdout a JSON object a line: {"step", "total"}, {"advance"}, and last {"error"} or {"done"}.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ class _Reporter:
 
     def advance(self, amount: int) -> None:
         self.send(advance=amount)
-
-    def note(self, text: str) -> None:
-        self.send(note=text)
 
     def send(self, **message: object) -> None:
         try:

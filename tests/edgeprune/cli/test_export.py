@@ -12,6 +12,7 @@ import pytest
 
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import VerificationError
+from edgeprune.log import note
 from edgeprune.manifest import Verification
 from edgeprune.plans import METHODS
 from tests.conftest import SAMPLE_MODEL
@@ -31,7 +32,7 @@ class FakeExporter:
     def __call__(self, model: str, **arguments: Any) -> Path:
         self.model, self.arguments = model, arguments
         arguments["progress"].step("tracing the language graph")
-        arguments["progress"].note("the curve is resampled")
+        note("the curve is resampled")
         return write_bundle(self.output, **self.changes)
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import edgeprune
+from edgeprune.cli import machine
 from edgeprune.cli import main as module
-from edgeprune.errors import BackendError, EdgepruneError
+from edgeprune.errors import BackendError, EdgepruneError, VerificationError
+from edgeprune.log import note
 from tests.edgeprune.cli.conftest import Cli
 
 COMMANDS = list(module._COMMANDS)
@@ -106,6 +108,57 @@ def test_a_wrong_argument_is_one_message_that_says_where_help_is(
 
 
 # What an error becomes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["run", "--no-such-option"], 2), (["run", "no-bundle", "--prompt", "x"], 1)],
+)
+def test_a_wrong_command_line_and_a_wrong_input_have_codes_of_their_own(
+    cli: Cli, arguments: list[str], code: int
+) -> None:
+    assert cli(*arguments).code == code
+
+
+def test_a_comparison_that_fails_has_a_code_of_its_own(cli: Cli, doing: Callable[..., None]) -> None:
+    doing(raising(VerificationError("apart")))
+    assert cli("doctor").code == 3
+
+
+def test_an_error_stays_on_one_line_whatever_is_in_it(cli: Cli, doing: Callable[..., None]) -> None:
+    doing(raising(EdgepruneError("a file called\nerror: x\r\n is missing")))
+    assert cli("doctor").message == "a file called error: x is missing"
+
+
+def test_an_error_names_options_where_the_library_names_parameters(
+    cli: Cli, doing: Callable[..., None]
+) -> None:
+    doing(raising(EdgepruneError("`max_new_tokens` is 0, `method='none'` and `force=True`; `edgeprune run`")))
+    assert cli("doctor").message == "--max-new-tokens is 0, --method none and --force; `edgeprune run`"
+
+
+# Notes
+
+
+def test_a_note_follows_the_results_and_is_told_once(cli: Cli, doing: Callable[..., None]) -> None:
+    def action() -> object:
+        note("give `keep`")
+        note("give `keep`")
+        return read_machine()
+
+    read_machine = machine.read_machine
+    doing(action)
+    result = cli("doctor")
+    assert (result.code, result.err) == (0, "note: give --keep\n")
+
+
+def test_no_note_stands_before_an_error(cli: Cli, doing: Callable[..., None]) -> None:
+    def action() -> object:
+        note("something else")
+        raise EdgepruneError("wrong")
+
+    doing(action)
+    assert cli("doctor").err == "error: wrong\n"
 
 
 @pytest.mark.parametrize("error", [EdgepruneError("wrong [keep]"), BackendError("wrong [keep]")])

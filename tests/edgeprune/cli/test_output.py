@@ -79,8 +79,7 @@ def test_progress_in_a_log_is_a_line_for_each_step(capsys: pytest.CaptureFixture
     with progress_on_stderr() as progress:
         progress.step("writing [weights]", 100)
         progress.advance(50)
-        progress.note("a [note]")
-    assert capsys.readouterr() == ("", "writing [weights] ...\nnote: a [note]\n")
+    assert capsys.readouterr() == ("", "writing [weights] ...\n")
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +96,8 @@ def test_progress_on_a_terminal_is_bars_on_stderr(
         progress.step("tracing")
         progress.step("writing [weights]", 100)
         progress.advance(50)
-        progress.note("a [note]")
     out, err = capsys.readouterr()
     assert out == ""
-    assert "note: a [note]" in err
     done = [line for line in err.splitlines() if "100%" in line][-2:]
     assert "tracing" in done[0]
     assert "writing [weights]" in done[1]

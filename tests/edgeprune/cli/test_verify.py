@@ -104,7 +104,7 @@ def test_a_figure_beyond_its_limit_fails_after_it_was_printed(
     wrong = [Check(name="kept tokens", value=3.0, limit=0.0)]
     monkeypatch.setattr(standalone, "check_run", lambda *arguments: wrong)
     result = cli("verify", sample_bundle, "--json")
-    assert result.code == 1
+    assert result.code == 3
     assert not json.loads(result.out)["verified"]
     assert "kept tokens 3 (limit 0)" in result.err.splitlines()[-1]
 

@@ -42,9 +42,6 @@ class Recorder:
     def advance(self, amount: int) -> None:
         self.advanced += amount
 
-    def note(self, text: str) -> None:
-        pass
-
 
 @pytest.fixture
 def bundle(sample_bundle: Path, tmp_path: Path) -> Path:
