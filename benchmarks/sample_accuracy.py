@@ -196,7 +196,7 @@ class SampleModel:
 
     def answer(self, asked: Questions, masks: Array, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Generated]:
         """Greedy replies to all questions, with float32 [N, V] as their padding masks."""
-        inputs = [replace(each, visual_valid=mask) for each, mask in zip(asked.inputs, masks, strict=True)]
+        inputs = [replace(each, imposed=mask) for each, mask in zip(asked.inputs, masks, strict=True)]
         pick = Sampler(temperature=0.0).pick
         replies: list[Generated] = self._model.session.generate(
             inputs, [pick] * len(inputs), max_new_tokens, batch_size=BATCH
@@ -245,7 +245,7 @@ class Evaluation:
         trends: list[Trend] = []
         for layer in self.extent.layers:
             for keep in sorted(self.extent.keeps):
-                flat = self._bundle(f"{layer}-{keep}-none", keep=keep, layer=layer, curve="none")
+                flat = self._bundle(f"{layer}-{keep}-none", keep=keep, layer=layer, debias="padding")
                 if keep == min(self.extent.keeps):  # the score is the same at every keep ratio
                     trends.append(self._trend(flat, layer))
                     # An unpruned bundle has no padding mask; a pruning one has the method's.
@@ -276,7 +276,7 @@ class Evaluation:
         """All variants at one layer and keep ratio."""
         measured = self.work / f"curve-{layer}.json"
         save_curve(ExponentialCurve(b=trend.b, num_tokens=trend.tokens), measured)
-        curves = {"preset": None, "measured": measured}
+        curves = {"preset": "fastv", "measured": measured}
         models = {"none": flat}
         for name in {variant.curve for variant in self.extent.variants} - {"none"}:
             models[name] = self._bundle(f"{layer}-{keep}-{name}", keep=keep, layer=layer, curve=curves[name])

@@ -162,7 +162,7 @@ def measure(name: str, drawn: list[Scene], keep: float, threads: int) -> Figure:
     """
     with tempfile.TemporaryDirectory() as work, in_place_of_published(variants()[name]):
         folder = edgeprune.export(
-            SAMPLE, keep=keep, method=METHOD, curve="none", output=Path(work) / "bundle", verify=False
+            SAMPLE, keep=keep, method=METHOD, debias="padding", output=Path(work) / "bundle", verify=False
         )
         model = SampleModel(folder, threads)
         asked = model.questions(drawn)

@@ -388,31 +388,23 @@ def load_preset(name: str) -> BiasCurve:
     )
 
 
-def resolve_curve(spec: str | os.PathLike[str] | None, method: str) -> BiasCurve | None:
+def resolve_curve(spec: str | os.PathLike[str]) -> BiasCurve:
     """The curve that a user asked for.
 
     Args:
-        spec: None for the method's default preset; "none" for no positional debias; a preset's name; else
-            the path of a JSON file. A file that is called as a preset is reached as "./name".
-        method: the pruning method, in lower case.
-
-    Returns:
-        The curve; None for "none", and for None where the method has no preset.
+        spec: a preset's name, or the path of a JSON file. A file that is called as a preset is reached as
+            "./name".
 
     Raises:
         InputError: spec is neither a preset nor a readable curve file.
     """
-    if spec is None:
-        return load_preset(method) if method in preset_names() else None
-    if spec == "none":
-        return None
     if isinstance(spec, str):
         if spec in preset_names():
             return load_preset(spec)
         if not Path(spec).exists():
             raise InputError(
-                f"{spec!r} is neither a bias curve preset nor a file: give the path of a JSON file, none, or "
-                f"one of {', '.join(preset_names())}"
+                f"{spec!r} is neither a bias curve preset nor a file: give a JSON file's path, or one of "
+                f"{', '.join(preset_names())}"
             )
     return load_curve(spec)
 

@@ -54,5 +54,9 @@ class PruningError(EdgepruneError):
     """Pruning was asked for and did not happen as planned."""
 
 
+class NumericsError(EdgepruneError):
+    """A graph computed no usable numbers."""
+
+
 class VerificationError(EdgepruneError):
     """The exported graph does not agree with the model it was made from."""

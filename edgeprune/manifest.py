@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeprune.curves import BiasCurve
-from edgeprune.plans import PruningPlan
+from edgeprune.plans import Debias, PruningPlan
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "edgeprune.json"
@@ -91,7 +91,10 @@ class Preprocessing(_Part):
 
 
 class PaddingMask(_Part):
-    """How the padding mask is made of a picture's size; `none` marks every token as valid."""
+    """Which visual tokens show only padding, by a picture's size; `none` where pictures are never padded.
+
+    That says what a token is. Whether a selection goes by it is the plan's `debias`.
+    """
 
     kind: Literal["none", "share", "bilinear"]
     threshold: float = Field(default=0.5, ge=0, le=1)
@@ -171,6 +174,16 @@ class Manifest(_Part):
     def tokens_per_image(self) -> int:
         """Visual tokens of one picture that the language graph gets."""
         return self.plan.tokens_per_image(self.preprocessing.places_per_image)
+
+    @model_validator(mode="after")
+    def _debiases_as_planned(self) -> Manifest:
+        planned = self.plan.debias
+        if (Debias.POSITION in planned) != (self.curve is not None):
+            has = "no bias curve" if self.curve is None else "a bias curve"
+            raise ValueError(f"there is {has}, and the plan is {self.plan.describe()}")
+        if Debias.PADDING in planned and self.padding_mask.kind == "none":
+            raise ValueError(f"there is no padding mask, and the plan is {self.plan.describe()}")
+        return self
 
     @model_validator(mode="after")
     def _groups_follow_the_plan(self) -> Manifest:

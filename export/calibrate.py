@@ -102,7 +102,7 @@ def calibrate(
     done = state.samples
     if done < len(samples):
         listener.step("loading the model")
-        scorer = Scorer(folder, plan, preprocessing, padding_mask_for(preprocessing, method, True))
+        scorer = Scorer(folder, plan, preprocessing, padding_mask_for(preprocessing, method))
         listener.step("measuring attention", len(samples))
         listener.advance(done)
         for turn, start in enumerate(range(done, len(samples), batch), start=1):

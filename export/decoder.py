@@ -13,8 +13,8 @@ from edgeprune.export.attention import LayerCaches, PassingCache, ScoreTap, use_
 from edgeprune.export.indexing import remaining_visual, spread, take
 from edgeprune.export.merging import Means, absorb, append, carve, recycle
 from edgeprune.export.op import debiased_token_prune, effective_score
-from edgeprune.export.scoring import rater_weights, score_tap
-from edgeprune.plans import Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
+from edgeprune.export.scoring import keep_last, rater_weights, score_tap
+from edgeprune.plans import Debias, Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
 
 
 @dataclass
@@ -115,7 +115,7 @@ class PrunedDecoder(nn.Module):
             input_ids: int64 [B, S].
             visual_embeds: [B, V, D] in the model's dtype; V counts a row's image tokens.
             visual_index: int64 [B, V].
-            visual_valid: float32 [B, V].
+            visual_valid: float32 [B, V], the mask that the first stage selects by.
             position_ids: int64 [B, S], positions in the unpruned sequence.
             attention_mask: int64 [B, S], 0 where a token is left padding.
             past_masks: per group, int64 [B, P of the group].
@@ -139,6 +139,8 @@ class PrunedDecoder(nn.Module):
                 score = self._score(stage, tokens, taps.get(stage))
                 if self.plan.stages[stage].ranking is Ranking.RANK_FUSION:
                     score = self._carve(stage, tokens, score, visual_valid)
+                if not self.plan.needs_text_behind_images:
+                    score = keep_last(score, tokens.visual_index)
                 index, present = self._prune(stage, tokens, score, visual_valid, past_masks[stage + 1])
                 scores.append(score)
                 kept.append(index)
@@ -216,8 +218,8 @@ class PrunedDecoder(nn.Module):
         """Makes attention a fused rank, float32 [B, S], and merges dropped tokens before the selection."""
         planned, visual = self.plan.stages[stage], tokens.visual_index
         paid = take(attention, visual)
-        if planned.debiased:
-            paid = effective_score(paid, visual_valid, self.bias_curve)
+        curve, valid = self._debias(stage, tokens, visual_valid)
+        paid = effective_score(paid, valid, curve)
         carved = carve(tokens.hidden, paid, visual, tokens.position_ids, planned.keep)
         tokens.hidden = carved.hidden
         return carved.score
@@ -232,10 +234,10 @@ class PrunedDecoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shortens the tokens; returns the kept positions int64 [B, S'] and the group's key mask."""
         planned = self.plan.stages[stage]
-        curve, valid = self.bias_curve, visual_valid
-        if not planned.node_debiases:
-            curve = torch.ones_like(curve)
-            valid = torch.ones_like(tokens.visual_index, dtype=torch.float32)
+        if planned.ranking is Ranking.RANK_FUSION:  # debiased already, before it was fused
+            curve, valid = self._nothing(tokens)
+        else:
+            curve, valid = self._debias(stage, tokens, visual_valid)
         before, visual, hidden = tokens.position_ids, tokens.visual_index, tokens.hidden
         if planned.merge is Merge.SURVIVOR:
             effective = effective_score(take(score, visual), valid, curve)
@@ -258,6 +260,22 @@ class PrunedDecoder(nn.Module):
             tokens.hidden, tokens.position_ids, tokens.attention_mask, past_mask
         )
         return index, present
+
+    def _debias(
+        self, stage: int, tokens: _Sequence, visual_valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bias curve float32 [Vmax] and the mask float32 [B, V] that act on a stage's scores.
+
+        What the first stage's mask says is the host's choice; later stages have neither.
+        """
+        curve, valid = self._nothing(tokens)
+        if Debias.POSITION in self.plan.stages[stage].debias:
+            curve = self.bias_curve
+        return curve, valid if stage else visual_valid
+
+    def _nothing(self, tokens: _Sequence) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ones in the place of curve and mask."""
+        return torch.ones_like(self.bias_curve), torch.ones_like(tokens.visual_index, dtype=torch.float32)
 
     def _append(
         self, tokens: _Sequence, means: Means, pruned: torch.Tensor, index: torch.Tensor

@@ -15,9 +15,10 @@ from transformers import PretrainedConfig
 
 import edgeprune
 from edgeprune.bundle import need_space, sha256_of, write_manifest, writing_to
-from edgeprune.curves import BiasCurve, resolve_curve, tile_weights
+from edgeprune.curves import BiasCurve, tile_weights
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export import assemble, graph, weights
+from edgeprune.export.debiasing import check_wish, debiasing, read_debias
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
 from edgeprune.export.origin import check_curve, origin
@@ -48,7 +49,7 @@ class ExportOptions:
     method: str = "fastv"
     layer: int | Sequence[int] | None = None
     curve: str | os.PathLike[str] | None = None
-    padding_mask: bool = True
+    debias: str | Sequence[str] | None = None
     dtype: DType | None = None
     opset: int = 18
     seed: int = 0
@@ -62,7 +63,7 @@ def export(
     method: str = "fastv",
     layer: int | Sequence[int] | None = None,
     curve: str | os.PathLike[str] | None = None,
-    padding_mask: bool = True,
+    debias: str | Sequence[str] | None = None,
     dtype: DType | None = None,
     opset: int = 18,
     seed: int = 0,
@@ -81,9 +82,10 @@ def export(
         method: the pruning method, one of `edgeprune.plans.METHODS`; "none" for the unpruned graph.
         layer: prune before this decoder layer, or these where the method has several selections; None is the
             method's published layers, scaled to the decoder's depth.
-        curve: a bias curve's JSON file, a preset's name, "none" for no positional debias, or None for the
-            method's default preset.
-        padding_mask: whether padded visual tokens are suppressed (where the preprocessing pads).
+        curve: a bias curve's JSON file, or a preset's name; None is the published one in the models it was
+            fitted to (LLaVA-1.5 with 576 visual tokens an image).
+        debias: what the first selection is debiased by: "position" (the bias curve), "padding" (the padding
+            mask), both, or "none"; None is what there is a curve for, and padding.
         dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
         opset: ONNX opset, 18 to 22.
         seed: of the method "random".
@@ -97,7 +99,7 @@ def export(
     Raises:
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
-    options = ExportOptions(keep, method, layer, curve, padding_mask, dtype, opset, seed)
+    options = ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed)
     listener = progress or Silent()
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"opset {opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
@@ -114,7 +116,7 @@ def export(
             manifest = verify_bundle(scratch, manifest, folder, listener)
         else:
             manifest = manifest.model_copy(
-                update={"verification": Verification(skipped="--no-verify was given")}
+                update={"verification": Verification(skipped="it was not asked for")}
             )
         write_manifest(scratch, manifest)
     return target
@@ -129,20 +131,20 @@ def _check_options(options: ExportOptions) -> None:
     method_by_name(options.method)
     if isinstance(options.keep, (int, float)):
         keep_per_10000(options.keep)
-    resolve_curve(options.curve, options.method)
+    check_wish(options.method, read_debias(options.debias), options.curve)
     if options.method == "none":
         _check_nothing_asked(options)
 
 
 def _check_nothing_asked(options: ExportOptions) -> None:
     """What the method "none" would leave out in silence; a keep ratio of 1 asks for nothing."""
-    curve = None if options.curve == "none" else options.curve
     keep = None if options.keep == 1 else options.keep
-    for name, given in (("--keep", keep), ("--layer", options.layer), ("--curve", curve)):
+    asked = {"keep": keep, "layer": options.layer, "curve": options.curve, "debias": options.debias}
+    for name, given in asked.items():
         if given is not None:
             shown = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else given
             raise InputError(
-                f"{name} {shown} was given and the method none prunes nothing: leave it out, or choose a "
+                f"`{name}={shown}` was given and the method none prunes nothing: leave it out, or choose a "
                 "method that prunes"
             )
 
@@ -198,6 +200,8 @@ def _write(
 ) -> Manifest:
     text = config.get_text_config()
     preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
+    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder, config)
+    info = _model_info(family, text, source, dtype)
     plan = method_by_name(options.method).plan(
         text.num_hidden_layers,
         options.keep,
@@ -207,8 +211,11 @@ def _write(
         tower_layers=family.tower_layers(config),
     )
     per_image = plan.tokens_per_image(preprocessing.places_per_image)
-    _check_curve(options)
-    curve = resolve_curve(options.curve, options.method) if plan.prunes else None
+    curve = None
+    if plan.prunes:
+        debias = read_debias(options.debias)
+        acting = debiasing(options.method, debias, options.curve, info, preprocessing)
+        plan, curve = plan.debiased(acting.debias), acting.curve
     if curve is not None and curve.fitted_to is not None:
         check_curve(curve, origin(folder, source, plan, preprocessing.grid))
     vocabulary_slots = max(1, text.max_position_embeddings // per_image)
@@ -217,7 +224,6 @@ def _write(
     prompt = read_prompt(folder, config, scratch)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder, config)
     with mode:
         model = family.build(config, dtype)
         curve_buffer = torch.empty(tokens)
@@ -226,7 +232,6 @@ def _write(
     need_space(scratch, size)
     buffers = weights.buffer_values(model)
     parts = family.parts(model, plan.tower)
-    info = _model_info(family, text, source, dtype)
 
     progress.step("tracing the vision graph")
     vision_spec = graph.vision_interface(info, plan, preprocessing.image_size, preprocessing.places_per_image)
@@ -261,7 +266,7 @@ def _write(
         model=info,
         plan=plan,
         curve=curve,
-        padding_mask=padding_mask_for(preprocessing, options.method, options.padding_mask and plan.prunes),
+        padding_mask=padding_mask_for(preprocessing, options.method),
         language=GraphSpec(file="language.onnx", inputs=language_spec.inputs, outputs=language_spec.outputs),
         vision=GraphSpec(file="vision.onnx", inputs=vision_spec.inputs, outputs=vision_spec.outputs),
         cache_groups=_cache_groups(plan, info.layers),
@@ -270,14 +275,6 @@ def _write(
         prompt=prompt,
         files=tuple(listed),
     )
-
-
-def _check_curve(options: ExportOptions) -> None:
-    if options.method == "random" and options.curve not in (None, "none"):
-        raise InputError(
-            f"a bias curve ({options.curve}) was given and the method random has no attention to debias: "
-            "leave it out"
-        )
 
 
 def _bias(

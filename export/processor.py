@@ -155,13 +155,13 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
     )
 
 
-def padding_mask_for(preprocessing: Preprocessing, method: str, enabled: bool) -> PaddingMask:
-    """How a method's padding mask is made: as published, or not at all.
+def padding_mask_for(preprocessing: Preprocessing, method: str) -> PaddingMask:
+    """How a method's padding mask is made, as published; none where pictures are not letterboxed.
 
     Published: at most half of a token padded for FastV, HiMAP and TokenCarve; at most 0.01 for PyramidDrop;
-    bilinear for SparseVLM. None where pictures are not letterboxed, or the mask is not wanted.
+    bilinear for SparseVLM.
     """
-    if not enabled or not preprocessing.pad_to_square:
+    if not preprocessing.pad_to_square:
         return PaddingMask(kind="none")
     return _MASKS.get(method, PaddingMask(kind="share", threshold=0.5))
 

@@ -29,7 +29,7 @@ from edgeprune.export.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.log import note
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
-from edgeprune.plans import Ranking, ScoringRows
+from edgeprune.plans import Debias, Ranking, ScoringRows
 from edgeprune.progress import Progress
 from edgeprune.selection import select
 
@@ -253,8 +253,10 @@ def _compare_language(
                     KEPT_LIMITS[kind],
                 )
                 curve, valid = decoder.bias_curve.numpy(), case.visual_valid
-                if not planned.node_debiases:
-                    curve, valid = np.ones_like(curve), np.ones(visual.shape, dtype=np.float32)
+                if Debias.POSITION not in planned.node_debias:
+                    curve = np.ones_like(curve)
+                if stage or planned.ranking is Ranking.RANK_FUSION:
+                    valid = np.ones(visual.shape, dtype=np.float32)
                 score = found[f"score.{stage}"]
                 chosen = select(score, visual, valid, curve, planned.keep)
                 appended = planned.counts(visual.shape[1]).appended

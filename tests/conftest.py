@@ -14,7 +14,8 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model, FastV at keep 0.3. Tests must not change it: copy it first."""
     from edgeprune.export.pipeline import export
 
-    return export(SAMPLE_MODEL, keep=0.3, output=tmp_path_factory.mktemp("sample") / "bundle", verify=False)
+    output = tmp_path_factory.mktemp("sample") / "bundle"
+    return export(SAMPLE_MODEL, keep=0.3, curve="fastv", output=output, verify=False)
 
 
 @pytest.fixture(scope="session")

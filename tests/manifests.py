@@ -23,7 +23,7 @@ from edgeprune.manifest import (
     TensorSpec,
     Verification,
 )
-from edgeprune.plans import method_by_name
+from edgeprune.plans import Debias, method_by_name
 
 FILES = {
     "language.onnx": b"language",
@@ -38,10 +38,11 @@ def entry(name: str, content: bytes) -> FileEntry:
     return FileEntry(path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def make_manifest(method: str = "fastv", **changes: Any) -> Manifest:
+def make_manifest(method: str = "fastv", debias: str = "position padding", **changes: Any) -> Manifest:
     """The manifest of a four-layer LLaVA with 4 x 4 visual tokens; `changes` replace fields of the root."""
     of_picture = {"visual_tokens": 16, "tower_layers": 2} if method == "illava" else {}
     plan = method_by_name(method).plan(4, 0.3, **of_picture)
+    plan = plan.debiased([Debias(name) for name in debias.split()][method == "random" :])
     layers = [0, *(stage.layer for stage in plan.stages), 4]
     fields: dict[str, Any] = {
         "edgeprune_version": "0.1.0",
@@ -62,7 +63,7 @@ def make_manifest(method: str = "fastv", **changes: Any) -> Manifest:
             max_positions=512,
         ),
         "plan": plan,
-        "curve": ExponentialCurve(b=0.01, num_tokens=16) if plan.prunes else None,
+        "curve": ExponentialCurve(b=0.01, num_tokens=16) if Debias.POSITION in plan.debias else None,
         "padding_mask": PaddingMask(kind="share", threshold=0.5),
         "language": GraphSpec(
             file="language.onnx",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeprune.cli.output import Json, print_fields, print_json, print_table, progress_on_stderr
+from edgeprune.cli.pruning import Layer, Method, read_layers
 from edgeprune.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -42,13 +43,8 @@ def calibrate(
             metavar="FILE", help="Questions, one per line, asked in turn; by default a general one."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="The pruning method.")] = "fastv",
-    layer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N[,N...]", help="Pruned before this decoder layer; by default the method's own."
-        ),
-    ] = None,
+    method: Method = "fastv",
+    layer: Layer = None,
     trend: Annotated[
         TrendName, typer.Option(help="The trend to use; auto takes what errs least on unseen pictures.")
     ] = TrendName.AUTO,
@@ -88,7 +84,7 @@ def calibrate(
             output,
             prompts=prompts,
             method=method,
-            layer=_layers(layer),
+            layer=read_layers(layer),
             trend=None if trend is TrendName.AUTO else trend.value,
             limit=limit,
             batch=batch,
@@ -108,16 +104,6 @@ def calibrate(
         _print(found)
         written = [output, report_path, *([] if no_plot else [plot_path])]
         print(f"written: {', '.join(map(str, written))}")
-
-
-def _layers(text: str | None) -> int | tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        layers = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--layer is {text!r}: expected a whole number, or several with commas") from error
-    return layers[0] if len(layers) == 1 else layers
 
 
 def _print(found: Calibration) -> None:

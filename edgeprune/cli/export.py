@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from edgeprune.cli import summary
 from edgeprune.cli.output import Json, print_json, progress_on_stderr
-
-if TYPE_CHECKING:
-    from edgeprune.plans import Keep
+from edgeprune.cli.pruning import Curve, Debias, Keep, Layer, Method, read_layers, read_shares
 
 
 class DTypeName(str, Enum):
@@ -27,47 +25,11 @@ def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model folder in Hugging Face's layout, or a hub id.")
     ],
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARE[,...]",
-            help="Share of visual tokens that the layers behind the first selection see on average, above 0 "
-            "and at most 1; 1 does not prune. Several: the share that each selection keeps, of all visual "
-            "tokens. By default the method's published setting.",
-        ),
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            # Written out, because the methods' module would load too much for --help.
-            help="Pruning method: `fastv`, `himap`, `illava`, `illava-decoder`, `pyramiddrop`, "
-            "`sparsevlm`, `tokencarve`, `random`; `none` is the unpruned graph.",
-        ),
-    ] = "fastv",
-    layer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N[,...]",
-            help="Prune before this decoder layer, or these where the method selects several times; by "
-            "default the method's own.",
-        ),
-    ] = None,
-    debias: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="What the first selection is debiased by: `position` (the bias curve), `padding` (the "
-            "padding mask), both, or `none`.",
-        ),
-    ] = "position,padding",
-    curve: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|PRESET|none",
-            help="Bias curve: a JSON file, a preset's name, or `none`; by default the method's.",
-        ),
-    ] = None,
+    keep: Keep = None,
+    method: Method = "fastv",
+    layer: Layer = None,
+    debias: Debias = None,
+    curve: Curve = None,
     dtype: Annotated[
         DTypeName | None, typer.Option(help="Type of the weights; by default the one they are stored in.")
     ] = None,
@@ -97,18 +59,11 @@ def export(
     """
     import edgeprune
     from edgeprune.bundle import read_manifest
-    from edgeprune.errors import InputError
     from edgeprune.plans import method_by_name
 
     # Before the exporter's packages are loaded, so that a mistake is told at once.
     method_by_name(method)
-    shares, layers = _shares(keep), _layers(layer)
-    position, padding = _debias(debias)
-    if not position and curve not in (None, "none"):
-        raise InputError(
-            f"the bias curve {curve} was given and --debias {debias} leaves positions as they are: add "
-            "position, or leave the curve out"
-        )
+    shares, layers = read_shares(keep), read_layers(layer)
     with progress_on_stderr() as progress:
         bundle = edgeprune.export(
             model,
@@ -116,8 +71,8 @@ def export(
             output=output,
             method=method,
             layer=layers,
-            curve=curve if position else "none",
-            padding_mask=padding,
+            curve=curve,
+            debias=debias,
             dtype=dtype.value if dtype else None,
             opset=opset,
             seed=seed,
@@ -130,42 +85,3 @@ def export(
         print_json(summary.as_json(bundle, manifest))
     else:
         summary.print_summary(bundle, manifest)
-
-
-def _shares(text: str | None) -> Keep:
-    """One keep ratio, or several; checked as text, so that a message shows what was typed."""
-    from edgeprune.selection import keep_per_10000
-
-    if text is None:
-        return None
-    parts = text.split(",")
-    for part in parts:
-        keep_per_10000(part)
-    return float(text) if len(parts) == 1 else tuple(map(float, parts))
-
-
-def _layers(text: str | None) -> int | tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        layers = tuple(map(int, text.split(",")))
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is not a whole number, nor several separated by commas", param_hint="'--layer'"
-        ) from error
-    return layers[0] if len(layers) == 1 else layers
-
-
-def _debias(text: str) -> tuple[bool, bool]:
-    """Whether positions are debiased, and whether padding is."""
-    from edgeprune.errors import InputError
-
-    names = [name.strip() for name in text.split(",")]
-    if names == ["none"]:
-        return False, False
-    for name in names:
-        if name not in ("position", "padding"):
-            raise InputError(
-                f"--debias {text}: expected position, padding, both with a comma between, or none"
-            )
-    return "position" in names, "padding" in names

@@ -90,15 +90,16 @@ def _kept_apart(manifest: Manifest, number: int, result: StageResult) -> int:
     import numpy as np
 
     from edgeprune.curves import flat_curve, tile_weights
+    from edgeprune.plans import Debias
     from edgeprune.selection import select_visual
 
     stage = manifest.plan.stages[number]
     weights, valid = flat_curve(len(result.score)), np.ones_like(result.visual_valid)
-    if stage.node_debiases:
+    if Debias.PADDING in stage.node_debias:
         valid = result.visual_valid
-        if manifest.curve is not None:
-            per_image = manifest.tokens_per_image
-            weights = tile_weights(manifest.curve, per_image, len(result.score) // per_image)
+    if Debias.POSITION in stage.node_debias:
+        per_image = manifest.tokens_per_image
+        weights = tile_weights(manifest.curve, per_image, len(result.score) // per_image)
     chosen = result.candidates[select_visual(result.score[None], valid[None], weights, stage.keep)[0]]
     return int(np.setxor1d(chosen, result.kept_visual).size)
 

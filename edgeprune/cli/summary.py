@@ -50,14 +50,11 @@ def print_summary(bundle: Path, manifest: Manifest) -> None:
 def padding_text(manifest: Manifest) -> str:
     mask = manifest.padding_mask
     if mask.kind == "none":
-        return (
-            "none: padding is not suppressed"
-            if manifest.preprocessing.pad_to_square
-            else "none: nothing is padded"
-        )
+        return "none: images are never padded"
+    acts = "" if "padding" in manifest.plan.debias else "; the selection does not go by it"
     if mask.kind == "bilinear":
-        return f"bilinear: a token counts where the resized mask is at least {mask.threshold:g}"
-    return f"share: a token is suppressed where more than {mask.threshold:g} of it is padding"
+        return f"bilinear: padding is where the resized mask is below {mask.threshold:g}{acts}"
+    return f"share: a token is padding where more than {mask.threshold:g} of it is padding{acts}"
 
 
 def print_verification(manifest: Manifest) -> None:

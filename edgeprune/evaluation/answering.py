@@ -87,9 +87,7 @@ class Bundle:
         """
         prepared = [self._prepare(number, question) for number, question in numbered]
         inputs = [
-            given
-            if self._mask is None
-            else replace(given, visual_valid=self._mask(given.visual_valid, number))
+            given if self._mask is None else replace(given, imposed=self._mask(given.visual_valid, number))
             for (number, _), given in zip(numbered, prepared, strict=True)
         ]
         asking = self._asking

@@ -189,7 +189,7 @@ class Bundles:
         """
         grid = self._grid
         layer = grid.layer if way.method != "none" else None
-        curve = grid.curve if way.has_curve else "none"
+        curve = grid.curve if way.has_curve else None
         keep = 1.0 if way.keep is None else way.keep
         name = f"{way.method}-{keep:g}{'-curve' if way.has_curve else ''}-{self._mark(layer, curve)}"
         folder = self._cache / name
@@ -205,6 +205,7 @@ class Bundles:
                 method=way.method,
                 layer=layer,
                 curve=curve,
+                debias=None if way.method == "none" or way.has_curve else "padding",
                 output=folder,
                 verify=False,
             )

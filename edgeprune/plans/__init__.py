@@ -7,6 +7,7 @@ nothing else in the project knows a method by name.
 
 from edgeprune.plans.methods import METHODS, Keep, Method, StagedMethod, method_by_name
 from edgeprune.plans.plan import (
+    Debias,
     Merge,
     Positions,
     PruningPlan,
@@ -21,6 +22,7 @@ from edgeprune.plans.random_scores import random_scores
 
 __all__ = [
     "METHODS",
+    "Debias",
     "Keep",
     "Merge",
     "Method",

@@ -23,6 +23,7 @@ from edgeprune.plans.plan import (
     Ranking,
     ScoringRows,
     TowerStage,
+    stage_counts,
 )
 from edgeprune.selection import keep_per_10000, kept_count
 
@@ -42,18 +43,16 @@ class Method(Protocol):
         layers: int,
         keep: Keep = None,
         layer: int | Sequence[int] | None = None,
-        debiased: bool = True,
         visual_tokens: int | None = None,
         seed: int = 0,
         tower_layers: int = 0,
     ) -> PruningPlan:
-        """The plan for a decoder.
+        """The plan for a decoder; `PruningPlan.debiased` says what its first selection is debiased by.
 
         Args:
             layers: decoder layers.
             keep: see the module's description.
             layer: before which layer each selection is; None is the published layers, scaled to the depth.
-            debiased: whether the first selection is.
             visual_tokens: of one picture. Later selections then keep exactly the published counts of it;
                 without, or in prompts of several pictures, they round shares.
             seed: of random pruning.
@@ -111,7 +110,6 @@ class StagedMethod:
         layers: int,
         keep: Keep = None,
         layer: int | Sequence[int] | None = None,
-        debiased: bool = True,
         visual_tokens: int | None = None,
         seed: int = 0,
         tower_layers: int = 0,
@@ -149,7 +147,6 @@ class StagedMethod:
                     score_layer=None if random else at[number] - (not self.own_projections),
                     rows=self.rows[number % len(self.rows)],
                     keep=share,
-                    debiased=debiased and not stages,
                     merge=self.merge,
                     ranking=self.ranking,
                     seed=seed if random else 0,
@@ -192,7 +189,7 @@ class StagedMethod:
             has = f"{layers} decoder layer{'s' if layers > 1 else ''}"
             several = f"{self.name} has {_selections(count)} between them"
             where = "pruning happens between two" if count == 1 else several
-            raise InputError(f"the model has {has}, and {where}: export it with --method none")
+            raise InputError(f"the model has {has}, and {where}: export it with `method='none'`")
         at = (
             _scaled(self.at, self.depth, layers)
             if layer is None
@@ -210,7 +207,7 @@ class StagedMethod:
             if not 1 <= number < layers:
                 raise InputError(
                     f"layer {number} cannot be pruned at: the model has {layers} decoder layers, "
-                    f"so --layer must be from 1 to {layers - 1}"
+                    f"so `layer` must be from 1 to {layers - 1}"
                 )
         if at != sorted(set(at)):
             raise InputError(f"the layers {', '.join(map(str, at))} do not ascend: give them in order")
@@ -246,8 +243,7 @@ class StagedMethod:
             else:
                 part = _part(reached, min(self.whole(visual_tokens or 0, share), reached))
                 # What is appended reaches the next selection too.
-                stage = PruningStage(layer=1, score_layer=0, keep=part, merge=self.merge)
-                reached = stage.counts(reached).after
+                reached = stage_counts(reached, part, self.merge).after
             before = share
             relative.append(part)
         return relative
@@ -316,7 +312,6 @@ class NoPruning:
         layers: int,
         keep: Keep = None,
         layer: int | Sequence[int] | None = None,
-        debiased: bool = True,
         visual_tokens: int | None = None,
         seed: int = 0,
         tower_layers: int = 0,

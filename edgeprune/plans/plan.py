@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -56,6 +57,13 @@ class Merge(str, Enum):
     SURVIVOR = "survivor"
 
 
+class Debias(str, Enum):
+    """What takes a bias out of a selection's scores: POSITION, the bias curve; PADDING, the padding mask."""
+
+    POSITION = "position"
+    PADDING = "padding"
+
+
 class Positions(str, Enum):
     """Position numbers behind a stage: those of the whole prompt, or counted anew without gaps."""
 
@@ -92,6 +100,13 @@ class StageCounts:
         return self.kept + self.appended
 
 
+def stage_counts(reached: int, keep: int, merge: Merge) -> StageCounts:
+    """What becomes of `reached` visual tokens at a stage that keeps a share in ten-thousandths."""
+    kept = kept_count(reached, keep)
+    appended = recycled_count(reached - kept)[1] if merge is Merge.RECYCLE else 0
+    return StageCounts(reached, kept, appended)
+
+
 class PruningStage(BaseModel):
     """One selection of visual tokens.
 
@@ -101,7 +116,7 @@ class PruningStage(BaseModel):
             `layer` itself, its projections are applied to the hidden states that reach the stage.
         rows: the scoring rows.
         keep: share kept of the visual tokens that reach the stage, in ten-thousandths (3000 is 0.3).
-        debiased: whether bias curve and padding mask act here; only a method's first selection is debiased.
+        debias: what acts on the scores here, without repeats; only a plan's first stage has any.
         merge: what becomes of the dropped tokens.
         ranking: what the tokens are ranked by.
         seed: of the pseudo-random numbers, for `Ranking.RANDOM`.
@@ -113,7 +128,7 @@ class PruningStage(BaseModel):
     score_layer: int | None = Field(ge=0)
     rows: ScoringRows = ScoringRows.LAST_TOKEN
     keep: int = Field(ge=1, le=10000)
-    debiased: bool = True
+    debias: tuple[Debias, ...] = ()
     merge: Merge = Merge.DROP
     ranking: Ranking = Ranking.ATTENTION
     seed: int = Field(default=0, ge=0)
@@ -125,6 +140,16 @@ class PruningStage(BaseModel):
                 f"ranking {self.ranking.value} with score layer {self.score_layer}: attention needs a layer, "
                 "random numbers have none"
             )
+        if len(set(self.debias)) != len(self.debias):
+            raise ValueError(f"debias holds {', '.join(one.value for one in self.debias)}: give each once")
+        if self.ranking is Ranking.RANDOM and Debias.POSITION in self.debias:
+            raise ValueError("random numbers have no bias by position: leave it out of debias")
+        # What the graph does by the one, it does by the other.
+        if (self.ranking is Ranking.RANK_FUSION) != (self.merge is Merge.NEAREST):
+            raise ValueError(
+                f"ranking {self.ranking.value} with merge {self.merge.value}: rank_fusion and nearest go "
+                "together"
+            )
         # The layer behind the stage may score by its projections of what reaches the stage; no later one can.
         if self.score_layer is not None and self.score_layer > self.layer:
             raise ValueError(
@@ -133,18 +158,26 @@ class PruningStage(BaseModel):
         return self
 
     @property
-    def node_debiases(self) -> bool:
-        """Whether the graph's pruning node itself applies bias curve and padding mask to its scores.
+    def node_debias(self) -> tuple[Debias, ...]:
+        """What the graph's pruning node itself applies to its scores.
 
         A rank fusion debiases one of the two orders before it fuses them, so its scores are final.
         """
-        return self.debiased and self.ranking is not Ranking.RANK_FUSION
+        return () if self.ranking is Ranking.RANK_FUSION else self.debias
+
+    @property
+    def needs_text_behind_images(self) -> bool:
+        """Whether a prompt must not end with an image.
+
+        The last position always stays, because the next token comes from it. A stage that drops can keep a
+        visual token there; one that moves tokens behind it, averages into it, or is scored by the rows of the
+        text behind the images, cannot.
+        """
+        return self.merge is not Merge.DROP or self.rows is not ScoringRows.LAST_TOKEN
 
     def counts(self, reached: int) -> StageCounts:
         """What becomes of `reached` visual tokens of one prompt."""
-        kept = kept_count(reached, self.keep)
-        appended = recycled_count(reached - kept)[1] if self.merge is Merge.RECYCLE else 0
-        return StageCounts(reached, kept, appended)
+        return stage_counts(reached, self.keep, self.merge)
 
 
 class TowerStage(BaseModel):
@@ -198,12 +231,40 @@ class PruningPlan(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _first_stage_debiased(self) -> PruningPlan:
+        for stage in self.stages[1:]:
+            if stage.debias:
+                raise ValueError(
+                    f"the stage before layer {stage.layer} is debiased: only the first selection is, later "
+                    "ones see what it has selected"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _tower_shrinks(self) -> PruningPlan:
         steps = [(stage.layer, -stage.kept) for stage in self.tower]
         for (layer, kept), (later, fewer) in pairwise(steps):
             if later <= layer or fewer < kept:
                 raise ValueError(f"the tower's stages must ascend by layer and not grow, found {self.tower}")
         return self
+
+    @property
+    def debias(self) -> tuple[Debias, ...]:
+        """What the first selection is debiased by."""
+        return self.stages[0].debias if self.stages else ()
+
+    def debiased(self, debias: Sequence[Debias]) -> PruningPlan:
+        """The same plan with its first selection debiased by these; nothing changes where none is."""
+        if not self.stages:
+            return self
+        first, *later = self.stages
+        debiased = PruningStage.model_validate({**first.model_dump(), "debias": tuple(debias)})
+        return self.model_copy(update={"stages": (debiased, *later)})
+
+    @property
+    def needs_text_behind_images(self) -> bool:
+        """Whether a stage cannot keep the last position where an image ends the prompt."""
+        return any(stage.needs_text_behind_images for stage in self.stages)
 
     @property
     def prunes(self) -> bool:
@@ -249,7 +310,8 @@ class PruningPlan(BaseModel):
         tower = ", ".join(f"{stage.kept} after layer {stage.layer}'s attention" for stage in self.tower)
         stages = [f"in the vision tower to {tower}"] if tower else []
         stages += [
-            f"before layer {s.layer} keep {s.keep / 10000:g}{'' if s.debiased else ' (no debias)'}"
+            f"before layer {s.layer} keep {s.keep / 10000:g}"
+            + (f" (debias {', '.join(one.value for one in s.debias)})" if s.debias else " (no debias)")
             for s in self.stages
         ]
         return f"{self.method}: {', '.join(stages) or 'no pruning'}"

@@ -26,7 +26,7 @@ from edgeprune import errors
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.log import note
-from edgeprune.manifest import Manifest, PaddingMask
+from edgeprune.manifest import Manifest
 from edgeprune.memory import available_memory
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.backends import Backend, open_backend
@@ -198,7 +198,8 @@ def run(
         for number, picture in enumerate(pictures):
             files.append(Path(scratch) / f"picture-{number}.npy")
             np.save(files[-1], picture)
-        jobs, padding = {}, _padding(variants)
+        # The bundle's own for all, so that they are counted alike.
+        jobs, padding = {}, manifest.padding_mask
         for number, variant in enumerate(variants):
             job = Job(
                 bundle=variant.bundle,
@@ -209,7 +210,6 @@ def run(
                 prompt=prompt,
                 pictures=tuple(files),
                 new_tokens=max_new_tokens,
-                debiased=variant.debiased,
                 padding=padding,
             )
             jobs[variant.name] = Path(scratch) / f"job-{number}.json"
@@ -248,15 +248,8 @@ def _made(bundle: Path, manifest: Manifest, scratch: Path) -> list[Measured]:
         graphs = scratch / name.replace(" ", "-")
         graphs.mkdir()
         changed = write_variant(name, bundle, manifest, graphs)
-        variants.append(Measured(name, bundle, changed, graphs, None, size, debiased=name == PRUNED))
+        variants.append(Measured(name, bundle, changed, graphs, None, size))
     return variants
-
-
-def _padding(variants: Sequence[Measured]) -> PaddingMask:
-    """By which mask padding is counted: the bundle's, and where it has none another variant's, or else the
-    usual one."""
-    masks = [variant.manifest.padding_mask for variant in reversed(variants)]
-    return next((mask for mask in masks if mask.kind != "none"), PaddingMask(kind="share"))
 
 
 def _measure(

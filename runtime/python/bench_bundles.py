@@ -27,7 +27,6 @@ class Measured:
         graphs: the folder of its graphs, where those are not the bundle's own.
         engine: which of the bundle's engines runs, None where the ONNX files do.
         size: the bytes of what is loaded.
-        debiased: whether it is told which visual tokens are padding.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Measured:
     graphs: Path | None
     engine: str | None
     size: int
-    debiased: bool = True
 
 
 def bundles_as_they_are(

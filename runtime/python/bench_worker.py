@@ -40,7 +40,6 @@ class Job(BaseModel):
         prompt: the question.
         pictures: files of numpy arrays, uint8 [H, W, 3].
         new_tokens: how many to generate in each run.
-        debiased: whether the variant is told which visual tokens are padding.
         padding: the mask by which padding among the kept tokens is counted, the same for all variants.
     """
 
@@ -54,7 +53,6 @@ class Job(BaseModel):
     prompt: str
     pictures: tuple[Path, ...]
     new_tokens: int
-    debiased: bool
     padding: PaddingMask
 
 
@@ -103,8 +101,6 @@ class Worker:
         manifest, new_tokens = self._job.manifest, self._job.new_tokens
         started = perf_counter()
         inputs = self._model.prepare(self._job.prompt, self._pictures)
-        if not self._job.debiased:
-            inputs = replace(inputs, visual_valid=np.ones_like(inputs.visual_valid))
         needed, limit = len(inputs.input_ids) + new_tokens - 1, manifest.model.max_positions
         if needed > limit:
             raise InputError(

@@ -92,7 +92,7 @@ def as_seen(image: NDArray[np.uint8], spec: Preprocessing) -> Image.Image:
 
 
 def _panels(manifest: Manifest, stage: StageResult) -> list[_Panel]:
-    debiased = any(planned.layer == stage.layer and planned.node_debiases for planned in manifest.plan.stages)
+    debiased = any(planned.layer == stage.layer and planned.node_debias for planned in manifest.plan.stages)
     without = _Panel("without debias", stage.without_debias())
     return [without, _Panel("with debias", stage.kept_visual)] if debiased else [without]
 

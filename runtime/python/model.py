@@ -192,7 +192,7 @@ class Model:
             pixels[number] = preprocess(picture, spec)
             valid[number] = visual_valid(picture.shape[1], picture.shape[0], spec, mask)
         inputs = np.array(ids, dtype=np.int64)
-        return PromptInputs(inputs, pixels, valid.reshape(-1), perf_counter() - started)
+        return PromptInputs(inputs, pixels, valid.reshape(-1), preprocess_seconds=perf_counter() - started)
 
 
 class _Writer:

@@ -15,8 +15,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.errors import BundleError, InputError, PruningError
+from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
 from edgeprune.manifest import Manifest, TensorSpec
+from edgeprune.plans import Debias
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
 from edgeprune.runtime.checks import check_count
 from edgeprune.runtime.stages import StageResult, stage_results
@@ -41,13 +42,16 @@ class PromptInputs:
         input_ids: int64 [S], with one image token for every visual token.
         pixel_values: float32 [pictures, 3, height, width].
         visual_valid: float32 [places], the padding mask of its pictures' places: its visual tokens, as long
-            as the vision tower merges none.
+            as the vision tower merges none. It says what they are; the plan says whether that counts.
+        imposed: float32 [places], what the first selection is told instead of the padding mask; for
+            comparisons. None for what the plan says.
         preprocess_seconds: what making all this took.
     """
 
     input_ids: NDArray[np.int64]
     pixel_values: NDArray[np.float32]
     visual_valid: NDArray[np.float32]
+    imposed: NDArray[np.float32] | None = None
     preprocess_seconds: float = 0.0
 
 
@@ -106,7 +110,13 @@ class Session:
                 f"the prompt has {length} tokens, {pictures * per_image} of them visual: expected at most "
                 f"{limit}, the model's range of positions; shorten it or leave out pictures"
             )
-        image_tokens = int((prompt.input_ids == self.manifest.prompt.image_token_id).sum())
+        image = self.manifest.prompt.image_token_id
+        if self.manifest.plan.needs_text_behind_images and length and prompt.input_ids[-1] == image:
+            raise InputError(
+                f"the prompt ends with an image, and the plan ({self.manifest.plan.describe()}) selects by "
+                "the text behind it, or moves tokens there: put the question behind the images"
+            )
+        image_tokens = int((prompt.input_ids == image).sum())
         if image_tokens != pictures * per_image or len(prompt.visual_valid) != pictures * places:
             raise InputError(
                 f"the prompt has {image_tokens} image tokens, {pictures} pictures of {per_image} visual "
@@ -176,7 +186,7 @@ class Session:
             "input_ids": batch.input_ids,
             "visual_embeds": embeds,
             "visual_index": batch.visual_index,
-            "visual_valid": np.take_along_axis(batch.visual_valid, places, axis=1),
+            "visual_valid": self._selectable(batch, places),
             # Padding has position 0, where it is masked anyhow; real tokens count from 0.
             "position_ids": np.maximum(np.cumsum(batch.attention_mask, axis=1) - 1, 0),
             "attention_mask": batch.attention_mask,
@@ -185,6 +195,7 @@ class Session:
         found = self._language.run(feeds, ["logits", *self._traces, *self._present])
         logits = found["logits"].numpy()
         read = perf_counter()
+        self._check_finite(logits)
         stages = stage_results(
             self.manifest.plan,
             batch.visual_index,
@@ -197,6 +208,13 @@ class Session:
         self._check_caches(caches, batch.input_ids.shape[1], places.shape[1])
         lengths = batch.attention_mask.sum(axis=1)
         return Decoding(self, caches, lengths, logits, stages, seen - started, read - seen)
+
+    def _selectable(self, batch: _Batch, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What the first selection is told of the visual tokens, float32 [B, V]: 0 stands behind all."""
+        told = np.take_along_axis(batch.selectable, places, axis=1)
+        # The next token comes from the last position, so what stands there always stays.
+        told[batch.visual_index == batch.input_ids.shape[1] - 1] = 1.0
+        return told
 
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""
@@ -275,6 +293,18 @@ class Session:
             )
         return embeds, (place + each * np.arange(pictures)[:, None]).reshape(batch, visual)
 
+    def _check_finite(self, logits: NDArray[np.float32]) -> None:
+        """Refuses logits that no token can be chosen by: a NaN would count as the likeliest or as token 0."""
+        # A model may rule tokens out by -inf, but not all of them.
+        if np.isfinite(logits.max(axis=1)).all():
+            return
+        kind = "NaN" if np.isnan(logits).any() else "infinite"
+        raise NumericsError(
+            f"the model computed logits that are {kind}: expected numbers; {self.manifest.model.dtype} may "
+            "be too narrow for it, or its weights are damaged: check them with `edgeprune verify`, or export "
+            "it again with `dtype='fp32'` or `dtype='bf16'`"
+        )
+
     def _empty_caches(self, batch: int) -> dict[str, Array]:
         """The first past of every layer and group: its open axes, other than the batch, are 0 long."""
         return {
@@ -346,6 +376,7 @@ class Decoding:
         }
         found = self._session._language.run(feeds, ["logits", *self._caches])
         self.logits = found.pop("logits").numpy()
+        self._session._check_finite(self.logits)
         self._caches = found
         self._positions = self._positions + 1
         return self.logits
@@ -394,12 +425,13 @@ class _Growing:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Prompts of one batch, padded on the left to the longest: arrays [B, S] and [B, V]."""
+    """Prompts of one batch, padded on the left to the longest: arrays [B, S], [B, V] and [B, places]."""
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     visual_index: NDArray[np.int64]
     visual_valid: NDArray[np.float32]
+    selectable: NDArray[np.float32]
 
 
 def _padded(prompts: Sequence[PromptInputs], manifest: Manifest) -> _Batch:
@@ -415,7 +447,15 @@ def _padded(prompts: Sequence[PromptInputs], manifest: Manifest) -> _Batch:
         mask[row, start:] = 1
     index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
     valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
-    return _Batch(ids, mask, index.astype(np.int64), valid)
+    told = [_told(prompt, manifest) for prompt in prompts]
+    return _Batch(ids, mask, index.astype(np.int64), valid, np.stack(told).astype(np.float32))
+
+
+def _told(prompt: PromptInputs, manifest: Manifest) -> NDArray[np.float32]:
+    if prompt.imposed is not None:
+        return prompt.imposed
+    by_padding = Debias.PADDING in manifest.plan.debias
+    return prompt.visual_valid if by_padding else np.ones_like(prompt.visual_valid)
 
 
 def _batches(visual_tokens: Sequence[int], size: int) -> list[list[int]]:

@@ -37,8 +37,7 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
         target: an existing folder; a `Session` on it finds the weights with `weights=bundle`.
 
     Returns:
-        The variant's manifest. Its padding mask and list of files are the bundle's: it is the caller who
-        passes a `visual_valid` of ones where nothing is to be debiased.
+        The variant's manifest. Its padding mask and list of files are the bundle's.
 
     Raises:
         MissingDependencyError: the package onnx is not installed.
@@ -69,7 +68,7 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
     changes: dict[str, Any] = {}
     if name == NO_DEBIAS:
         _flatten_curves(model, nodes)
-        changes["curve"] = None
+        changes["plan"], changes["curve"] = manifest.plan.debiased(()), None
     if name == UNPRUNED:
         _remove_stages(model, nodes)
         changes["plan"], changes["curve"] = PruningPlan(method="none"), None

@@ -166,7 +166,7 @@ def gathered(b: float, seed: int = 0) -> Attention:
 
 STAGES = (
     PruningStage(layer=2, score_layer=1, rows=ScoringRows.TEXT_AFTER_IMAGE, keep=5000),
-    PruningStage(layer=4, score_layer=3, rows=ScoringRows.IMAGE, keep=5000, debiased=False),
+    PruningStage(layer=4, score_layer=3, rows=ScoringRows.IMAGE, keep=5000),
 )
 
 

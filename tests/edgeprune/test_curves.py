@@ -383,22 +383,18 @@ def test_an_unknown_preset(name: str) -> None:
 
 
 def test_resolve_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_curve(None, "fastv") == load_preset("fastv")
-    assert resolve_curve(None, "himap") == load_preset("himap")
-    assert resolve_curve(None, "illava") is None
-    assert resolve_curve("none", "fastv") is None
-    assert resolve_curve("pyramiddrop/gqa", "fastv") == load_preset("pyramiddrop/gqa")
+    assert resolve_curve("pyramiddrop/gqa") == load_preset("pyramiddrop/gqa")
     monkeypatch.chdir(tmp_path)
     save_curve(TABLE, "fastv")
-    assert resolve_curve("fastv", "fastv") == load_preset("fastv")
-    assert resolve_curve("./fastv", "fastv") == TABLE
-    assert resolve_curve(Path("fastv"), "fastv") == TABLE
+    assert resolve_curve("fastv") == load_preset("fastv")
+    assert resolve_curve("./fastv") == TABLE
+    assert resolve_curve(Path("fastv")) == TABLE
 
 
 def test_resolve_curve_refuses_what_is_neither_preset_nor_file(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"'fastw' is neither a bias curve preset nor a file: .*, or one of fastv"
     ):
-        resolve_curve("fastw", "fastv")
+        resolve_curve("fastw")
     with pytest.raises(InputError, match=r"there is no bias curve file"):
-        resolve_curve(tmp_path / "fastv", "fastv")
+        resolve_curve(tmp_path / "fastv")

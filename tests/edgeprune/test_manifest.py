@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from edgeprune.manifest import SCHEMA_VERSION, CacheGroup, Check, FileEntry, Manifest, Verification, failures
+from edgeprune.curves import ExponentialCurve
+from edgeprune.manifest import (
+    SCHEMA_VERSION,
+    CacheGroup,
+    Check,
+    FileEntry,
+    Manifest,
+    PaddingMask,
+    Verification,
+    failures,
+)
 from edgeprune.plans import PruningPlan, PruningStage
 from tests.manifests import make_manifest
 
@@ -40,7 +50,20 @@ def test_a_stage_behind_the_last_layer_is_refused() -> None:
     plan = PruningPlan(method="fastv", stages=(PruningStage(layer=4, score_layer=3, keep=3000),))
     groups = [CacheGroup(first=0, last=3), CacheGroup(first=4, last=3)]
     with pytest.raises(ValidationError, match="do not fit 4 layers"):
-        make_manifest(plan=plan, cache_groups=groups)
+        make_manifest(plan=plan, cache_groups=groups, curve=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"curve": None}, "there is no bias curve, and the plan is fastv"),
+        ({"method": "none", "curve": ExponentialCurve(b=0.01, num_tokens=16)}, "there is a bias curve"),
+        ({"padding_mask": PaddingMask(kind="none")}, "there is no padding mask, and the plan is fastv"),
+    ],
+)
+def test_a_plan_is_debiased_by_what_there_is(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_manifest(**changes)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from edgeprune.errors import InputError
 from edgeprune.plans import (
     METHODS,
+    Debias,
     Merge,
     PruningPlan,
     PruningStage,
@@ -28,7 +29,7 @@ def stage(layer: int, keep: int = 5000) -> PruningStage:
     return PruningStage(layer=layer, score_layer=layer - 1, keep=keep)
 
 
-def test_fastv_is_one_debiased_selection_scored_by_the_layer_before() -> None:
+def test_fastv_is_one_selection_scored_by_the_layer_before() -> None:
     plan = METHODS["fastv"].plan(32, 0.3)
     assert plan == PruningPlan(
         method="fastv",
@@ -38,7 +39,6 @@ def test_fastv_is_one_debiased_selection_scored_by_the_layer_before() -> None:
                 score_layer=1,
                 rows=ScoringRows.LAST_TOKEN,
                 keep=3000,
-                debiased=True,
                 merge=Merge.DROP,
             ),
         ),
@@ -46,9 +46,18 @@ def test_fastv_is_one_debiased_selection_scored_by_the_layer_before() -> None:
     assert plan.prunes
 
 
-def test_fastv_takes_another_layer_and_leaves_debiasing_out() -> None:
-    (only,) = METHODS["fastv"].plan(8, 0.25, layer=3, debiased=False).stages
-    assert (only.layer, only.score_layer, only.keep, only.debiased) == (3, 2, 2500, False)
+def test_fastv_takes_another_layer() -> None:
+    (only,) = METHODS["fastv"].plan(8, 0.25, layer=3).stages
+    assert (only.layer, only.score_layer, only.keep, only.debias) == (3, 2, 2500, ())
+
+
+def test_the_first_selection_alone_is_debiased() -> None:
+    plan = METHODS["himap"].plan(8, 0.25).debiased([Debias.PADDING])
+    assert [stage.debias for stage in plan.stages] == [(Debias.PADDING,), ()]
+    assert plan.debias == (Debias.PADDING,)
+    assert plan.debiased(()) == METHODS["himap"].plan(8, 0.25)
+    unpruned = PruningPlan(method="none")
+    assert unpruned.debiased(tuple(Debias)) == unpruned
 
 
 @pytest.mark.parametrize("layer", [1, 7])
@@ -68,7 +77,7 @@ def test_a_default_layer_that_the_model_does_not_have_says_the_range() -> None:
 
 
 def test_a_model_of_one_layer_cannot_be_pruned() -> None:
-    with pytest.raises(InputError, match=r"1 decoder layer,.*--method none"):
+    with pytest.raises(InputError, match=r"1 decoder layer,.*`method='none'`"):
         METHODS["fastv"].plan(1, 0.5)
 
 
@@ -101,14 +110,14 @@ def test_a_tower_merges_as_published() -> None:
     # 92 of 729 in each of layers 5 to 8, then 0.7 of what is left.
     plan = METHODS["illava"].plan(32, visual_tokens=729, tower_layers=26)
     assert [(s.layer, s.kept) for s in plan.tower] == [(5, 637), (6, 545), (7, 453), (8, 361)]
-    assert [(s.layer, s.keep, s.debiased) for s in plan.stages] == [(8, 7000, True)]
+    assert [(s.layer, s.keep) for s in plan.stages] == [(8, 7000)]
     assert plan.tokens_per_image(729) == 361
     assert plan.describe_counts(32, 729) == (
         "729, 361 from the vision tower, 253 from layer 8 on, on average 38.4% of them per layer"
     )
     assert plan.describe() == (
         "illava: in the vision tower to 637 after layer 5's attention, 545 after layer 6's attention, 453 "
-        "after layer 7's attention, 361 after layer 8's attention, before layer 8 keep 0.7"
+        "after layer 7's attention, 361 after layer 8's attention, before layer 8 keep 0.7 (no debias)"
     )
 
 
@@ -195,10 +204,10 @@ def test_plans_do_not_change() -> None:
 
 
 def test_a_plan_says_what_it_does() -> None:
-    assert METHODS["fastv"].plan(8, 0.3).describe() == "fastv: before layer 2 keep 0.3"
+    plan = METHODS["fastv"].plan(8, 0.3)
+    assert plan.describe() == "fastv: before layer 2 keep 0.3 (no debias)"
     assert (
-        METHODS["fastv"].plan(8, 0.3, debiased=False).describe()
-        == "fastv: before layer 2 keep 0.3 (no debias)"
+        plan.debiased(tuple(Debias)).describe() == "fastv: before layer 2 keep 0.3 (debias position, padding)"
     )
     assert PruningPlan(method="none").describe() == "none: no pruning"
 
@@ -254,7 +263,6 @@ def test_keep_is_the_average_behind_the_first_selection(
     seen = [kept[plan.group_of_layer(layer)] / visual for layer in range(first, layers)]
     # Shares are whole ten-thousandths, numbers of tokens whole numbers, at least one.
     assert sum(seen) / len(seen) == pytest.approx(keep, abs=1.01 / visual + 1e-4)
-    assert [stage.debiased for stage in plan.stages] == [True, False, False][: len(plan.stages)]
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))
@@ -311,7 +319,7 @@ def test_a_model_too_shallow_for_a_method_says_so() -> None:
 
 
 def test_a_stage_cannot_be_scored_before_the_one_before_it_prunes() -> None:
-    early = PruningStage(layer=5, score_layer=1, keep=5000, debiased=False)
+    early = PruningStage(layer=5, score_layer=1, keep=5000)
     with pytest.raises(ValidationError, match="layer 1 cannot score the stage before layer 5"):
         PruningPlan(method="several", stages=(stage(2), early))
 
@@ -320,6 +328,41 @@ def test_a_stage_cannot_be_scored_before_the_one_before_it_prunes() -> None:
 def test_attention_has_a_layer_and_random_numbers_have_none(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="attention needs a layer"):
         PruningStage.model_validate({"layer": 2, "keep": 5000, **fields})
+
+
+ATTENTION = {"layer": 2, "score_layer": 1, "keep": 5000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ranking": "rank_fusion"}, "rank_fusion and nearest go together"),
+        ({"merge": "nearest"}, "rank_fusion and nearest go together"),
+        ({"ranking": "rank_fusion", "merge": "recycle"}, "rank_fusion and nearest go together"),
+        ({"debias": ("padding", "padding")}, "give each once"),
+        ({"ranking": "random", "score_layer": None, "debias": ("position",)}, "no bias by position"),
+    ],
+)
+def test_a_stage_that_the_graph_would_not_follow_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PruningStage.model_validate(ATTENTION | fields)
+
+
+def test_a_later_stage_is_never_debiased() -> None:
+    later = PruningStage(layer=5, score_layer=4, keep=5000, debias=(Debias.POSITION,))
+    with pytest.raises(ValidationError, match="only the first selection is"):
+        PruningPlan(method="several", stages=(stage(2), later))
+
+
+@pytest.mark.parametrize(
+    ("method", "needed"),
+    [
+        *((name, False) for name in ("fastv", "pyramiddrop", "random", "none")),
+        *((name, True) for name in ("himap", "sparsevlm", "tokencarve", "illava-decoder")),
+    ],
+)
+def test_which_methods_need_text_behind_the_images(method: str, needed: bool) -> None:
+    assert METHODS[method].plan(32, 0.3).needs_text_behind_images == needed
 
 
 def test_lengths_of_caches_follow_the_stages() -> None:

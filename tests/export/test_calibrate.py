@@ -55,7 +55,7 @@ def plan_of(method: str, layer: Any = None) -> PruningPlan:
 
 def scorer(model: Path, method: str, layer: Any = None) -> Scorer:
     preprocessing = read_preprocessing(model, (24, 24), GRID)
-    mask = padding_mask_for(preprocessing, method, True)
+    mask = padding_mask_for(preprocessing, method)
     return Scorer(model, plan_of(method, layer), preprocessing, mask)
 
 
@@ -121,7 +121,7 @@ def test_padding_is_found_as_the_runtime_finds_it(model: Path, pictures: Path, m
     samples = [Sample(path, "?") for path in sorted(pictures.iterdir())[:4]]
     _, valid = found.attention(samples)
     preprocessing = read_preprocessing(model, (24, 24), GRID)
-    mask = padding_mask_for(preprocessing, method, True)
+    mask = padding_mask_for(preprocessing, method)
     expected = [visual_valid(*size, preprocessing, mask) for size in SIZES]
     assert np.array_equal(valid, expected)
     assert 0 < valid.mean() < 1
@@ -165,7 +165,7 @@ def test_the_usual_crop_without_letterboxing(model: Path, pictures: Path, tmp_pa
         usual,
         plan_of("fastv"),
         preprocessing,
-        padding_mask_for(preprocessing, "fastv", True),
+        padding_mask_for(preprocessing, "fastv"),
     ).attention(samples)
     assert valid.all()
     assert paid == pytest.approx(huggingface(usual, samples, [(1, "last")]), abs=1e-6)

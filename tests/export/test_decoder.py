@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of
 from edgeprune.export.graph import language_interface
 from edgeprune.export.pipeline import _model_info
-from edgeprune.plans import PruningPlan, method_by_name
+from edgeprune.plans import Debias, PruningPlan, method_by_name
 from edgeprune.selection import select
 from tests.export.reference import Decoded, Inputs, fastv, greedy, huggingface, random_inputs, torch_step
 from tests.tiny import TEXT_CONFIGS, tiny_llava
@@ -46,11 +47,13 @@ def run(
     plan: PruningPlan,
     curve: torch.Tensor,
     steps: int = STEPS,
+    debias: tuple[Debias, ...] = tuple(Debias),
 ) -> Decoded:
     """Greedy decoding by a PrunedDecoder made of a copy of `model`, which stays as it is."""
     model = copy.deepcopy(model)
     family = family_of(model.config)
     parts = family.parts(model)
+    plan = plan.debiased(debias)
     decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve).eval()
     interface = language_interface(
         _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
@@ -173,11 +176,12 @@ def test_the_debias_changes_what_is_kept() -> None:
     assert len({str(kept) for kept in (both, position, padding, neither)}) == 4
 
 
-def test_a_stage_without_debias_ignores_curve_and_padding_mask() -> None:
+def test_a_stage_without_debias_ignores_the_curve() -> None:
     model = model_of("llama")
     inputs = random_inputs(model, 1, 1)
-    plan = method_by_name("fastv").plan(LAYERS, 0.3, debiased=False)
-    found = run(model, inputs, plan, curve_for(1), steps=1)
+    plan = method_by_name("fastv").plan(LAYERS, 0.3)
+    inputs = replace(inputs, visual_valid=torch.ones(1, PER_PICTURE))  # what the host says without debias
+    found = run(model, inputs, plan, curve_for(1), steps=1, debias=())
     wanted = select(
         found.scores[0],
         inputs.visual_index(model.config.image_token_id).numpy(),

@@ -20,7 +20,7 @@ from edgeprune.export.families import family_of
 from edgeprune.export.families.llava import Llava
 from edgeprune.export.graph import Interface, language_interface
 from edgeprune.export.pipeline import _model_info, export
-from edgeprune.plans import PruningPlan, Ranking, method_by_name, random_scores
+from edgeprune.plans import Debias, PruningPlan, Ranking, method_by_name, random_scores
 from tests.export.method_reference import Outcome, Recipe, generate
 from tests.export.reference import Decoded, Inputs, greedy, onnxruntime_step, random_inputs, torch_step
 from tests.tiny import save_llava, tiny_llava
@@ -49,7 +49,8 @@ def model_of(kind: str, **changes: Any) -> LlavaForConditionalGeneration:
 
 
 def plan_of(method: str) -> PruningPlan:
-    return method_by_name(method).plan(LAYERS, KEEP, visual_tokens=PER_PICTURE, seed=3)
+    plan = method_by_name(method).plan(LAYERS, KEEP, visual_tokens=PER_PICTURE, seed=3)
+    return plan.debiased(tuple(Debias)[method == "random" :])
 
 
 def curve_of(pictures: int) -> torch.Tensor:

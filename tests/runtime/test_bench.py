@@ -19,13 +19,12 @@ import pytest
 from edgeprune import bound
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, InputError
-from edgeprune.manifest import PaddingMask
 from edgeprune.memory import PeakMemory
 from edgeprune.plans import PruningPlan, TowerStage
 from edgeprune.progress import Silent
 from edgeprune.runtime import bench
 from edgeprune.runtime.backends import open_backend
-from edgeprune.runtime.bench_bundles import Measured, bundles_as_they_are
+from edgeprune.runtime.bench_bundles import bundles_as_they_are
 from edgeprune.runtime.bench_worker import Run, Worker
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED
 from tests.manifests import make_manifest
@@ -260,19 +259,6 @@ def test_padding_is_not_counted_where_only_a_tower_merges() -> None:
     worker = Worker.__new__(Worker)
     worker._job = SimpleNamespace(manifest=make_manifest("none", plan=plan))  # type: ignore[assignment]
     assert worker._padded(()) is None
-
-
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [("none bilinear", "bilinear"), ("bilinear share", "share"), ("none none", "share")],
-)
-def test_padding_is_counted_by_one_mask_for_all(kinds: str, expected: str) -> None:
-    """Baseline's and bundle's masks: one exported without debias has none, but its padding is the same."""
-    variants = [
-        Measured("", Path(), make_manifest(padding_mask=PaddingMask(kind=kind)), None, None, 0)
-        for kind in kinds.split()
-    ]
-    assert bench._padding(variants).kind == expected
 
 
 @pytest.mark.parametrize("option", [{"runs": 0}, {"warmup": -1}, {"max_new_tokens": 1}, {"threads": 0}])

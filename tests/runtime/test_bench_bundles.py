@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from edgeprune.errors import BundleError, InputError
-from edgeprune.manifest import PaddingMask
 from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.bench_bundles import Measured, bundles_as_they_are
 from tests.manifests import make_manifest, relist, write_bundle
@@ -25,13 +24,13 @@ def test_baselines_come_first_by_the_names_they_were_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bundle(tmp_path / "own", model=MODEL.model_copy(update={"source": "elsewhere"}))
-    write_bundle(tmp_path / "none", method="none", padding_mask=PaddingMask(kind="none"))
+    write_bundle(tmp_path / "none", method="none")
     write_bundle(tmp_path / "other", method="pyramiddrop")
     monkeypatch.chdir(tmp_path)
     found = measured(Path("own"), Path("none"), tmp_path / "other")
     assert [variant.name for variant in found] == ["none", str(tmp_path / "other"), "own"]
     assert [variant.manifest.plan.method for variant in found] == ["none", "pyramiddrop", "fastv"]
-    assert {(variant.graphs, variant.engine, variant.debiased) for variant in found} == {(None, None, True)}
+    assert {(variant.graphs, variant.engine) for variant in found} == {(None, None)}
     assert found[0].bundle == tmp_path / "none"
 
 

@@ -83,8 +83,7 @@ def test_every_picture_of_a_prompt_gets_its_own_tokens() -> None:
 
 def test_a_stage_that_is_not_debiased_is_drawn_once() -> None:
     manifest = make_manifest()
-    plain = manifest.plan.stages[0].model_copy(update={"debiased": False})
-    plan = manifest.plan.model_copy(update={"stages": (plain,)})
+    plan = manifest.plan.debiased(())
     both = draw_kept(manifest, [blue()], stage([3]))
     once = draw_kept(manifest.model_copy(update={"plan": plan}), [blue()], stage([3]))
     assert once.width == both.width - 500

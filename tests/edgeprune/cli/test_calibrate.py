@@ -106,7 +106,7 @@ def test_options_are_passed_on(cli: Cli, calls: list[dict[str, Any]]) -> None:
     [
         (["-o", "curve"], "curve does not end as a curve's name: expected .json"),
         (["-o", "nowhere/curve.json"], "expected a file's name in a folder that exists"),
-        (["--layer", "two"], "--layer is 'two': expected a whole number"),
+        (["--layer", "two"], "Invalid value for '--layer': 'two' is not a whole number"),
         (["--trend", "linear"], "'linear' is not one of"),
     ],
 )

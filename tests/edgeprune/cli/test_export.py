@@ -53,7 +53,7 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
         "method": "fastv",
         "layer": None,
         "curve": None,
-        "padding_mask": True,
+        "debias": None,
         "dtype": None,
         "opset": 18,
         "seed": 0,
@@ -64,7 +64,7 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
 
 def test_every_option_is_passed_on(cli: Cli, exporter: FakeExporter) -> None:
     given = (
-        "--keep 0.25 --method none --layer 3 --curve none --debias position --dtype fp16 --opset 20 --force "
+        "--keep 0.25 --method none --layer 3 --curve fastv --debias position --dtype fp16 --opset 20 --force "
         "--seed 5"
     )
     assert cli("export", "some/model", *given.split(), "--no-verify", "-o", "somewhere").code == 0
@@ -74,8 +74,8 @@ def test_every_option_is_passed_on(cli: Cli, exporter: FakeExporter) -> None:
         "output": Path("somewhere"),
         "method": "none",
         "layer": 3,
-        "curve": "none",
-        "padding_mask": False,
+        "curve": "fastv",
+        "debias": "position",
         "dtype": "fp16",
         "opset": 20,
         "seed": 5,
@@ -95,22 +95,6 @@ def test_shares_and_layers_of_several_selections(cli: Cli, exporter: FakeExporte
     assert exporter.arguments["layer"] == (8, 16, 24)
 
 
-@pytest.mark.parametrize(
-    ("debias", "curve", "mask"),
-    [
-        ("position,padding", None, True),
-        ("padding", "none", True),
-        ("position", None, False),
-        ("none", "none", False),
-    ],
-)
-def test_what_is_debiased(
-    cli: Cli, exporter: FakeExporter, debias: str, curve: str | None, mask: bool
-) -> None:
-    assert cli("export", "some/model", "--debias", debias).code == 0
-    assert (exporter.arguments["curve"], exporter.arguments["padding_mask"]) == (curve, mask)
-
-
 def test_the_help_lists_every_method(cli: Cli) -> None:
     # Lines break inside a name too.
     out = re.sub(r"[^a-z-]", "", cli("export", "--help").out)
@@ -121,7 +105,7 @@ def test_the_result_says_plan_curve_sizes_and_verification(cli: Cli, exporter: F
     result = cli("export", "some/model", "--keep", "0.3")
     for text in (
         str(exporter.output),
-        "fastv: before layer 2 keep 0.3",
+        "fastv: before layer 2 keep 0.3 (debias position, padding)",
         "exponential curve",
         "more than 0.5 of it is padding",
         "in 5 files",
@@ -189,9 +173,9 @@ def earlier(tmp_path: Path) -> Path:
         ("--method himap --keep 0.3,2", "the keep ratio is 2"),
         ("--method himap --layer 1", "1 layer was given and himap has 2 selections"),
         ("--method himap --layer 2,1", "the layers 2, 1 do not ascend"),
-        ("--debias everything", "--debias everything: expected position, padding"),
-        ("--debias padding --curve fastv", "the bias curve fastv was given and --debias padding"),
-        ("--method random --curve fastv", "the method random has no attention to debias"),
+        ("--debias everything", "--debias is 'everything': expected position, padding"),
+        ("--debias padding --curve fastv", "the bias curve fastv was given, and --debias leaves positions as they are"),
+        ("--method random --curve fastv", "the method random has no attention"),
         ("--method random --seed -1", "the seed is -1"),
         ("--keep 0.3 --method guess", "unknown pruning method 'guess': choose one of"),
         ("--keep 0.3 --curve nowhere.json", "'nowhere.json' is neither a bias curve preset nor a file"),

@@ -26,7 +26,7 @@ def test_text_names_plan_curve_mask_graphs_files_and_verification(cli: Cli, bund
     result = cli("inspect", bundle)
     assert (result.code, result.err) == (0, "")
     for text in (
-        "fastv: before layer 2 keep 0.3",
+        "fastv: before layer 2 keep 0.3 (debias position, padding)",
         "exponential curve, b = 0.01",
         "more than 0.5 of it is padding",
         "16 a picture (4 x 4)",
@@ -56,9 +56,16 @@ def test_tokens_that_the_vision_tower_alone_merges_are_counted(cli: Cli, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"padding_mask": PaddingMask(kind="none")}, "padding is not suppressed"),
-        ({"padding_mask": PaddingMask(kind="bilinear", threshold=0.5)}, "resized mask is at least 0.5"),
-        ({"curve": None}, "positions are not debiased"),
+        ({"debias": "position"}, "of it is padding; the selection does not go by it"),
+        (
+            {"debias": "position", "padding_mask": PaddingMask(kind="none")},
+            "never padded",
+        ),
+        (
+            {"padding_mask": PaddingMask(kind="bilinear", threshold=0.5)},
+            "the resized mask is below 0.5",
+        ),
+        ({"debias": "padding"}, "positions are not debiased"),
     ],
 )
 def test_what_is_not_debiased_is_said(

@@ -89,7 +89,7 @@ def test_a_node_without_its_body_is_found(copy: Path) -> None:
 def test_kept_tokens_are_compared_with_the_reference() -> None:
     # Scores fall from 2 to 1 and the first four tokens are padding: the reference keeps 4 to 8.
     (stage,) = make_reply().stages
-    plain = make_manifest(curve=None)
+    plain = make_manifest(debias="padding")
     assert standalone._kept_apart(plain, 0, stage) == 0
     wrong = replace(stage, kept_visual=np.array([4, 5, 6, 7, 9]))
     assert standalone._kept_apart(plain, 0, wrong) == 2

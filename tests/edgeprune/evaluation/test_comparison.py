@@ -124,7 +124,7 @@ class Pretended(Bundles):
     def of(self, way: Way) -> Path:
         folder = self.root / f"{way.method}-{way.keep}-{way.has_curve}"
         if not folder.exists():
-            flat = {} if way.has_curve else {"curve": None}
+            flat = {} if way.has_curve else {"debias": "padding"}
             write_bundle(folder, method=way.method, **{**flat, **self.changes})
         return folder
 
@@ -184,7 +184,7 @@ def test_a_comparison_goes_on_and_refuses_another_seed(
 
 
 def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = pretended(tmp_path, monkeypatch, GRID, padding_mask=PaddingMask(kind="none"), curve=None)
+    found = pretended(tmp_path, monkeypatch, GRID, padding_mask=PaddingMask(kind="none"), debias="")
     assert [outcome.way.name for outcome in found.outcomes] == ["unpruned", "random", "fastv"]
     assert len(found.left_out) == 2
     assert "fastv has no bias curve" in " ".join(found.left_out)
@@ -256,9 +256,11 @@ def test_a_bundle_is_exported_once_and_anew_for_another_model(
     way = Way("fastv + both", "fastv", 0.3, has_curve=True, mask="own")
     first = bundles(Grid(layer=1)).of(way)
     assert bundles(Grid(layer=1)).of(replace(way, mask="ones")) == first
-    assert made == [{"keep": 0.3, "method": "fastv", "layer": 1, "curve": None, "verify": False}]
+    assert made == [
+        {"keep": 0.3, "method": "fastv", "layer": 1, "curve": None, "debias": None, "verify": False}
+    ]
     flat = bundles(Grid(layer=1)).of(replace(way, has_curve=False))
-    assert made[-1]["curve"] == "none"
+    assert (made[-1]["curve"], made[-1]["debias"]) == (None, "padding")
     assert bundles(Grid(layer=2)).of(way) not in (first, flat)
     (model / "config.json").write_text("{ }")
     assert bundles(Grid(layer=1)).of(way) != first
