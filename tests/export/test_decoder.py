@@ -266,3 +266,22 @@ def test_every_layer_uses_its_attention() -> None:
     parts = family_of(model.config).parts(model)
     PrunedDecoder(parts.text_model, parts.lm_head, method_by_name("none").plan(LAYERS, 1.0), 5, torch.ones(1))
     assert {layer.self_attn.config._attn_implementation for layer in parts.text_model.layers} == {NAME}
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "random"])
+def test_the_last_position_stays_where_an_image_ends_the_prompt(method: str) -> None:
+    """The next token comes from it; without care the other scores would decide, here for another token."""
+    model = model_of("llama")
+    inputs = random_inputs(model, 2, 1, seed=5)
+    image = model.config.image_token_id
+    ids = torch.stack([torch.cat([row[row != image], row[row == image]]) for row in inputs.input_ids])
+    valid = torch.ones_like(inputs.visual_valid)
+    valid[:, PER_PICTURE // 2 :] = 0
+    valid[:, -1] = 1  # as the session tells it
+    ending = Inputs(ids, torch.ones_like(ids), inputs.pixel_values, valid)
+    plan = method_by_name(method).plan(LAYERS, 0.1, visual_tokens=PER_PICTURE)
+    found = run(model, ending, plan, curve_for(1) ** 20, steps=1, debias=(Debias.PADDING,))
+    last = ids.shape[1] - 1
+    for kept in found.kept:
+        assert (kept[:, -1] == last).all()
+        last = kept.shape[1] - 1

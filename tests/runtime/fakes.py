@@ -45,9 +45,9 @@ class FakeTensor:
         return self.array
 
 
-def fake_manifest(method: str = "fastv", **changes: Any) -> Manifest:
+def fake_manifest(method: str = "fastv", debias: str = "position padding", **changes: Any) -> Manifest:
     """As `make_manifest`, with the whole interface of a language graph of four layers."""
-    base = make_manifest(method)
+    base = make_manifest(method, debias)
     groups = len(base.cache_groups)
     inputs = [
         TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),

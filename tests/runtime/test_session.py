@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgeprune.errors import BundleError, InputError, PruningError
+from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.session import Generated, PromptInputs, Session
 from tests.runtime.fakes import EOS, IMAGE, PER_IMAGE, VOCAB, FakeBackend, fake_manifest, prompt_inputs
@@ -362,3 +363,87 @@ def test_a_graph_of_another_bundle_is_refused_when_it_is_loaded() -> None:
     with pytest.raises(BundleError, match=r"no output present_key\.3"):
         Session(backend, Path("nowhere"), manifest)
     assert manifest.model.vocab_size == VOCAB
+
+
+# What padding is, and what the plan does with it
+
+
+@pytest.mark.parametrize("debias", ["position padding", "padding", "position", ""])
+def test_padding_is_counted_whatever_the_plan_does_with_it(debias: str) -> None:
+    session, backend = make(debias=debias)
+    prompt = prompt_inputs(1, 6, padded=13)
+    (result,) = generate(session, prompt, tokens=1)
+    (stage,) = result.stages
+    of_kept = int((prompt.visual_valid[stage.kept_visual] == 0).sum())
+    assert result.statistics.padded_kept == (of_kept,) == (stage.padded_kept,)
+    assert of_kept > 0
+    fed = backend.language.feeds[0]["visual_valid"][0]
+    told = prompt.visual_valid if "padding" in debias else np.ones(PER_IMAGE)
+    np.testing.assert_array_equal(fed, told)
+
+
+def test_an_imposed_mask_is_told_and_not_counted() -> None:
+    session, backend = make()
+    prompt = prompt_inputs(1, 6, padded=13)
+    imposed = 1 - prompt.visual_valid
+    (result,) = generate(session, replace(prompt, imposed=imposed), tokens=1)
+    np.testing.assert_array_equal(backend.language.feeds[0]["visual_valid"][0], imposed)
+    assert result.statistics.padded_kept == (result.statistics.kept[0],)
+
+
+# The last position
+
+
+def ending_with_an_image() -> PromptInputs:
+    prompt = prompt_inputs(1, 6, padded=16)
+    ids = prompt.input_ids
+    return replace(prompt, input_ids=np.concatenate([ids[ids != IMAGE], ids[ids == IMAGE]]))
+
+
+def test_the_last_position_is_never_told_as_padding() -> None:
+    session, backend = make()
+    prompt = ending_with_an_image()
+    assert prompt.visual_valid[-1] == 0
+    generate(session, prompt, tokens=1)
+    fed = backend.language.feeds[0]["visual_valid"][0]
+    np.testing.assert_array_equal(fed[:-1], prompt.visual_valid[:-1])
+    assert fed[-1] == 1
+
+
+@pytest.mark.parametrize("method", ["himap", "sparsevlm", "tokencarve", "illava-decoder"])
+def test_a_method_that_needs_text_behind_the_images_refuses_a_prompt_without(method: str) -> None:
+    session, _ = make(method)
+    with pytest.raises(
+        InputError, match=r"the prompt ends with an image.*put the question behind the images"
+    ):
+        session.check(ending_with_an_image())
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+@pytest.mark.parametrize("step", [0, 2])
+def test_logits_that_are_no_numbers_are_an_error(value: float, kind: str, step: int) -> None:
+    session, backend = make()
+    seen = []
+
+    def spoil(outputs: dict[str, Any]) -> None:
+        seen.append(1)
+        if len(seen) == step + 1:
+            # A single NaN or +inf would be chosen; -inf rules a token out, so only all of them are wrong.
+            outputs["logits"][0, slice(None) if value < 0 else 7] = value
+
+    backend.language.tamper = spoil
+    with pytest.raises(NumericsError, match=rf"logits that are {kind}: expected numbers; fp32.*verify"):
+        generate(session, prompt_inputs(1, 6), tokens=5)
+
+
+def test_a_model_may_rule_tokens_out_by_minus_infinity() -> None:
+    session, backend = make()
+
+    def spoil(outputs: dict[str, Any]) -> None:
+        outputs["logits"][:, :EOS] = -np.inf
+
+    backend.language.tamper = spoil
+    assert len(generate(session, prompt_inputs(1, 6), tokens=3)[0].token_ids) <= 3

@@ -174,7 +174,10 @@ def earlier(tmp_path: Path) -> Path:
         ("--method himap --layer 1", "1 layer was given and himap has 2 selections"),
         ("--method himap --layer 2,1", "the layers 2, 1 do not ascend"),
         ("--debias everything", "--debias is 'everything': expected position, padding"),
-        ("--debias padding --curve fastv", "the bias curve fastv was given, and --debias leaves positions as they are"),
+        (
+            "--debias padding --curve fastv",
+            "fastv was given, and --debias leaves positions as they are",
+        ),
         ("--method random --curve fastv", "the method random has no attention"),
         ("--method random --seed -1", "the seed is -1"),
         ("--keep 0.3 --method guess", "unknown pruning method 'guess': choose one of"),
