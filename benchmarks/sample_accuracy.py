@@ -197,9 +197,9 @@ class SampleModel:
     def answer(self, asked: Questions, masks: Array, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Generated]:
         """Greedy replies to all questions, with float32 [N, V] as their padding masks."""
         inputs = [replace(each, imposed=mask) for each, mask in zip(asked.inputs, masks, strict=True)]
-        pick = Sampler(temperature=0.0).pick
+        how = self._model.manifest.generation
         replies: list[Generated] = self._model.session.generate(
-            inputs, [pick] * len(inputs), max_new_tokens, batch_size=BATCH
+            inputs, [Sampler(how).pick for _ in inputs], max_new_tokens, batch_size=BATCH
         )
         return replies
 

@@ -117,6 +117,21 @@ class Prompt(_Part):
     template_variables: dict[str, str] = {}
 
 
+class Generation(_Part):
+    """How the next token is chosen where a caller says nothing: the checkpoint's own defaults.
+
+    The names and defaults are those of transformers; see `edgeprune.runtime.sampling.SamplingOptions`.
+    """
+
+    do_sample: bool = False
+    temperature: float = Field(default=1.0, gt=0, le=1e6)
+    top_k: int = Field(default=50, ge=0, le=1 << 24)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=1e6)
+    no_repeat_ngram_size: int = Field(default=0, ge=0, le=1 << 24)
+
+
 class FileEntry(_Part):
     """A file of the bundle, by its path relative to the bundle's folder."""
 
@@ -167,6 +182,7 @@ class Manifest(_Part):
     max_visual_tokens: Size
     preprocessing: Preprocessing
     prompt: Prompt
+    generation: Generation = Generation()
     verification: Verification = Verification(skipped="not run")
     files: tuple[FileEntry, ...] = ()
 

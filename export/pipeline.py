@@ -21,6 +21,7 @@ from edgeprune.export import assemble, graph, weights
 from edgeprune.export.debiasing import check_wish, debiasing, read_debias
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
+from edgeprune.export.generation import read_generation
 from edgeprune.export.origin import check_curve, origin
 from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.log import note
@@ -273,6 +274,7 @@ def _write(
         max_visual_tokens=tokens,
         preprocessing=preprocessing,
         prompt=prompt,
+        generation=read_generation(folder),
         files=tuple(listed),
     )
 

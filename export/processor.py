@@ -132,7 +132,7 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
         UnsupportedModelError: the tokenizer has no token of the config's image_token_id.
     """
     tokenizer = _load_tokenizer(folder)
-    processor = _read_json(folder / "processor_config.json") or {}
+    processor = read_json(folder / "processor_config.json") or {}
     image_token_id = int(config.image_token_id)
     image_token = _image_token(tokenizer, image_token_id, processor, folder)
     template = _chat_template(folder, processor, tokenizer)
@@ -168,8 +168,8 @@ def padding_mask_for(preprocessing: Preprocessing, method: str) -> PaddingMask:
 
 def _image_processor_json(folder: Path) -> dict[str, Any]:
     # The newer file first, as transformers does; older ones of that name hold no image processor.
-    nested = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
-    raw = nested if isinstance(nested, dict) else _read_json(folder / "preprocessor_config.json")
+    nested = (read_json(folder / "processor_config.json") or {}).get("image_processor")
+    raw = nested if isinstance(nested, dict) else read_json(folder / "preprocessor_config.json")
     if raw is None:
         raise InputError(
             f"{folder} has no preprocessor_config.json, nor a processor_config.json with an image processor: "
@@ -296,7 +296,7 @@ def _chat_template(folder: Path, processor: dict[str, Any], tokenizer: PreTraine
     jinja = folder / CHAT_TEMPLATE_NAME
     candidates = (
         processor.get("chat_template"),
-        (_read_json(folder / "chat_template.json") or {}).get("chat_template"),
+        (read_json(folder / "chat_template.json") or {}).get("chat_template"),
         jinja.read_text(encoding="utf-8") if jinja.is_file() else None,
         tokenizer.chat_template,
     )
@@ -320,7 +320,7 @@ def _eos_and_pad(
     folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], int]:
     """The ids that end a reply, as generate finds them, and the id that fills the shorter rows of a batch."""
-    generation = _read_json(folder / "generation_config.json") or {}
+    generation = read_json(folder / "generation_config.json") or {}
     text = config.get_text_config()
     configs = [getattr(part, "eos_token_id", None) for part in (config, text)]
     places = (generation.get("eos_token_id"), *configs, tokenizer.eos_token_id)
@@ -341,8 +341,12 @@ def _text(token: Any) -> str | None:
     return None if token is None else str(token)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
     if not path.is_file():
         return None
     try:

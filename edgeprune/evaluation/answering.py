@@ -1,4 +1,7 @@
-"""Asks a bundle the questions of a benchmark, greedily, and writes every answer down."""
+"""Asks a bundle the questions of a benchmark, without drawing, and writes every answer down.
+
+Penalties for repetition that the checkpoint asks for act all the same, as in Hugging Face's `generate`.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class Bundle:
     def __init__(self, folder: Path, asking: Asking, mask: Mask | None = None) -> None:
         from edgeprune.runtime import load
         from edgeprune.runtime.prompt import PromptEncoder
-        from edgeprune.runtime.sampling import Sampler
+        from edgeprune.runtime.sampling import Sampler, chosen_by
 
         options = {} if asking.threads is None else {"threads": asking.threads}
         self._model: Any = load(folder, asking.backend, **options)
@@ -76,7 +79,8 @@ class Bundle:
         manifest = self._model.manifest
         self._words: Any = PromptEncoder(folder, manifest.prompt, manifest.tokens_per_image)
         self._image_token: str = manifest.prompt.image_token
-        self._pick: Any = Sampler(0.0, 1.0, None).pick
+        how = chosen_by(manifest.generation, {"do_sample": False})
+        self._picker: Any = lambda given: Sampler(how, given.input_ids).pick
         self._asking, self._mask = asking, mask
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
@@ -92,7 +96,7 @@ class Bundle:
         ]
         asking = self._asking
         generated = self._model.session.generate(
-            inputs, [self._pick] * len(inputs), asking.max_new_tokens, None, asking.batch
+            inputs, [self._picker(given) for given in inputs], asking.max_new_tokens, None, asking.batch
         )
         return [
             (number, self._prediction(given.visual_valid, found))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from PIL import Image
@@ -20,10 +20,13 @@ from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.preprocess import preprocess
 from edgeprune.runtime.prompt import Message, PromptEncoder, PromptLike, StopStrings
-from edgeprune.runtime.sampling import Sampler
+from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
 from edgeprune.runtime.session import DEFAULT_BATCH, FinishReason, PromptInputs, Session
 from edgeprune.runtime.stages import StageResult
 from edgeprune.runtime.statistics import Statistics
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -93,12 +96,11 @@ class Model:
         images: Sequence[Picture] = (),
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
         batch_size: int = DEFAULT_BATCH,
+        **sampling: Unpack[SamplingOptions],
     ) -> Reply: ...
 
     @overload
@@ -108,12 +110,11 @@ class Model:
         images: Sequence[Sequence[Picture]],
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
         batch_size: int = DEFAULT_BATCH,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Reply]: ...
 
     def generate(
@@ -122,12 +123,11 @@ class Model:
         images: Any = (),
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
         batch_size: int = DEFAULT_BATCH,
+        **sampling: Unpack[SamplingOptions],
     ) -> Reply | list[Reply]:
         """Answers one prompt, or a list of prompts.
 
@@ -136,13 +136,13 @@ class Model:
             images: the pictures of the prompt, in the order of its image places; for a list of prompts, a
                 list of such lists. Paths, bytes, file objects, PIL images or uint8 arrays.
             max_new_tokens: generate at most so many tokens; fewer where the position range ends.
-            temperature: 0 takes the likeliest token each time; above 0 draws.
-            top_p: draw among the likeliest tokens whose probabilities reach this sum, above 0 and at most 1.
             seed: makes drawing repeatable, whatever else is in the batch; for a list of prompts one for all
                 or one for each. None draws anew each time.
             stop: strings that end the reply; they are not part of its text.
             stream: called with each piece of text as soon as it is sure; for a single prompt only.
             batch_size: of a list of prompts, how many run together at most.
+            sampling: how tokens are chosen, see `SamplingOptions`; by default as the bundle says, which is as
+                the checkpoint says.
 
         Returns:
             A Reply for one prompt, a list of them in the same order for a list.
@@ -158,9 +158,10 @@ class Model:
                 "stream was given with a list of prompts: expected a single prompt, as the pieces of several "
                 "would mix; call generate for each, or leave it out"
             )
-        pickers = [Sampler(temperature, top_p, own).pick for own in _seeds(seed, len(prompts), single=single)]
+        how, seeds = chosen_by(self.manifest.generation, sampling), _seeds(seed, len(prompts), single=single)
         writers = [_Writer(self._encoder, stop, stream) for _ in prompts]
         inputs = [self.prepare(one, its) for one, its in zip(prompts, pictures, strict=True)]
+        pickers = [Sampler(how, one.input_ids, own).pick for one, own in zip(inputs, seeds, strict=True)]
         generated = self.session.generate(
             inputs,
             pickers,

@@ -253,9 +253,9 @@ def test_a_stream_needs_a_single_prompt(pruned: Model) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "the temperature is -1"),
-        ({"top_p": 0}, "top_p is 0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"temperature": -1}, "`temperature` is -1"),
+        ({"top_p": 0}, "`top_p` is 0"),
+        ({"top_p": 1.5}, "`top_p` is 1.5"),
         ({"seed": -3}, "the seed is -3"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),

@@ -1,0 +1,75 @@
+"""A checkpoint's own way to choose tokens, from its generation_config.json, as `generate` would take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgeprune.errors import InputError
+from edgeprune.export.processor import read_json
+from edgeprune.log import note
+from edgeprune.manifest import Generation
+
+NAME = "generation_config.json"
+
+# What cannot be followed, with the values that do nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "diversity_penalty": (0,),
+    "typical_p": (1,),
+    "top_h": (),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "penalty_alpha": (0,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "bad_words_ids": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "exponential_decay_length_penalty": (),
+    "sequence_bias": ([], {}),
+    "guidance_scale": (1,),
+    "stop_strings": ([],),
+    "watermarking_config": (),
+    "renormalize_logits": (False,),
+    "remove_invalid_values": (False,),
+    "dola_layers": (),
+    "constraints": ([],),
+    "force_words_ids": ([],),
+}
+
+
+def read_generation(folder: Path) -> Generation:
+    """The defaults of a model folder; those of transformers where it has none. Notes what is not supported.
+
+    Raises:
+        InputError: the file is not valid, or a value is out of range.
+    """
+    raw = read_json(folder / NAME) or {}
+    acting = [
+        name for name, neutral in _NEUTRAL.items() if raw.get(name) is not None and raw[name] not in neutral
+    ]
+    if acting:
+        note(
+            f"{NAME} sets {', '.join(acting)}, which is not supported: replies are chosen without it, and "
+            "may differ from those of Hugging Face's generate"
+        )
+    known = {name: raw[name] for name in Generation.model_fields if raw.get(name) is not None}
+    if known.get("temperature") == 0:  # as some checkpoints say that they take the likeliest token
+        known |= {"temperature": 1.0, "do_sample": False}
+    try:
+        return Generation.model_validate(known)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = fault["loc"][0] if fault["loc"] else "its values"
+        raise InputError(
+            f"{folder / NAME} has {name} {known.get(str(name))!r} ({fault['msg']}): correct or remove it"
+        ) from error
