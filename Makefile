@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## export the sample model, ask it about a picture, draw the tokens it kept
 	@mkdir -p demo
 	$(BIN)/edgeprune export samples/tiny-llava --keep 0.3 -o demo/bundle --force
-	$(BIN)/edgeprune run demo/bundle --image $(PICTURE) --prompt "$(QUESTION)" --picture demo/kept.png
+	$(BIN)/edgeprune run demo/bundle --image $(PICTURE) --prompt "$(QUESTION)" --draw demo/kept.png
 
 # A file a process at a time, as tests of a file share what is costly to make; each process takes one core.
 test: $(STAMP) ## run every test (PYTEST_ARGS="-k name" for some)

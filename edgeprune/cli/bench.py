@@ -18,6 +18,7 @@ from edgeprune.cli.output import (
     print_table,
     progress_on_stderr,
 )
+from edgeprune.cli.text import typed
 
 if TYPE_CHECKING:
     from edgeprune.runtime.bench import BenchReport, SpeedUp, Spread
@@ -57,7 +58,7 @@ def bench(
         report = measuring.run(
             bundle,
             baselines=baseline or [],
-            prompt=prompt,
+            prompt=typed(prompt, "--prompt"),
             images=image,
             runs=runs,
             warmup=warmup,
@@ -67,7 +68,7 @@ def bench(
             progress=progress,
         )
     if as_json:
-        print_json(report.to_dict())
+        print_json("bench", report.to_dict())
     else:
         _print_report(report)
 

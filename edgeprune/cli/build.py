@@ -95,7 +95,7 @@ def build(
         )
     sidecar = read_sidecar(folder)
     if as_json:
-        print_json({"folder": str(folder), **sidecar.model_dump(mode="json")})
+        print_json("build", {"folder": str(folder), **sidecar.model_dump(mode="json")})
         return
     limits = sidecar.limits
     fields = [

@@ -99,7 +99,7 @@ def calibrate(
 
         plot(found, plot_path)
     if as_json:
-        print_json(report)
+        print_json("calibrate", report)
     else:
         _print(found)
         written = [output, report_path, *([] if no_plot else [plot_path])]

@@ -23,11 +23,12 @@ def doctor(as_json: Json = False) -> None:
     machine, installed, backends = read_machine(), packages(), available()
     if as_json:
         print_json(
+            "doctor",
             {
                 "machine": machine.to_dict(),
                 "packages": [asdict(package) for package in installed],
                 "backends": [asdict(backend) for backend in backends],
-            }
+            },
         )
         return
     print_fields(_machine_fields(machine))

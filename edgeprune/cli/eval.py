@@ -282,7 +282,7 @@ def _compare(
 
 def _print_single(result: dict[str, Any], benchmark: Benchmark, folder: Path, as_json: bool) -> None:
     if as_json:
-        print_json(result)
+        print_json("eval", result)
         return
     rows = [(name, f"{value:.2f}") for name, value in result["figures"].items()]
     if result["interval"] is not None:
@@ -304,7 +304,7 @@ def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
     from edgeprune.evaluation.report import difference_text, interval_text
 
     if as_json:
-        print_json(asdict(found))
+        print_json("comparison", asdict(found))
         return
     rows = [
         [

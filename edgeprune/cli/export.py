@@ -82,6 +82,6 @@ def export(
         )
     manifest = read_manifest(bundle)
     if as_json:
-        print_json(summary.as_json(bundle, manifest))
+        print_json("bundle", summary.as_json(bundle, manifest))
     else:
         summary.print_summary(bundle, manifest)

@@ -10,6 +10,7 @@ import typer
 from edgeprune.cli import summary
 from edgeprune.cli.output import Backend, Bundle, Json, print_fields, print_json
 from edgeprune.cli.pictures import check_drawable, draw_reply
+from edgeprune.cli.text import typed
 
 if TYPE_CHECKING:
     from edgeprune.manifest import Manifest
@@ -18,36 +19,34 @@ if TYPE_CHECKING:
 
 def inspect(
     bundle: Bundle,
-    picture: Annotated[
+    image: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Draw the kept and dropped tokens of this picture."),
+        typer.Option(metavar="FILE", help="Draw the kept and dropped tokens of this image; may be repeated."),
     ] = None,
     prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="The question that decides what is kept, with --picture.")
+        str, typer.Option(metavar="TEXT", help="The question that decides what is kept, with --image.")
     ] = "What is in the picture?",
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where --picture draws.")
-    ] = Path("kept.png"),
+    draw: Annotated[Path, typer.Option(metavar="FILE", help="Where they are drawn.")] = Path("kept.png"),
     backend: Backend = "auto",
     as_json: Json = False,
 ) -> None:
     """Show what a bundle holds and how it prunes.
 
-    That is its plan, bias curve, padding mask, graphs, files and verification. With `--picture`, also
+    That is its plan, bias curve, padding mask, graphs, files and verification. With `--image`, also
     run it and draw which visual tokens are kept, with and without debias side by side.
     """
     from edgeprune.bundle import read_manifest
 
     manifest = read_manifest(bundle)
-    images = picture or []
+    images = image or []
     drawn: dict[str, Any] = {}
     if images:
-        check_drawable(manifest, images, output)
-        reply = _first_token(bundle, backend, prompt, images)
-        draw_reply(manifest, images, reply, output)
-        drawn = _drawing_facts(reply, output)
+        check_drawable(manifest, images, draw)
+        reply = _first_token(bundle, backend, typed(prompt, "--prompt"), images)
+        draw_reply(manifest, images, reply, draw)
+        drawn = _drawing_facts(reply, draw)
     if as_json:
-        print_json({**summary.as_json(bundle, manifest), **({"picture": drawn} if drawn else {})})
+        print_json("bundle", {**summary.as_json(bundle, manifest), **({"drawing": drawn} if drawn else {})})
         return
     _print_text(bundle, manifest)
     if drawn:
@@ -57,7 +56,7 @@ def inspect(
         kept_text = f"{', '.join(map(str, drawn['kept']))} of {drawn['visual_tokens']} tokens"
         print_fields(
             [
-                ("picture", str(output)),
+                ("drawn in", str(draw)),
                 ("kept", kept_text),
                 ("padding among them", f"{kept} (without debias {plain})"),
             ]

@@ -26,14 +26,17 @@ import typer
 from edgeprune import __version__
 from edgeprune.cli import bench, build, calibrate, doctor, export, inspect, run, verify
 from edgeprune.cli import eval as eval_
+from edgeprune.cli.text import open_missing_streams, print_what_cannot_be_encoded
 from edgeprune.cli.words import options_of, with_options
 from edgeprune.errors import EdgepruneError, VerificationError
 from edgeprune.log import LOGGER
 
 USAGE, INPUT, DIFFERENT = 2, 1, 3
 
+# What a shell that has edgeprune's completion sets to ask for suggestions.
+_COMPLETION = "_EDGEPRUNE_COMPLETE"
+
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich alone would double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,6 +54,17 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name)(_function)
+
+
+@app.command("help")
+def help_(
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="Of which; of all without.")
+    ] = None,
+) -> None:
+    """Show the help of a command."""
+    _run(["--help"] if command is None else [command, "--help"])
+
 
 # What typer raises for a wrong option; it brings its own copy of click, or uses the package, by its version.
 _UsageError = cast(
@@ -79,7 +93,8 @@ def _show_version(wanted: bool) -> None:
 def edgeprune(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", "-V", help="Print it.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
     """Vision-language models with debiased visual-token pruning inside the graph.
@@ -103,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         signal.signal(signal.SIGTERM, _terminate)
+        open_missing_streams()
+        print_what_cannot_be_encoded()
+        if _COMPLETION in os.environ:
+            app(prog_name="edgeprune")
     notes = _Notes()
     logging.getLogger(LOGGER).addHandler(notes)
     try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeprune.cli.text import shows
 from edgeprune.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ Threads = Annotated[
 ]
 
 
-def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def print_json(kind: str, value: Mapping[str, object]) -> None:
+    """One JSON object that says what it is: `format` changes when a key does."""
+    text = json.dumps({"format": f"edgeprune.{kind}/1", **value}, indent=2, ensure_ascii=False)
+    # Escaped where the terminal or a name's bytes would lose characters.
+    print(text if shows(text) else json.dumps(json.loads(text), indent=2))
 
 
 def print_fields(fields: Sequence[tuple[str, str]], stderr: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The picture of kept and dropped tokens, as `run` and `inspect` write it."""
+"""Images on the command line: those of a folder, and the drawing of kept and dropped tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,29 @@ if TYPE_CHECKING:
     from edgeprune.runtime import Reply
 
 
-def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> None:
-    """Refuses a picture of kept tokens before the model is loaded for it.
+def images_of(folder: Path) -> list[Path]:
+    """The images of a folder by name; other files, and folders in it, are passed over.
 
     Raises:
-        InputError: there is nothing to draw, or the path is not a picture's.
+        InputError: it is no folder, or has none.
+    """
+    from edgeprune.evaluation.formats import PICTURE_ENDINGS
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: expected one with images; give one file with --image")
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS and path.is_file()
+    )
+    if not found:
+        raise InputError(f"{folder} has no images: expected files that end in {', '.join(PICTURE_ENDINGS)}")
+    return found
+
+
+def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> None:
+    """Refuses a drawing of kept tokens before the model is loaded for it.
+
+    Raises:
+        InputError: there is nothing to draw, the path is not an image's, or is one of the images.
         OutputError: the path cannot be written to.
     """
     if not manifest.plan.prunes:
@@ -27,7 +45,7 @@ def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> Non
             "draw: export one with a selection in the decoder that keeps less than reaches it"
         )
     if not images:
-        raise InputError("there is no picture to draw the kept tokens on: give one with --image")
+        raise InputError("there is no image to draw the kept tokens on: give one with --image")
     check_picture_path(path)
 
 

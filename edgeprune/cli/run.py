@@ -1,10 +1,10 @@
-"""`edgeprune run`: ask a bundle about pictures."""
+"""`edgeprune run`: ask a bundle about images, once, about each of a folder, or in a conversation."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,30 +19,62 @@ from edgeprune.cli.output import (
     print_json,
     seconds_text,
 )
-from edgeprune.cli.pictures import check_drawable, draw_reply
+from edgeprune.cli.pictures import check_drawable, draw_reply, images_of
+from edgeprune.cli.text import from_stdin, typed
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeprune.runtime import Reply
+    from edgeprune.runtime import Model, Reply
 
 
 def run(
     bundle: Bundle,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question; `-` reads it from stdin.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The question; `-` reads it from stdin."),
+    ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="A picture; once for each, in the order of the prompt."),
+        typer.Option(metavar="FILE", help="An image; once for each, in the order of the prompt."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Ask about every image of a folder, one after the other."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The system message in front of the question.")
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Go on asking, a question a line, until the input ends."),
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="End the answer after so many tokens.")
     ] = 128,
+    do_sample: Annotated[
+        bool | None,
+        typer.Option(help="Draw tokens, or take the likeliest; by default as the bundle says."),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(metavar="T", help="0 takes the likeliest token each time; above 0 draws.")
-    ] = 0.0,
+        float | None, typer.Option(metavar="T", help="0 takes the likeliest token each time; above 0 draws.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", help="Draw among so many likeliest tokens; 0 for all.")
+    ] = None,
     top_p: Annotated[
-        float,
+        float | None,
         typer.Option(metavar="P", help="Draw among the likeliest tokens that hold this much probability."),
-    ] = 1.0,
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Draw among tokens of at least this share of the likeliest one's."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(metavar="X", help="Above 1 makes tokens that came before less likely.")
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(metavar="N", help="No sequence of so many tokens comes twice.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes drawing repeatable.")] = None,
     stop: Annotated[
         list[str] | None,
@@ -50,12 +82,12 @@ def run(
     ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the kept and dropped tokens into this picture.")
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the kept and dropped tokens into this file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a question about pictures.
+    """Answer questions about images.
 
     The answer comes out on stdout as it is generated, the statistics follow on stderr.
 
@@ -64,45 +96,162 @@ def run(
     from edgeprune.bundle import read_manifest
     from edgeprune.runtime import load
 
-    images = image or []
-    if picture is not None:
-        check_drawable(read_manifest(bundle), images, picture)
-    question = _read_prompt(prompt)
+    shown = image or []
+    _check_ways(prompt, shown, images, chat, draw, as_json)
+    folder = None if images is None else images_of(images)
+    if draw is not None:
+        check_drawable(read_manifest(bundle), shown, draw)
+    question = None if prompt is None else _question(prompt, chat)
+    asking = _Asking(
+        None if system is None else typed(system, "--system"),
+        {
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "stop": [typed(one, "--stop") for one in stop or ()],
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+        },
+        stream=not as_json,
+    )
     options = {} if threads is None else {"threads": threads}
     model = load(bundle, backend, **options)
-    reply = model.generate(
-        question,
-        images,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=stop or (),
-        stream=None if as_json else _write,
-    )
+    if chat:
+        _converse(model, asking, question, shown)
+        return
+    assert question is not None
+    if folder is not None:
+        _ask_each(model, asking, question, folder, as_json)
+        return
+    reply = asking.ask(model, question, shown)
     if as_json:
-        print_json({"backend": model.backend_name, **reply.to_dict()})
+        print_json("run", {"backend": model.backend_name, **reply.to_dict()})
     else:
         print(flush=True)
         _print_statistics(reply, model.backend_name)
-    if picture is not None:
-        draw_reply(model.manifest, images, reply, picture)
+    if draw is not None:
+        draw_reply(model.manifest, shown, reply, draw)
         if not as_json:
-            print(f"kept tokens drawn in {picture}", file=sys.stderr)
+            print(f"kept tokens drawn in {draw}", file=sys.stderr)
 
 
-def _read_prompt(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    try:
-        text = sys.stdin.read().strip()
-    except UnicodeDecodeError as error:
-        raise InputError(f"the prompt on stdin is not text ({error}): expected UTF-8") from error
-    if not text:
-        raise InputError(
-            "the prompt on stdin is empty: expected a question; write it there, or after --prompt"
+def _check_ways(
+    prompt: str | None,
+    image: list[str],
+    images: Path | None,
+    chat: bool,
+    draw: Path | None,
+    as_json: bool,
+) -> None:
+    """Refuses options that do not go together."""
+    if prompt is None and not chat:
+        raise typer.BadParameter("expected a question, or --chat for several", param_hint="'--prompt'")
+    if images is not None and (image or chat or draw is not None):
+        raise typer.BadParameter(
+            "it asks about one image at a time, so --image, --chat and --draw do not go with it",
+            param_hint="'--images'",
         )
-    return text
+    if chat and (draw is not None or as_json):
+        raise typer.BadParameter("--draw and --json do not go with a conversation", param_hint="'--chat'")
+
+
+def _question(prompt: str, chat: bool) -> str:
+    if prompt != "-":
+        return typed(prompt, "--prompt")
+    if chat:
+        raise typer.BadParameter("with --chat every line of stdin is a question", param_hint="'--prompt'")
+    return from_stdin("the prompt")
+
+
+class _Asking:
+    """How questions are asked: with which system message, and by which options of `Model.generate`."""
+
+    def __init__(self, system: str | None, options: dict[str, Any], stream: bool) -> None:
+        self.system = [] if system is None else [{"role": "system", "content": system}]
+        self._options, self._stream = options, stream
+
+    def ask(self, model: Model, prompt: Any, images: list[str]) -> Reply:
+        """Asks one question, or the messages of a conversation."""
+        if isinstance(prompt, str) and self.system:
+            prompt = [*self.system, user_message(prompt, len(images))]
+        reply: Reply = model.generate(
+            prompt, images, stream=_write if self._stream else None, **self._options
+        )
+        return reply
+
+
+def user_message(text: str, images: int) -> dict[str, Any]:
+    """A user's message with its images in front."""
+    return {"role": "user", "content": [*({"type": "image"} for _ in range(images)), _text_part(text)]}
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _converse(model: Model, asking: _Asking, question: str | None, images: list[str]) -> None:
+    """Questions and answers in turn; the images belong to the first question."""
+    messages: list[dict[str, Any]] = list(asking.system)
+    typing = sys.stdin.isatty()
+    while True:
+        if question is None:
+            question = _next_line(typing)
+            if question is None:
+                return
+        first = len(messages) == len(asking.system)
+        turn = user_message(question, len(images) if first else 0)
+        reply = asking.ask(model, [*messages, turn], images)
+        print(flush=True)
+        _print_statistics(reply, model.backend_name, brief=True)
+        messages += [turn, {"role": "assistant", "content": [_text_part(reply.text.strip())]}]
+        question = None
+
+
+def _next_line(typing: bool) -> str | None:
+    """The next question, or None at the end of the input; empty lines are passed over."""
+    while True:
+        if typing:
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"the question on stdin is not text ({error}): expected UTF-8") from error
+        if not line:
+            return None
+        if line.strip():
+            return typed(line.strip(), "the question on stdin")
+
+
+def _ask_each(model: Model, asking: _Asking, question: str, images: list[Path], as_json: bool) -> None:
+    """One question about each image; one that cannot be read does not keep the others from being asked."""
+    replies: list[dict[str, Any]] = []
+    failed = 0
+    for image in images:
+        if not as_json:
+            print(f"{image.name}: ", end="", flush=True)
+        try:
+            reply = asking.ask(model, question, [str(image)])
+        except InputError as error:
+            failed += 1
+            replies.append({"image": str(image), "error": str(error)})
+            if not as_json:
+                print(flush=True)
+                print(f"left out: {error}", file=sys.stderr)
+            continue
+        replies.append({"image": str(image), **reply.to_dict()})
+        if not as_json:
+            print(flush=True)
+    if as_json:
+        print_json("run", {"backend": model.backend_name, "replies": replies})
+    if failed:
+        raise InputError(
+            f"{failed} of {len(images)} images could not be asked about: the lines above say why; the others "
+            "are answered"
+        )
 
 
 def _write(piece: str) -> None:
@@ -110,7 +259,7 @@ def _write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _print_statistics(reply: Reply, backend: str) -> None:
+def _print_statistics(reply: Reply, backend: str, brief: bool = False) -> None:
     found = reply.statistics
     visual = f"{found.visual_tokens}"
     if found.tower_tokens < found.visual_tokens:
@@ -133,4 +282,4 @@ def _print_statistics(reply: Reply, backend: str) -> None:
         ("peak memory", f"{bytes_text(found.peak_memory_bytes)} ({found.peak_memory_metric})"),
         ("back end", backend),
     ]
-    print_fields(fields, stderr=True)
+    print_fields(fields[1:3] if brief else fields, stderr=True)

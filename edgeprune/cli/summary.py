@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.output import bytes_text, print_fields, print_table
+from edgeprune.cli.text import shows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.manifest import Check, Manifest, TensorSpec
 
 _LEVELS = "▁▂▃▄▅▆▇█"
+_PLAIN_LEVELS = "_.:-=+*#"
 
 
 def as_json(bundle: Path, manifest: Manifest) -> dict[str, Any]:
@@ -103,5 +105,6 @@ def curve_plot(curve: BiasCurve, width: int = 64) -> str:
     weights = curve.weights()
     columns = min(width, len(weights))
     picked = [float(weights[round(i * (len(weights) - 1) / max(1, columns - 1))]) for i in range(columns)]
+    levels = _LEVELS if shows(_LEVELS) else _PLAIN_LEVELS
     top = max(picked)
-    return "".join(_LEVELS[min(len(_LEVELS) - 1, int(value / top * len(_LEVELS)))] for value in picked)
+    return "".join(levels[min(len(levels) - 1, int(value / top * len(levels)))] for value in picked)

@@ -48,6 +48,7 @@ def verify(
     bad = failures(checks)
     if as_json:
         print_json(
+            "verify",
             {
                 "bundle": str(bundle),
                 "files": len(manifest.files),
@@ -55,7 +56,7 @@ def verify(
                 "verified": not bad,
                 "checks": [check.model_dump() for check in checks],
                 "left_out": left_out,
-            }
+            },
         )
     else:
         print(f"{len(manifest.files)} files match their hashes")

@@ -146,7 +146,7 @@ def settings_of(
         "bundle": hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()[:16],
         "selection": selection,
         "questions": len(questions),
-        "question texts": texts.hexdigest()[:16],
+        "question_texts": texts.hexdigest()[:16],
         "template": asking.template,
         "max_new_tokens": asking.max_new_tokens,
     }

@@ -14,6 +14,7 @@ from PIL import Image
 
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
+from edgeprune.log import note
 from edgeprune.manifest import Manifest
 from edgeprune.masks import visual_valid
 from edgeprune.runtime.backends import Backend, open_backend
@@ -158,6 +159,7 @@ class Model:
                 "stream was given with a list of prompts: expected a single prompt, as the pieces of several "
                 "would mix; call generate for each, or leave it out"
             )
+        self._note_raw_prompts(prompts)
         how, seeds = chosen_by(self.manifest.generation, sampling), _seeds(seed, len(prompts), single=single)
         writers = [_Writer(self._encoder, stop, stream) for _ in prompts]
         inputs = [self.prepare(one, its) for one, its in zip(prompts, pictures, strict=True)]
@@ -175,6 +177,11 @@ class Model:
             reason = "stop_string" if writer.stopped else result.finish_reason
             replies.append(Reply(text, result.token_ids, reason, result.stages, result.statistics))
         return replies[0] if single else replies
+
+    def _note_raw_prompts(self, prompts: Sequence[PromptLike]) -> None:
+        token, template = self.manifest.prompt.image_token, self.manifest.prompt.chat_template
+        if template is not None and any(isinstance(one, str) and token in one for one in prompts):
+            note(f"a prompt that holds {token} is used as it stands, without the chat template")
 
     def prepare(self, prompt: PromptLike, images: Sequence[Picture] = ()) -> PromptInputs:
         """A prompt and its pictures as the session takes them.

@@ -21,6 +21,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 import edgeprune
 from edgeprune.curves import tile_weights
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
+from edgeprune.manifest import Generation
 from edgeprune.runtime import Model, Reply
 from edgeprune.runtime.backends import open_backend, ort
 from edgeprune.selection import select_visual
@@ -114,6 +115,34 @@ def test_unpruned_equals_hugging_face(
         np.testing.assert_allclose(np.stack(seen[row]), logits[row], atol=1e-4, rtol=0)
     replies = unpruned.generate(prompts, images, max_new_tokens=STEPS)
     assert [reply.text for reply in replies] == processor.batch_decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"repetition_penalty": 8.0}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 0.1}],
+    ids=str,
+)
+def test_penalties_equal_hugging_face(
+    unpruned: Model, reference: tuple[Any, Any], options: dict[str, Any]
+) -> None:
+    """Also where the checkpoint asks for them; the prompt's tokens count, the batch's padding does not."""
+    model, processor = reference
+    prompts, images = [text(QUESTIONS[0], 1), text(f"{QUESTIONS[1]} and {QUESTIONS[2]}", 1)], NAMES[:2]
+    given = processor(
+        images=[Image.open(path) for path in paths(*images)], text=prompts, padding=True, return_tensors="pt"
+    )
+    wanted = model.generate(**given, do_sample=False, max_new_tokens=12, **options)
+    plain = model.generate(**given, do_sample=False, max_new_tokens=12)
+    asked = {"prompt": prompts, "images": [[path] for path in paths(*images)], "max_new_tokens": 12}
+    found = unpruned.generate(**asked, **options)
+    length = given["input_ids"].shape[1]
+    assert [list(reply.token_ids) for reply in found] == wanted[:, length:].tolist()
+    assert not torch.equal(wanted, plain)
+    manifest = unpruned.manifest
+    unpruned.manifest = manifest.model_copy(update={"generation": Generation(**options)})
+    by_default = unpruned.generate(**asked)
+    unpruned.manifest = manifest
+    assert [reply.token_ids for reply in by_default] == [reply.token_ids for reply in found]
 
 
 def test_it_answers_and_ends(pruned: Model) -> None:
@@ -258,9 +287,9 @@ def test_a_stream_needs_a_single_prompt(pruned: Model) -> None:
         ({"top_p": 1.5}, "`top_p` is 1.5"),
         ({"seed": -3}, "the seed is -3"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"stop": [""]}, "stop strings"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(pruned: Model, options: dict[str, Any], message: str) -> None:

@@ -134,6 +134,7 @@ def test_json_is_the_manifest_with_its_place(cli: Cli, exporter: FakeExporter) -
     manifest = read_manifest(exporter.output)
     assert found.pop("bundle") == str(exporter.output)
     assert found.pop("bytes") == sum(entry.bytes for entry in manifest.files)
+    assert found.pop("format") == "edgeprune.bundle/1"
     assert found == manifest.model_dump(mode="json")
 
 

@@ -78,6 +78,7 @@ def test_json_is_the_manifest(cli: Cli, bundle: Path) -> None:
     found = json.loads(cli("inspect", bundle, "--json").out)
     manifest = read_manifest(bundle)
     assert found == {
+        "format": "edgeprune.bundle/1",
         "bundle": str(bundle),
         "bytes": sum(map(len, FILES.values())),
         **manifest.model_dump(mode="json"),
@@ -102,13 +103,13 @@ def test_a_drawing_asks_for_one_token_and_compares_with_no_debias(
     picture = tmp_path / "grey.png"
     Image.fromarray(np.full((8, 16, 3), 90, dtype=np.uint8)).save(picture)
     output = tmp_path / "kept.png"
-    result = cli("inspect", bundle, "--picture", picture, "--prompt", "what?", "-o", output)
+    result = cli("inspect", bundle, "--image", picture, "--prompt", "what?", "--draw", output)
     assert model.asked == ("what?", [str(picture)], {"max_new_tokens": 1})
     assert "5 of 16 tokens" in result.out
     assert "0 (without debias 4)" in result.out
     with Image.open(output) as drawn:
         assert drawn.format == "PNG"
-    facts = json.loads(cli("inspect", bundle, "--picture", picture, "-o", output, "--json").out)["picture"]
+    facts = json.loads(cli("inspect", bundle, "--image", picture, "--draw", output, "--json").out)["drawing"]
     assert facts == {
         "file": str(output),
         "visual_tokens": 16,
@@ -123,7 +124,7 @@ def test_a_drawing_asks_for_one_token_and_compares_with_no_debias(
 def test_a_drawing_of_the_sample_model(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "kept.png"
     result = cli(
-        "inspect", sample_bundle, "--picture", PICTURE, "--prompt", "what shape is red", "-o", output
+        "inspect", sample_bundle, "--image", PICTURE, "--prompt", "what shape is red", "--draw", output
     )
     assert "43 of 144 tokens" in result.out
     with Image.open(output) as drawn:
@@ -139,13 +140,13 @@ def test_a_drawing_of_the_sample_model(cli: Cli, sample_bundle: Path, tmp_path: 
 )
 def test_a_drawing_that_cannot_be(cli: Cli, tmp_path: Path, method: str, name: str, message: str) -> None:
     made = write_bundle(tmp_path / "made", method=method)
-    assert message in cli("inspect", made, "--picture", PICTURE, "-o", tmp_path / name).message
+    assert message in cli("inspect", made, "--image", PICTURE, "--draw", tmp_path / name).message
 
 
 def test_a_picture_that_is_none(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "kept.png"
     output.write_bytes(b"earlier")
     assert (
-        "no picture" in cli("inspect", sample_bundle, "--picture", tmp_path / "x.png", "-o", output).message
+        "no picture" in cli("inspect", sample_bundle, "--image", tmp_path / "x.png", "--draw", output).message
     )
     assert output.read_bytes() == b"earlier"

@@ -55,7 +55,7 @@ def test_help_lists_every_command(cli: Cli, arguments: tuple[str, ...]) -> None:
     assert result.err == ""
     assert result.out.startswith("Usage: edgeprune")
     listed = [line.split()[0] for line in result.out.split("Commands:\n")[1].splitlines()]
-    assert listed == COMMANDS
+    assert listed == [*COMMANDS, "help"]
     assert {"export", "run", "inspect", "verify", "bench", "doctor"} <= set(listed)
     assert "..." not in result.out.split("Commands:\n")[1], "a summary is cut"
 
@@ -68,8 +68,9 @@ def test_every_command_has_help_and_json(cli: Cli, command: str) -> None:
     assert "--json" in result.out
 
 
-def test_version(cli: Cli) -> None:
-    result = cli("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(cli: Cli, option: str) -> None:
+    result = cli(option)
     assert (result.code, result.out, result.err) == (0, f"edgeprune {edgeprune.__version__}\n", "")
 
 

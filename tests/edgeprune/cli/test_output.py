@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -56,10 +57,21 @@ def test_durations_have_the_unit_that_suits_them(seconds: float | None, text: st
 
 
 def test_json_is_one_object_with_plain_letters(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"text": "grün", "kept": [1, 2]})
+    print_json("run", {"text": "grün", "kept": [1, 2]})
     out = capsys.readouterr().out
-    assert json.loads(out) == {"text": "grün", "kept": [1, 2]}
+    assert json.loads(out) == {"format": "edgeprune.run/1", "text": "grün", "kept": [1, 2]}
     assert "grün" in out
+
+
+def test_json_is_whole_where_the_terminal_lacks_letters_or_a_name_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for encoding, text in (("latin-1", "grün ▁"), ("ascii", "grün"), ("utf-8", "caf\udce9")):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+        print_json("run", {"text": text})
+        sys.stdout.flush()
+        assert json.loads(written.getvalue().decode("ascii"))["text"] == text
 
 
 def test_fields_stand_in_two_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from edgeprune.manifest import MANIFEST_NAME
+from edgeprune.manifest import MANIFEST_NAME, Generation
 from edgeprune.runtime.images import MAX_PIXELS
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli, snapshot
@@ -20,6 +21,7 @@ from tests.edgeprune.cli.fakes import FakeModel, make_reply
 from tests.manifests import relist, write_bundle
 
 PICTURE = SAMPLE_MODEL.parent / "pictures" / "wide.png"
+SAMPLING = list(Generation.model_fields)
 ASK = ("--image", PICTURE, "--prompt", "what shape is green")
 
 
@@ -63,12 +65,15 @@ def test_defaults(cli: Cli, model: FakeModel, bundle: Path) -> None:
     assert model.asked == (
         "what?",
         [],
-        {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": None, "stop": ()},
+        {"max_new_tokens": 128, "seed": None, "stop": [], **dict.fromkeys(SAMPLING)},
     )
 
 
 def test_every_option_is_passed_on(cli: Cli, model: FakeModel, bundle: Path) -> None:
-    given = "--image a.png --image b.png --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --seed 7"
+    given = (
+        "--image a.png --image b.png --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --seed 7 --top-k 4 "
+        "--min-p 0.1 --repetition-penalty 1.2 --no-repeat-ngram-size 3 --do-sample"
+    )
     cli(
         "run",
         bundle,
@@ -88,14 +93,111 @@ def test_every_option_is_passed_on(cli: Cli, model: FakeModel, bundle: Path) -> 
     assert model.asked == (
         "what?",
         ["a.png", "b.png"],
-        {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["x", "y"]},
+        {
+            "max_new_tokens": 9,
+            "seed": 7,
+            "stop": ["x", "y"],
+            "do_sample": True,
+            "temperature": 0.5,
+            "top_k": 4,
+            "top_p": 0.9,
+            "min_p": 0.1,
+            "repetition_penalty": 1.2,
+            "no_repeat_ngram_size": 3,
+        },
     )
 
 
 def test_json_is_the_reply_and_nothing_is_streamed(cli: Cli, model: FakeModel, bundle: Path) -> None:
     result = cli("run", bundle, "--prompt", "what?", "--json")
-    assert json.loads(result.out) == json.loads(json.dumps({"backend": "fake", **model.reply.to_dict()}))
+    assert json.loads(result.out) == json.loads(
+        json.dumps({"format": "edgeprune.run/1", "backend": "fake", **model.reply.to_dict()})
+    )
     assert result.err == ""
+
+
+def test_a_system_message_stands_in_front(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    cli("run", bundle, "--image", "a.png", "--prompt", "what?", "--system", "Be brief.")
+    assert model.asked is not None
+    assert model.asked[0] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]},
+    ]
+
+
+def test_a_conversation_goes_on_until_the_input_ends(
+    cli: Cli, model: FakeModel, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+    answer = model.generate
+
+    def generate(prompt: Any, images: Any = (), **options: Any) -> Any:
+        asked.append((prompt, images))
+        return answer(prompt, images, **options)
+
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nand how large?\n  \n"))
+    result = cli("run", bundle, "--chat", "--image", "a.png", "--prompt", "what?", "--system", "Be brief.")
+    assert (result.code, result.out) == (0, "a red ring\na red ring\n")
+    assert "> " not in result.err
+    roles = [[message["role"] for message in prompt] for prompt, _ in asked]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
+    messages, images = asked[1]
+    assert images == ["a.png"]
+    assert messages[1]["content"][0] == {"type": "image"}
+    assert messages[2]["content"] == [{"type": "text", "text": "a red ring"}]
+    assert messages[3]["content"] == [{"type": "text", "text": "and how large?"}]
+
+
+def test_a_question_is_asked_about_each_image_of_a_folder(
+    cli: Cli, model: FakeModel, bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    result = cli("run", bundle, "--images", folder, "--prompt", "what?")
+    assert (result.code, result.out) == (0, "a.png: a red ring\nb.JPG: a red ring\n")
+    found = json.loads(cli("run", bundle, "--images", folder, "--prompt", "what?", "--json").out)
+    assert [Path(reply["image"]).name for reply in found["replies"]] == ["a.png", "b.JPG"]
+
+
+def test_an_image_that_cannot_be_read_does_not_stop_the_others(
+    cli: Cli, sample_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(PICTURE, tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    result = cli("run", sample_bundle, "--images", tmp_path, "--prompt", "what shape is green")
+    assert result.code == 1
+    assert result.out.startswith("a.png: \nb.png: ")
+    assert "left out: " in result.err
+    assert result.err.splitlines()[-1].startswith("error: 1 of 2 images could not be asked about")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "'--prompt': expected a question, or --chat"),
+        (
+            ["--images", "d", "--image", "a.png", "--prompt", "x"],
+            "'--images': it asks about one image",
+        ),
+        (["--images", "d", "--chat"], "'--images': it asks about one image"),
+        (["--chat", "--json"], "'--chat': --draw and --json do not go with a conversation"),
+        (["--chat", "--prompt", "-"], "'--prompt': with --chat every line of stdin is a question"),
+        (["--images", "nowhere", "--prompt", "x"], "nowhere is not a folder"),
+    ],
+)
+def test_ways_to_ask_that_do_not_go_together(
+    cli: Cli, model: FakeModel, bundle: Path, options: list[str], message: str
+) -> None:
+    assert message in cli("run", bundle, *options).message
+    assert model.loaded is None
+
+
+def test_a_folder_without_images(cli: Cli, model: FakeModel, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no images" in cli("run", bundle, "--images", tmp_path / "empty", "--prompt", "x").message
 
 
 def test_the_prompt_can_come_from_stdin(
@@ -121,12 +223,12 @@ def test_a_drawing_is_refused_before_the_model_is_loaded(
     unpruned = write_bundle(tmp_path / "unpruned", method="none")
     mistakes = [
         (unpruned, ["--image", "a.png"], tmp_path / "kept.png", "the bundle's language model drops nothing"),
-        (bundle, [], tmp_path / "kept.png", "no picture to draw"),
+        (bundle, [], tmp_path / "kept.png", "no image to draw"),
         (bundle, ["--image", "a.png"], tmp_path / "kept.doc", "does not end as a picture's name"),
         (bundle, ["--image", "a.png"], tmp_path / "none" / "kept.png", "in a folder that exists"),
     ]
     for given, images, path, message in mistakes:
-        result = cli("run", given, "--prompt", "what?", *images, "--picture", path)
+        result = cli("run", given, "--prompt", "what?", *images, "--draw", path)
         assert message in result.message
     assert model.loaded is None
 
@@ -150,7 +252,7 @@ def test_a_reply_in_json_has_text_tokens_times_and_memory(cli: Cli, sample_bundl
 
 
 def test_a_drawing_of_the_kept_tokens(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
-    result = cli("run", sample_bundle, *ASK, "--picture", tmp_path / "kept.png")
+    result = cli("run", sample_bundle, *ASK, "--draw", tmp_path / "kept.png")
     assert result.code == 0
     assert f"kept tokens drawn in {tmp_path / 'kept.png'}" in result.err
     with Image.open(tmp_path / "kept.png") as picture:
@@ -199,14 +301,14 @@ def test_a_picture_that_is_none(
         (ask(PICTURE, "<image> <image> what"), "2 image places"),
         ((*ask(PICTURE, "<image> what"), "--image", PICTURE), "1 image place"),
         (ask(PICTURE, "what " * 3000), "2048"),
-        ((*ASK, "--max-new-tokens", "0"), "max_new_tokens is 0"),
-        ((*ASK, "--temperature", "-1"), "the temperature is -1.0"),
-        ((*ASK, "--temperature", "nan"), "the temperature is nan"),
-        ((*ASK, "--top-p", "0"), "top_p is 0.0"),
-        ((*ASK, "--top-p", "1.5"), "top_p is 1.5"),
+        ((*ASK, "--max-new-tokens", "0"), "--max-new-tokens is 0"),
+        ((*ASK, "--temperature", "-1"), "--temperature is -1.0"),
+        ((*ASK, "--temperature", "nan"), "--temperature is nan"),
+        ((*ASK, "--top-p", "0"), "--top-p is 0.0"),
+        ((*ASK, "--top-p", "1.5"), "--top-p is 1.5"),
         ((*ASK, "--seed", "-1"), "the seed is -1"),
         ((*ASK, "--stop", ""), "stop strings"),
-        ((*ASK, "--threads", "0"), "threads is 0"),
+        ((*ASK, "--threads", "0"), "--threads is 0"),
         ((*ASK, "--backend", "abacus"), "there is no back end 'abacus': choose one of auto"),
     ],
 )
