@@ -270,7 +270,7 @@ class PrunedDecoder(nn.Module):
         """
         curve, valid = self._nothing(tokens)
         if Debias.POSITION in self.plan.stages[stage].debias:
-            curve = self.bias_curve
+            curve = self.get_buffer("bias_curve")
         return curve, valid if stage else visual_valid
 
     def _nothing(self, tokens: _Sequence) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,9 +67,11 @@ def from_stdin(what: str) -> str:
         InputError: it is not UTF-8, too long, or empty.
     """
     binary = getattr(sys.stdin, "buffer", None)
-    content = sys.stdin.read(_LONGEST + 1).encode("utf-8", "surrogateescape") if binary is None else None
-    if content is None:
-        content = binary.read(_LONGEST + 1)
+    content: bytes = (
+        sys.stdin.read(_LONGEST + 1).encode("utf-8", "surrogateescape")
+        if binary is None
+        else binary.read(_LONGEST + 1)
+    )
     if len(content) > _LONGEST:
         raise InputError(f"{what} on stdin is longer than {_LONGEST} bytes: expected a question")
     try:
