@@ -247,9 +247,9 @@ def _check_weights_listed(root: Path, manifest: Manifest) -> None:
         unlisted = external_files(root / graph.file) - listed
         if unlisted:
             raise BundleError(
-                f"{root / graph.file} keeps weights in {shown(min(unlisted))}, which {MANIFEST_NAME} does not "
-                "list: nobody knows whether they are the right ones; copy the whole bundle again, or export "
-                "it again"
+                f"{root / graph.file} keeps weights in {shown(min(unlisted))}, which {MANIFEST_NAME} does "
+                "not list, so that nobody can tell whether they are the right ones: copy the whole bundle "
+                "again, or export it again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Fields of files that come from elsewhere: numbers with bounds, text that can be shown, paths that stay inside.
+"""Fields of files from elsewhere: numbers with bounds, text that can be shown, paths that stay inside.
 
 A manifest may have been written by anybody. What its schema lets through is used as it is: sizes ask for
 memory, names reach the terminal. So every number ends somewhere far above anything sensible, and text that
@@ -22,7 +22,7 @@ class Part(BaseModel):
 
 
 def shown(text: object) -> str:
-    """Text from elsewhere for a message: on one line, at most 200 characters, others than printable escaped."""
+    """Text from elsewhere for a message: one line of at most 200 characters, the unprintable ones escaped."""
     whole = "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
         for char in str(text)[: _SHOWN + 1]

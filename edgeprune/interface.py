@@ -1,4 +1,4 @@
-"""The interface of a bundle's graphs: names, dtypes and shapes of inputs and outputs, as model and plan demand.
+"""The interface of a bundle's graphs: inputs and outputs by name, dtype and shape, as model and plan demand.
 
 The exporter makes graphs of exactly this interface, and a manifest that names another one is refused.
 """

@@ -97,7 +97,7 @@ class Preprocessing(Part):
     grid: tuple[Pixels, Pixels]
 
     def output_fault(self) -> str | None:
-        """Why what comes out does not have `image_size` whatever the picture, with padding only at its sides."""
+        """Why what comes out does not always have `image_size`, or padding inside; None where all is well."""
         edge, size = self.resize_shortest_edge, self.image_size
         square = (edge, edge) if edge is not None and self.pad_to_square else None
         resized = self.resize_to or square
@@ -143,7 +143,7 @@ class Prompt(Part):
     bos_token: TokenText | None = None
     eos_token: TokenText | None = None
     eos_token_ids: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1000)]
-    template_variables: Annotated[dict[Line, TokenText], Field(max_length=1000)] = {}
+    template_variables: Annotated[dict[Line, TokenText], Field(default_factory=dict, max_length=1000)]
 
 
 class Generation(Part):

@@ -1,9 +1,9 @@
 """Which files an ONNX graph keeps its tensors in, read from the file's bytes without the package onnx.
 
-A bundle's graphs are protobuf messages that name other files ("external data"). A runtime opens whatever they
-name, so a bundle is whole only if every such file is in its manifest's list. Only what can hold a tensor is
-looked into; all else is skipped by its length. What protobuf would merge or override is taken all together, so
-nothing that a runtime opens is missed.
+A bundle's graphs are protobuf messages that name other files ("external data"). A runtime opens whatever
+they name, so a bundle is whole only if every such file is in its manifest's list. Only what can hold a
+tensor is looked into; all else is skipped by its length. What protobuf would merge or override is taken all
+together, so nothing that a runtime opens is missed.
 """
 
 from __future__ import annotations

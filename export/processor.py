@@ -264,8 +264,8 @@ def _image_token(
     if not 0 <= image_token_id < vocabulary:
         raise UnsupportedModelError(
             f"the config's image_token_id (or image_token_index) {image_token_id} is beyond the text model's "
-            f"vocabulary of {vocabulary} tokens (vocab_size), so that no prompt can hold it: expected a token of "
-            "its own; correct config.json, or resize the model's embeddings"
+            f"vocabulary of {vocabulary} tokens (vocab_size), so that no prompt can hold it: expected a "
+            "token of its own; correct config.json, or resize the model's embeddings"
         )
     token = tokenizer.backend_tokenizer.id_to_token(image_token_id)
     if token is None or tokenizer.encode(token, add_special_tokens=False) != [image_token_id]:
@@ -325,9 +325,9 @@ def _eos_and_pad(
     for token in ids:
         if not 0 <= token < text.vocab_size:
             raise InputError(
-                f"the model in {folder} names the eos_token_id {token}, beyond its text model's vocabulary of "
-                f"{text.vocab_size} tokens, so that it could never end a reply: correct generation_config.json "
-                "(or config.json, where that names none)"
+                f"the model in {folder} names the eos_token_id {token}, beyond its text model's vocabulary "
+                f"of {text.vocab_size} tokens, so that it could never end a reply: correct "
+                "generation_config.json (or config.json, where that names none)"
             )
     # Some text configs carry a default that their vocabulary does not have; a padded row is embedded, too.
     pads = (generation.get("pad_token_id"), tokenizer.pad_token_id, getattr(config, "pad_token_id", None))

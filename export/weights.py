@@ -57,7 +57,7 @@ class StoredTensor:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder that transformers loads: the single one, else those of the index.
+    """The safetensors files of a model folder that transformers loads: the single one, or the index' ones.
 
     Raises:
         InputError: there are none, or the index names one that is missing.

@@ -115,6 +115,18 @@ def write_bundle(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def into_hub(bundle: Path, repository: str = "models--me--bundle", blobs: str = "blobs") -> Path:
+    """The bundle as the hub's cache keeps it: files by their sums, and links to them in a snapshot."""
+    snapshot = bundle.parent / repository / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    (files := bundle.parent / repository / blobs).mkdir()
+    for path in bundle.iterdir():
+        name = sha256_of(path)
+        path.rename(files / name)
+        (snapshot / path.name).symlink_to(Path("../..", blobs, name))
+    return snapshot
+
+
 def relist(folder: Path, name: str) -> Manifest:
     """Makes the manifest agree with a changed file, as whoever tampers would."""
     manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_text())

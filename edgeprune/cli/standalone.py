@@ -53,7 +53,7 @@ def check_graphs(bundle: Path, manifest: Manifest) -> list[Check]:
 
 
 def _check_by_onnx(path: Path) -> None:
-    """Beside files of the weights' names and sizes: their content has been compared, and onnx refuses links."""
+    """Beside files of the weights' names and sizes: hashes have been compared, and links are refused."""
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="edgeprune-verify-") as scratch:

@@ -65,12 +65,12 @@ def family_of(config: PretrainedConfig) -> Family:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """transformers would load an adapter on top of whatever else is in the folder, where peft is installed."""
+    """Where peft is installed, transformers would load an adapter on top of what else is in the folder."""
     for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).exists():
             raise UnsupportedModelError(
-                f"{folder} holds an adapter (LoRA or another of PEFT's, by its {name}), not a whole model: merge "
-                "the adapter first, with merge_and_unload() and save_pretrained(), and export the result"
+                f"{folder} holds an adapter (LoRA or another of PEFT's, by its {name}), not a whole model: "
+                "merge the adapter first, with merge_and_unload() and save_pretrained(), and export that"
             )
 
 
@@ -98,8 +98,8 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
 
 def _quantised(found: Any, where: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the model is stored quantised by {_quantiser(found)} (see {where}), and graphs of quantised weights "
-        "are not supported: export the original model, from before quantisation"
+        f"the model is stored quantised by {_quantiser(found)} (see {where}), and quantised weights are not "
+        "supported: export the original model, from before quantisation"
     )
 
 

@@ -26,7 +26,7 @@ from edgeprune.bundle import (
 )
 from edgeprune.errors import BundleError, OutputError
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION
-from tests.manifests import FILES, entry, graph_pointing_to, make_manifest, write_bundle
+from tests.manifests import FILES, entry, graph_pointing_to, into_hub, make_manifest, write_bundle
 
 EMPTY_SHA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -343,18 +343,6 @@ def test_a_link_that_leaves_the_folder(bundle: Path) -> None:
     (bundle / "extra").symlink_to(bundle.parent / "outside")
     edit(bundle, files=listed())
     refused(bundle, "names a path outside its folder")
-
-
-def into_hub(bundle: Path, repository: str = "models--me--bundle", blobs: str = "blobs") -> Path:
-    """The bundle as the hub's cache keeps it: files by their sums, and links to them in a snapshot."""
-    snapshot = bundle.parent / repository / "snapshots" / ("0123456789" * 4)
-    snapshot.mkdir(parents=True)
-    (files := bundle.parent / repository / blobs).mkdir()
-    for path in bundle.iterdir():
-        name = sha256_of(path)
-        path.rename(files / name)
-        (snapshot / path.name).symlink_to(Path("../..", blobs, name))
-    return snapshot
 
 
 def test_a_snapshot_of_the_hubs_cache_is_read(bundle: Path) -> None:

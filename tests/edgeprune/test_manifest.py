@@ -141,7 +141,8 @@ def full_manifest(method: str = "fastv") -> dict[str, Any]:
     )
     fitted = FittedTo(model="m", weights="0", method=method, layer=2, grid=(4, 4), pictures=3)
     curve = ExponentialCurve(b=0.01, num_tokens=16, source="here", fitted_to=fitted)
-    changed = base.model_copy(update={"prompt": prompt, "preprocessing": preprocessing, "curve": curve})
+    parts = {"prompt": prompt, "preprocessing": preprocessing, "curve": base.curve and curve}
+    changed = base.model_copy(update=parts)
     raw: dict[str, Any] = json.loads(changed.model_dump_json())
     return raw
 
@@ -180,6 +181,15 @@ def wrong_values(value: Any) -> list[Any]:
     return []
 
 
+def refused(raw: dict[str, Any]) -> str | None:
+    """The first fault of a manifest."""
+    try:
+        Manifest.model_validate(raw)
+    except ValidationError as error:
+        return first_fault(error)
+    return None
+
+
 @pytest.mark.parametrize("method", METHODS_SHOWN)
 def test_no_value_of_a_manifest_can_be_anything(method: str) -> None:
     raw = full_manifest(method)
@@ -189,9 +199,7 @@ def test_no_value_of_a_manifest_can_be_anything(method: str) -> None:
         for wrong in wrong_values(value) if place[0] != "plan" else ():
             if place in _FREE and isinstance(wrong, float):
                 continue
-            with pytest.raises(ValidationError):
-                Manifest.model_validate(with_value(raw, place, wrong))
-                pytest.fail(f"{place} may be {wrong!r:.40}")
+            assert refused(with_value(raw, place, wrong)), f"{place} may be {wrong!r:.40}"
             tried += 1
     assert tried > 500
 
@@ -202,12 +210,7 @@ def test_line_breaks_stand_in_tokens_alone() -> None:
         if not isinstance(value, str) or place[0] == "plan":
             continue
         allowed = place[0] == "prompt" and place[1] not in ("tokenizer", "chat_template")
-        try:
-            Manifest.model_validate(with_value(raw, place, f"{value}\n"))
-        except ValidationError:
-            assert not allowed, place
-        else:
-            assert allowed, place
+        assert (refused(with_value(raw, place, f"{value}\n")) is None) == allowed, place
 
 
 CONTRADICTIONS: dict[str, tuple[Place, Any, str]] = {
@@ -283,9 +286,8 @@ def test_a_manifest_that_is_read_can_be_written_and_read_again(data: st.DataObje
             raw = with_value(raw, place, data.draw(value))
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took the place away
-    try:
+    if fault := refused(raw):
+        assert fault.isprintable()
+    else:
         manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        assert first_fault(error).isprintable()
-        return
-    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+        assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest

@@ -215,8 +215,8 @@ def _spec(value: Any, graph: str) -> TensorSpec:
         return TensorSpec(name=value.name, dtype=cast(Any, dtype), shape=shape)
     except ValidationError as error:
         raise BundleError(
-            f"{graph} has the input or output {shown(value.name)} of type {shown(value.type)}, which no graph of "
-            f"a bundle has ({first_fault(error)}): export the bundle again"
+            f"{graph} has the input or output {shown(value.name)} of type {shown(value.type)}, which no "
+            f"graph of a bundle has ({first_fault(error)}): export the bundle again"
         ) from error
 
 
