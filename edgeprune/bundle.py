@@ -2,28 +2,38 @@
 
 A bundle is a folder. It is written to a temporary sibling and renamed when complete, so a killed export
 leaves no half bundle and an earlier one is replaced only by a finished one. Reading checks the schema,
-refuses paths that leave the folder, and compares sizes and SHA-256 sums.
+refuses paths that leave the folder, compares sizes and SHA-256 sums, and sees to it that the graphs keep no
+weights in files without one.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
 
-from edgeprune.errors import BundleError, OutputError
+from edgeprune.errors import BundleError, InputError, OutputError
+from edgeprune.fields import first_fault, leaves, shown
+from edgeprune.files import open_regular
+from edgeprune.json_file import read_json
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
+from edgeprune.onnx_files import external_files
 
 _CHUNK = 1 << 22
+# What is hashed at every load: some tenths of a second in all.
+_QUICK_FILE = 64 << 20
+_QUICK_TOTAL = 128 << 20
+_NO_VERSION = 1 << 31
+_HUB_REPOSITORY = re.compile(r"(models|datasets|spaces)--")
 
 Progress = Callable[[int], None]
 
@@ -31,7 +41,7 @@ Progress = Callable[[int], None]
 def sha256_of(path: Path, progress: Progress | None = None) -> str:
     """SHA-256 of a file as 64 hex digits, read in chunks; `progress` is told the bytes of each chunk."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             if progress:
@@ -151,12 +161,13 @@ def read_manifest(
 
     Args:
         folder: the bundle.
-        check: "sizes" compares every file's size (instant); "hashes" also compares SHA-256 sums.
+        check: "sizes" compares every file's size, and the SHA-256 sum of those that are small; "hashes"
+            compares all sums.
         progress: told the bytes hashed so far, chunk by chunk.
 
     Raises:
         BundleError: not a bundle; written by a newer version; a file is missing, altered or truncated; a
-            path leaves the folder.
+            path leaves the folder; a graph keeps its weights in a file that is not listed.
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
@@ -167,11 +178,11 @@ def read_manifest(
     if not path.is_file():
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; `edgeprune export` writes one")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        raw = read_json(inside(root, MANIFEST_NAME))
+    except (ValueError, OSError, InputError) as error:
         raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < _NO_VERSION:
         raise BundleError(f"{path} names no schema_version: it is not an edgeprune manifest; export again")
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -181,59 +192,97 @@ def read_manifest(
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its root"
-        raise BundleError(
-            f"{path} is not valid at {where}: {first['msg']}; export the bundle again"
-        ) from error
-    _check_files(root, manifest, check == "hashes", progress)
+        raise BundleError(f"{path} is not valid: {first_fault(error)}; export the bundle again") from error
+    _check_listed(root, manifest)
+    check_files(root, manifest.files, check == "hashes", progress)
+    _check_weights_listed(root, manifest)
     return manifest
 
 
-def _check_files(root: Path, manifest: Manifest, hashes: bool, progress: Progress | None) -> None:
+def _check_listed(root: Path, manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
-    for name in _named_files(manifest):
-        if name not in listed:
+    prompt = manifest.prompt
+    for name in (manifest.language.file, manifest.vision.file, prompt.tokenizer, prompt.chat_template):
+        if name is not None and name not in listed:
             raise BundleError(
                 f"{root / MANIFEST_NAME} names the file {name} but does not list it: export again"
             )
-    for entry in manifest.files:
+
+
+def check_files(
+    root: Path, entries: Sequence[FileEntry], everything: bool, progress: Progress | None = None
+) -> None:
+    """Compares files with a list of them: the sizes of all, and the sums of all or of those that are small.
+
+    Args:
+        root: the folder that the entries' paths are relative to.
+        entries: of the list.
+        everything: whether large files are hashed, too.
+        progress: told the bytes hashed so far, chunk by chunk.
+
+    Raises:
+        BundleError: a file is missing or no regular one, altered or truncated, or a path leaves the folder.
+    """
+    left = _QUICK_TOTAL
+    for entry in sorted(entries, key=lambda entry: entry.bytes):
         file = inside(root, entry.path)
         if not file.is_file():
-            raise BundleError(f"the bundle {root} lacks {entry.path}: copy the whole folder, or export again")
+            raise BundleError(f"{root} lacks {entry.path}: copy the whole folder again")
         size = file.stat().st_size
         if size != entry.bytes:
             raise BundleError(
                 f"{file} has {size} bytes and should have {entry.bytes}: it is truncated or "
                 "altered; copy it again"
             )
-        if hashes and sha256_of(file, progress) != entry.sha256:
+        left -= size
+        hashed = everything or (size <= _QUICK_FILE and left >= 0)
+        if hashed and sha256_of(file, progress) != entry.sha256:
             raise BundleError(f"{file} does not match its SHA-256 sum: it was altered; copy it again")
 
 
-def _named_files(manifest: Manifest) -> list[str]:
-    names = [manifest.language.file, manifest.vision.file, manifest.prompt.tokenizer]
-    if manifest.prompt.chat_template:
-        names.append(manifest.prompt.chat_template)
-    return names
+def _check_weights_listed(root: Path, manifest: Manifest) -> None:
+    """What a graph opens and the list does not name could be anything, whatever the sums say."""
+    listed = {entry.path for entry in manifest.files}
+    for graph in (manifest.vision, manifest.language):
+        unlisted = external_files(root / graph.file) - listed
+        if unlisted:
+            raise BundleError(
+                f"{root / graph.file} keeps weights in {shown(min(unlisted))}, which {MANIFEST_NAME} does "
+                "not list, so that nobody can tell whether they are the right ones: copy the whole bundle "
+                "again, or export it again"
+            )
 
 
 def inside(root: Path, relative: str) -> Path:
     """`root / relative`, refused where it would leave the bundle.
 
+    A link may lead to another file of the bundle or, in a snapshot of the Hugging Face hub's cache, to the
+    place where that cache keeps its files.
+
     Raises:
         BundleError: the path is absolute, climbs out of the folder, or is a link that leads out.
     """
-    pure = PurePosixPath(relative)
-    path = root / pure
-    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative or not relative
-    if leaves or not _resolved(path).is_relative_to(_resolved(root)):
-        raise BundleError(f"the bundle {root} names a path outside its folder ({relative!r}): do not use it")
-    return path
+    path = root / PurePosixPath(relative)
+    if not leaves(relative):
+        base, target = _resolved(root), _resolved(path)
+        if target.is_relative_to(base) or target.parent == _hub_files(base):
+            return path
+    raise BundleError(
+        f"the bundle {root} names a path outside its folder ({shown(relative)!r}): do not use it"
+    )
+
+
+def _hub_files(folder: Path) -> Path | None:
+    """`models--OWNER--NAME/blobs`, for a folder in `models--OWNER--NAME/snapshots/REVISION`."""
+    for place in (folder, *folder.parents):
+        repository = place.parent.parent
+        if place.parent.name == "snapshots" and _HUB_REPOSITORY.match(repository.name):
+            return repository / "blobs"
+    return None
 
 
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except RuntimeError as error:  # links that lead in a circle, before Python 3.13
+    except (RuntimeError, OSError) as error:  # links that lead in a circle, before Python 3.13; a long name
         raise BundleError(f"{path} is a link that leads in a circle: do not use this bundle") from error

@@ -29,7 +29,9 @@ from pydantic import (
 )
 
 from edgeprune.errors import InputError
+from edgeprune.fields import Count, Layer, Line, Part, Pixels, first_fault, shown
 from edgeprune.files import write_text
+from edgeprune.json_file import read_json
 
 # Weights beyond float32's normal numbers would become 0 or infinite in the graph.
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -47,7 +49,7 @@ class _InvalidCurveError(InputError, ValueError):
     """
 
 
-class FittedTo(BaseModel):
+class FittedTo(Part):
     """What a measured curve was fitted to.
 
     Attributes:
@@ -59,14 +61,12 @@ class FittedTo(BaseModel):
         pictures: how many were measured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    weights: str
-    method: str
-    layer: int
-    grid: tuple[int, int]
-    pictures: int = Field(ge=0)
+    model: Line
+    weights: Line
+    method: Line
+    layer: Layer
+    grid: tuple[Pixels, Pixels]
+    pictures: Count
 
 
 class _Curve(BaseModel):
@@ -74,14 +74,14 @@ class _Curve(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    source: str | None = None
+    source: Line | None = None
     fitted_to: FittedTo | None = None
 
     def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _InvalidCurveError(f"the bias curve is not valid: {_first_fault(error)}") from error
+            raise _InvalidCurveError(f"the bias curve is not valid: {first_fault(error)}") from error
 
     def weights(self, num_tokens: int | None = None) -> NDArray[np.float32]:
         """The weights w_i by which the tokens' scores are multiplied.
@@ -135,8 +135,8 @@ class ExponentialCurve(_Curve):
     """
 
     kind: Literal["exponential"] = "exponential"
-    b: float
-    num_tokens: int = Field(ge=1, le=_MOST_TOKENS)
+    b: float = Field(strict=True)
+    num_tokens: int = Field(strict=True, ge=1, le=_MOST_TOKENS)
 
     @model_validator(mode="after")
     def _in_range(self) -> ExponentialCurve:
@@ -173,7 +173,7 @@ class CubicCurve(_Curve):
 
     kind: Literal["cubic"] = "cubic"
     coefficients: tuple[float, float, float, float]
-    num_tokens: int = Field(ge=1, le=_MOST_TOKENS)
+    num_tokens: int = Field(strict=True, ge=1, le=_MOST_TOKENS)
 
     @model_validator(mode="after")
     def _positive(self) -> CubicCurve:
@@ -331,7 +331,7 @@ def load_curve(path: str | os.PathLike[str]) -> BiasCurve:
             names the file and the field.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path, "the bias curve file")
     except FileNotFoundError as error:
         raise InputError(f"there is no bias curve file {path}: check the path") from error
     except OSError as error:
@@ -339,7 +339,7 @@ def load_curve(path: str | os.PathLike[str]) -> BiasCurve:
             f"the bias curve file {path} cannot be read ({error.strerror}): expected a JSON file; "
             "check the path"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path} is not JSON ({error}): expected a bias curve, an object with a kind; "
             "write it with save_curve"
@@ -437,7 +437,7 @@ def _curve_of(data: Any, where: str) -> BiasCurve:
         )
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        found = repr(kind) if "kind" in data else "missing"
+        found = shown(repr(kind)) if "kind" in data else "missing"
         raise InputError(
             f"{where}: the field kind is {found}: expected one of {', '.join(_KINDS)}; correct it"
         )
@@ -445,14 +445,6 @@ def _curve_of(data: Any, where: str) -> BiasCurve:
         return _KINDS[kind](**data)
     except InputError as error:
         raise InputError(f"{where}: {error}; correct the field") from error
-
-
-def _first_fault(error: ValidationError) -> str:
-    """The first thing that pydantic found, with its field."""
-    fault = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
 
 
 def _check_count(what: str, count: int) -> None:

@@ -1,7 +1,7 @@
 """Tracing the two graphs: vision and language, as ONNX models whose weights are still to be attached.
 
-Models are built under FakeTensorMode, so that tracing needs no memory for weights. Names of inputs and
-outputs are the interface of the bundle; `language_interface` is their single source.
+Models are built under FakeTensorMode, so that tracing needs no memory for weights. What goes in and out is
+the interface of the bundle, `edgeprune.interface`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -21,76 +20,20 @@ from torch.export import Dim
 
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.op import translation
-from edgeprune.manifest import DType, ModelInfo, TensorSpec
-from edgeprune.plans import PruningPlan
+from edgeprune.interface import ElementType, Interface, TensorSpec
+from edgeprune.manifest import DType
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-_ONNX_NAMES = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.int64: "int64",
+_ELEMENTS: dict[ElementType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
 }
-
-
-@dataclass(frozen=True)
-class Interface:
-    """Inputs and outputs of a graph, in order."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-def _spec(name: str, dtype: torch.dtype, *shape: int | str) -> TensorSpec:
-    return TensorSpec(name=name, dtype=_ONNX_NAMES[dtype], shape=shape)
-
-
-def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
-    """Names, dtypes and shapes of the language graph. Group g's past length is the axis `past_g`."""
-    dtype, i64, f32 = TORCH_DTYPES[info.dtype], torch.int64, torch.float32
-    groups = len(plan.stages) + 1
-    heads = (info.kv_heads, info.head_dim)
-    inputs = [
-        _spec("input_ids", i64, "batch", "sequence"),
-        _spec("visual_embeds", dtype, "batch", "visual", info.hidden_size),
-        _spec("visual_index", i64, "batch", "visual"),
-        _spec("visual_valid", f32, "batch", "visual"),
-        _spec("position_ids", i64, "batch", "sequence"),
-        _spec("attention_mask", i64, "batch", "sequence"),
-        *(_spec(f"past_mask.{g}", i64, "batch", f"past_{g}") for g in range(groups)),
-    ]
-    outputs = [_spec("logits", f32, "batch", info.vocab_size)]
-    outputs += [_spec(f"kept_index.{s}", i64, "batch", f"kept_{s + 1}") for s in range(len(plan.stages))]
-    outputs += [
-        _spec(f"score.{s}", f32, "batch", f"kept_{s}" if s else "sequence") for s in range(len(plan.stages))
-    ]
-    outputs += [_spec(f"present_mask.{g}", i64, "batch", f"present_{g}") for g in range(groups)]
-    for kind in ("key", "value"):
-        for layer in range(info.layers):
-            g = plan.group_of_layer(layer)
-            inputs.append(_spec(f"past_{kind}.{layer}", dtype, "batch", heads[0], f"past_{g}", heads[1]))
-            outputs.append(
-                _spec(f"present_{kind}.{layer}", dtype, "batch", heads[0], f"present_{g}", heads[1])
-            )
-    return Interface(tuple(inputs), tuple(outputs))
-
-
-def vision_interface(
-    info: ModelInfo, plan: PruningPlan, image_size: tuple[int, int], places: int
-) -> Interface:
-    """Names, dtypes and shapes of the vision graph; where the tower merges, also places and scores."""
-    dtype, tokens = TORCH_DTYPES[info.dtype], plan.tokens_per_image(places)
-    outputs = [_spec("visual_embeds", dtype, "images", tokens, info.hidden_size)]
-    if plan.tower:
-        outputs.append(_spec("visual_place", torch.int64, "images", tokens))
-    for number, stage in enumerate(plan.tower):
-        outputs.append(_spec(f"tower_score.{number}", torch.float32, "images", places))
-        places = stage.kept
-    return Interface((_spec("pixel_values", dtype, "images", 3, *image_size),), tuple(outputs))
 
 
 @contextmanager
@@ -118,7 +61,7 @@ _SMALLEST = {"batch": 1, "sequence": 1}
 def _sample(spec: TensorSpec) -> torch.Tensor:
     sizes = _SIZES | {f"past_{group}": size for group, size in enumerate(_PAST_SIZES)}
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
-    return torch.zeros(shape, dtype=next(dtype for dtype, name in _ONNX_NAMES.items() if name == spec.dtype))
+    return torch.zeros(shape, dtype=_ELEMENTS[spec.dtype])
 
 
 def _dims(spec: TensorSpec, dims: dict[str, Dim]) -> dict[int, Dim]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from edgeprune.curves import BiasCurve, FittedTo
@@ -11,6 +12,23 @@ from edgeprune.export.weights import checkpoint_files
 from edgeprune.plans import PruningPlan
 
 _ENDS = 1 << 20
+
+
+def model_name(model: str | os.PathLike[str]) -> str:
+    """What a model is called in a bundle: its hub id, or its folder's name, never a path: bundles travel.
+
+    A folder of the hub's cache, `models--OWNER--NAME/snapshots/COMMIT`, goes by the hub id. Characters that
+    cannot be printed become underscores.
+    """
+    folder = Path(model).expanduser()
+    name = str(model)
+    if folder.is_dir():
+        folder = folder.resolve()
+        name = folder.name
+        kind, _, hub_id = folder.parent.parent.name.partition("--")
+        if folder.parent.name == "snapshots" and kind == "models" and hub_id:
+            name = hub_id.replace("--", "/")
+    return "".join(char if char.isprintable() else "_" for char in name)
 
 
 def fingerprint(folder: Path) -> str:
@@ -38,9 +56,8 @@ def origin(
         grid: rows and columns of visual tokens of one picture.
         pictures: how many were measured.
     """
-    local = Path(source).expanduser()
     return FittedTo(
-        model=local.resolve().name if local.is_dir() else source,
+        model=model_name(source),
         weights=fingerprint(folder),
         method=plan.method,
         layer=plan.stages[0].layer,

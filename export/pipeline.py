@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 import edgeprune
 from edgeprune.bundle import need_space, sha256_of, write_manifest, writing_to
 from edgeprune.curves import BiasCurve, tile_weights
-from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.errors import EdgepruneError, InputError, UnsupportedModelError
 from edgeprune.export import assemble, graph, weights
 from edgeprune.export.debiasing import check_wish, debiasing, read_debias
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
 from edgeprune.export.generation import read_generation
-from edgeprune.export.origin import check_curve, origin
+from edgeprune.export.origin import check_curve, model_name, origin
 from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
+from edgeprune.fields import first_fault
+from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
 from edgeprune.manifest import (
+    MAX_OPSET,
+    MIN_OPSET,
     CacheGroup,
     DType,
     FileEntry,
@@ -38,7 +44,6 @@ from edgeprune.plans import Keep, PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.selection import keep_per_10000
 
-MIN_OPSET, MAX_OPSET = 18, 22
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
 
 
@@ -108,7 +113,7 @@ def export(
     folder = resolve_model(model, listener)
     config = read_config(folder)
     family = family_of(config)
-    target = Path(output) if output is not None else default_output(folder, model, options)
+    target = Path(output) if output is not None else default_output(model, options)
     with writing_to(target, force) as scratch:
         manifest = _write(folder, str(model), config, family, options, scratch, listener)
         if verify:
@@ -150,9 +155,9 @@ def _check_nothing_asked(options: ExportOptions) -> None:
             )
 
 
-def default_output(folder: Path, model: str | os.PathLike[str], options: ExportOptions) -> Path:
+def default_output(model: str | os.PathLike[str], options: ExportOptions) -> Path:
     """The folder name a bundle gets when none is given."""
-    name = folder.resolve().name if Path(model).is_dir() else str(model).rsplit("/", 1)[-1]
+    name = model_name(model).rsplit("/", 1)[-1]
     given = [] if options.keep is None else options.keep
     shares = list(given) if isinstance(given, Sequence) else [given]
     suffix = "-".join([options.method, *(f"{share:g}" for share in shares)])
@@ -200,9 +205,12 @@ def _write(
     progress: Progress,
 ) -> Manifest:
     text = config.get_text_config()
-    preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
     dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder, config)
-    info = _model_info(family, text, source, dtype)
+    with _values_of(folder):
+        preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
+        info = _model_info(family, text, source, dtype)
+        prompt = read_prompt(folder, config, scratch)
+        generation = read_generation(folder)
     plan = method_by_name(options.method).plan(
         text.num_hidden_layers,
         options.keep,
@@ -222,7 +230,6 @@ def _write(
     vocabulary_slots = max(1, text.max_position_embeddings // per_image)
     tokens = per_image * vocabulary_slots
     bias = _bias(curve, per_image, vocabulary_slots)
-    prompt = read_prompt(folder, config, scratch)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -235,11 +242,11 @@ def _write(
     parts = family.parts(model, plan.tower)
 
     progress.step("tracing the vision graph")
-    vision_spec = graph.vision_interface(info, plan, preprocessing.image_size, preprocessing.places_per_image)
+    vision_spec = vision_interface(info, plan, preprocessing.image_size, preprocessing.places_per_image)
     vision = graph.trace_vision(parts.vision, vision_spec, mode, options.opset)
     progress.step("tracing the language graph")
     decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve_buffer).eval()
-    language_spec = graph.language_interface(info, plan)
+    language_spec = language_interface(info, plan)
     language = graph.trace_language(decoder, language_spec, mode, options.opset)
 
     progress.step("writing weights", size)
@@ -274,9 +281,21 @@ def _write(
         max_visual_tokens=tokens,
         preprocessing=preprocessing,
         prompt=prompt,
-        generation=read_generation(folder),
+        generation=generation,
         files=tuple(listed),
     )
+
+
+@contextmanager
+def _values_of(folder: Path) -> Iterator[None]:
+    """What the model's files say and a manifest cannot hold is the model's fault."""
+    try:
+        yield
+    except ValidationError as error:
+        raise UnsupportedModelError(
+            f"the model in {folder} has a value that no bundle can hold ({first_fault(error)}): correct its "
+            "config.json, or the configuration of its processor or tokenizer"
+        ) from error
 
 
 def _bias(
@@ -309,13 +328,11 @@ def stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
 
 def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype) -> ModelInfo:
     heads = text.num_attention_heads
-    local = Path(source).expanduser()
     return ModelInfo(
         family=family.name,
         architecture=family.architecture,
         text_model=text.model_type,
-        # A folder's name, never its path: bundles travel.
-        source=local.resolve().name if local.is_dir() else source,
+        source=model_name(source),
         dtype=_DTYPE_NAMES[dtype],
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,

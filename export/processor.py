@@ -111,7 +111,8 @@ def read_preprocessing(folder: Path, image_size: tuple[int, int], grid: tuple[in
         image_size=image_size,
         grid=grid,
     )
-    _check_output(spec)
+    if fault := spec.output_fault():
+        raise _unsupported(fault)
     return spec
 
 
@@ -129,12 +130,12 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
     Raises:
         InputError: the folder has no tokenizer.json, or it or a file beside it is not valid; the image
             token of processor and config differ; there is no end-of-sequence token.
-        UnsupportedModelError: the tokenizer has no token of the config's image_token_id.
+        UnsupportedModelError: the vocabulary or the tokenizer has no token of the config's image_token_id.
     """
     tokenizer = _load_tokenizer(folder)
     processor = read_json(folder / "processor_config.json") or {}
-    image_token_id = int(config.image_token_id)
-    image_token = _image_token(tokenizer, image_token_id, processor, folder)
+    image_token_id, vocabulary = int(config.image_token_id), int(config.get_text_config().vocab_size)
+    image_token = _image_token(tokenizer, image_token_id, vocabulary, processor, folder)
     template = _chat_template(folder, processor, tokenizer)
     bos, eos = _text(tokenizer.bos_token), _text(tokenizer.eos_token)
     eos_ids, pad_id = _eos_and_pad(folder, config, tokenizer)
@@ -235,26 +236,6 @@ def _pad_color(mean: Any) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _check_output(spec: Preprocessing) -> None:
-    """Refuses a preprocessing whose result does not always have the vision tower's size."""
-    edge = spec.resize_shortest_edge
-    square = (edge, edge) if edge is not None else None
-    resized = spec.resize_to or (square if spec.pad_to_square else None)
-    output = spec.center_crop or resized
-    if output is None:
-        raise _unsupported("output size, which depends on the picture,")
-    if output != spec.image_size:
-        raise _unsupported(
-            f"output of {output[0]} x {output[1]} pixels for a vision tower of {spec.image_size[0]} x "
-            f"{spec.image_size[1]}"
-        )
-    if spec.pad_to_square and resized is None:
-        raise _unsupported("do_pad without do_resize")
-    # The margin of such a crop would be padding that the padding mask does not know.
-    if spec.pad_to_square and resized and any(c > r for c, r in zip(output, resized, strict=True)):
-        raise _unsupported(f"crop_size {output} around padded pictures of size {resized}")
-
-
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not (folder / TOKENIZER_NAME).is_file():
         raise InputError(
@@ -274,8 +255,18 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _image_token(
-    tokenizer: PreTrainedTokenizerBase, image_token_id: int, processor: dict[str, Any], folder: Path
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_id: int,
+    vocabulary: int,
+    processor: dict[str, Any],
+    folder: Path,
 ) -> str:
+    if not 0 <= image_token_id < vocabulary:
+        raise UnsupportedModelError(
+            f"the config's image_token_id (or image_token_index) {image_token_id} is beyond the text model's "
+            f"vocabulary of {vocabulary} tokens (vocab_size), so that no prompt can hold it: expected a "
+            "token of its own; correct config.json, or resize the model's embeddings"
+        )
     token = tokenizer.backend_tokenizer.id_to_token(image_token_id)
     if token is None or tokenizer.encode(token, add_special_tokens=False) != [image_token_id]:
         raise UnsupportedModelError(
@@ -331,6 +322,13 @@ def _eos_and_pad(
             "eos_token_id, so that a reply would never end: add it to generation_config.json"
         )
     ids = tuple(int(value) for value in (eos if isinstance(eos, (list, tuple)) else [eos]))
+    for token in ids:
+        if not 0 <= token < text.vocab_size:
+            raise InputError(
+                f"the model in {folder} names the eos_token_id {token}, beyond its text model's vocabulary "
+                f"of {text.vocab_size} tokens, so that it could never end a reply: correct "
+                "generation_config.json (or config.json, where that names none)"
+            )
     # Some text configs carry a default that their vocabulary does not have; a padded row is embedded, too.
     pads = (generation.get("pad_token_id"), tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
     usable = (int(pad) for pad in pads if pad is not None and 0 <= int(pad) < text.vocab_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,17 +18,28 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.utils import logging
 
 from edgeprune.bundle import copy_with_sha256, sha256_of
 from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.fields import shown
+from edgeprune.files import open_regular
+from edgeprune.json_file import parse_json, read_json
 from edgeprune.manifest import FileEntry
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 CONVERTED = "converted.safetensors"
+_MOST_HEADER = 100_000_000
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -45,20 +57,18 @@ class StoredTensor:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
+    """The safetensors files of a model folder that transformers loads: the single one, or the index' ones.
 
     Raises:
         InputError: there are none, or the index names one that is missing.
     """
-    if (folder / _INDEX).is_file():
-        names = _named_by(folder / _INDEX)
-    elif (folder / _SINGLE).is_file():
+    if (folder / _SINGLE).is_file():
         names = [_SINGLE]
+    elif (folder / _INDEX).is_file():
+        names = _named_by(folder / _INDEX)
     else:
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f" ({pickled[0]} is a pickle, which is never loaded)" if pickled else ""
         raise InputError(
-            f"{folder} has no {_SINGLE} and no {_INDEX}{hint}: save the model with "
+            f"{folder} has no {_SINGLE} and no {_INDEX}{_found_instead(folder)}: save the model with "
             "save_pretrained, which writes safetensors"
         )
     for name in names:
@@ -67,19 +77,35 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _found_instead(folder: Path) -> str:
+    """What looks like weights in other forms, for a message."""
+    for pattern, what in (
+        ("*.bin", "is a pickle, which is never loaded"),
+        ("*.pt*", "is a pickle, which is never loaded"),
+        ("*.gguf", "is quantised"),
+        ("*.safetensors", "is not called so, and transformers does not load it"),
+    ):
+        if found := sorted(path.name for path in folder.glob(pattern)):
+            return f" ({shown(found[0])} {what})"
+    return ""
+
+
 def _named_by(index: Path) -> list[str]:
     """The files that a checkpoint's index names."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        raw = read_json(index, "the index")
+        names = sorted(set(raw["weight_map"].values()))
         if not names:
             raise ValueError("it names no file")
+        if not isinstance(raw["metadata"], dict):
+            raise ValueError("its metadata are no object")
         stems = [name.removesuffix(".safetensors") for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is not a valid index ({error}): download the model again") from error
     for name, stem in zip(names, stems, strict=True):
         # Its files are copied into the bundle, so they must be the model's own.
-        if Path(name).name != name or "\\" in name:
-            raise InputError(f"{index} names {name!r}, which leaves the folder: do not use this model")
+        if Path(name).name != name or "\\" in name or not name.isprintable():
+            raise InputError(f"{index} names {shown(name)!r}, which leaves the folder: do not use this model")
         if stem == name:
             raise InputError(
                 f"{index} names {name!r}, which is not a safetensors file: save the model with "
@@ -94,21 +120,24 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: the file is truncated or not in the safetensors format.
     """
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        with open_regular(path, "the checkpoint") as file:
+            size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
             if 8 + length > size:
                 raise ValueError("its header is cut short")
-            header: dict[str, Any] = json.loads(file.read(length))
+            if length > _MOST_HEADER:
+                raise ValueError(f"its header has {length} bytes, more than the format allows")
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         tensors = {
             key: _stored(path.name, key, entry, 8 + length, size - 8 - length)
             for key, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        _check_apart(tensors.values(), 8 + length, size)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({error}): download or copy it again"
+            f"{path} is not a whole safetensors file ({shown(error)}): download or copy it again"
         ) from error
     return tensors
 
@@ -117,7 +146,9 @@ def _stored(file: str, key: str, entry: Mapping[str, Any], start: int, available
     """One entry of a header whose `available` bytes of data begin at `start`; ValueError if it is wrong."""
     begin, end = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"])
-    if not all(isinstance(size, int) and size >= 0 for size in (begin, end, *shape)) or begin > end:
+    if not isinstance(entry["dtype"], str):
+        raise ValueError(f"tensor {key} has no dtype")
+    if not all(type(size) is int and size >= 0 for size in (begin, end, *shape)) or begin > end:
         raise ValueError(f"tensor {key} has impossible sizes")
     if end > available:
         raise ValueError(f"tensor {key} reaches beyond its end")
@@ -126,57 +157,124 @@ def _stored(file: str, key: str, entry: Mapping[str, Any], start: int, available
     return StoredTensor(file, key, dtype or torch.uint8, shape, start + begin, end - begin)
 
 
+def _check_apart(tensors: Iterable[StoredTensor], start: int, size: int) -> None:
+    """Every byte behind the header belongs to one tensor, as the format demands; ValueError if not."""
+    place = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.length)):
+        if tensor.offset != place:
+            raise ValueError(
+                f"tensor {tensor.key} begins {abs(tensor.offset - place)} bytes "
+                f"{'before' if tensor.offset < place else 'behind'} the end of the one in front of it"
+            )
+        place += tensor.length
+    if place != size:
+        raise ValueError(f"{size - place} bytes at its end belong to no tensor")
+
+
 def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
-    """Checkpoint key -> parameter name, by transformers' own renaming rules.
+    """Checkpoint key -> parameter name, as transformers renames on loading.
 
     Raises:
         UnsupportedModelError: loading would transform a weight, so that it cannot stay in its file.
     """
     transforms = get_model_conversion_mapping(model)
-    wanted = set(model.state_dict(keep_vars=True))
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    prefix, wanted = model.base_model_prefix, model.state_dict(keep_vars=True)
     renamed = {}
-    for key in keys:
-        name = key
-        for transform in transforms:
-            new_name, pattern = transform.rename_source_key(name)
-            if pattern is not None and isinstance(transform, WeightConverter):
-                raise UnsupportedModelError(
-                    f"the checkpoint's {key} has to be transformed on loading, which is not supported: "
-                    "save the model once with save_pretrained of the installed transformers"
-                )
-            name = new_name
-        prefixed = f"{model.base_model_prefix}.{name}"
-        renamed[key] = prefixed if name not in wanted and prefixed in wanted else name
+    for key in sorted(keys, key=dot_natural_key):  # a renaming may wait for an earlier key
+        name, pattern = rename_source_key(key, renamings, converters, prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, pattern = rename_source_key(key, [], [], prefix, wanted)
+        if pattern is not None and name in wanted:
+            raise UnsupportedModelError(
+                f"the checkpoint's {shown(key)} has to be transformed on loading, which is not supported: "
+                "save the model once with save_pretrained of the installed transformers"
+            )
+        renamed[key] = name
     return renamed
 
 
 def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
     """Where every parameter of `model` is stored, by parameter name; tied names share an entry.
 
+    What `model` ties is changed to what transformers ties when it loads this checkpoint: a stored head of
+    other values than the embedding stays a weight of its own, whatever the config says.
+
     Raises:
-        InputError: a parameter is missing or has another shape than the config says.
+        InputError: a parameter is missing, stored twice, or has another shape than the config says.
+        UnsupportedModelError: see `rename_map`.
     """
     stored: dict[str, StoredTensor] = {}
     for file in checkpoint_files(folder):
-        stored.update(read_header(file))
-    by_name = {name: stored[key] for key, name in rename_map(model, stored).items()}
-    groups: dict[int, list[str]] = {}
+        stored.update(read_header(file))  # of a key in several files transformers takes the last, too
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    by_name: dict[str, StoredTensor] = {}
+    for key, name in rename_map(model, stored).items():
+        if name in by_name and name in parameters:
+            raise InputError(
+                f"the checkpoint in {folder} stores {name} twice, as {shown(by_name[name].key)} and as "
+                f"{shown(key)}: remove one of them, or save the model once with save_pretrained"
+            )
+        by_name[name] = stored[key]
     for name, parameter in parameters.items():
+        expected, tensor = tuple(parameter.shape), by_name.get(name)
+        if tensor is not None and tensor.shape != expected:
+            raise InputError(
+                f"{tensor.file} stores {shown(tensor.key)} with shape {tensor.shape}, the config says "
+                f"{expected}: config.json and the weights do not belong together"
+            )
+    _tie_as_loaded(model, folder, by_name)
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     found: dict[str, StoredTensor] = {}
     for names in groups.values():
         tensor = next((by_name[name] for name in names if name in by_name), None)
         if tensor is None:
             raise InputError(f"the checkpoint in {folder} has no weight for {names[0]}: is it complete?")
-        expected = tuple(parameters[names[0]].shape)
-        if tensor.shape != expected:
-            raise InputError(
-                f"{tensor.file} stores {tensor.key} with shape {tensor.shape}, the config says {expected}: "
-                "config.json and the weights do not belong together"
-            )
         found.update(dict.fromkeys(names, tensor))
     return found
+
+
+def _tie_as_loaded(model: PreTrainedModel, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Ties the parameters of `model` as transformers' own tying decides on loading `stored`.
+
+    It compares values where both sides are stored, so the tied parameters are made real for it; afterwards
+    those that were tied to one another are one parameter without memory again.
+    """
+    tied = dict(model.all_tied_weights_keys)
+    names = sorted({*tied, *tied.values()})
+    fakes = {name: model.get_parameter(name) for name in names}
+    both = {name for pair in tied.items() if all(side in stored for side in pair) for name in pair}
+    for name in names:
+        shape = fakes[name].shape
+        real = _values(folder, stored[name]) if name in both else torch.empty(shape, device="meta")
+        _set_parameter(model, name, nn.Parameter(real, requires_grad=False))
+    missing = {name for name in model.state_dict(keep_vars=True) if name not in stored}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its warning is about what is just being found out
+    try:
+        model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    finally:
+        logging.set_verbosity(level)
+    groups: dict[int, nn.Parameter] = {}
+    for name, real in {name: model.get_parameter(name) for name in names}.items():
+        fake = groups.get(id(real))
+        if fake is None:
+            fake = nn.Parameter(torch.empty_like(fakes[name]), requires_grad=False)
+            groups[id(real)] = fake
+        _set_parameter(model, name, fake)
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module, _, own = name.rpartition(".")
+    setattr(model.get_submodule(module), own, parameter)
+
+
+def _values(folder: Path, tensor: StoredTensor) -> torch.Tensor:
+    with safe_open(folder / tensor.file, framework="pt") as file:
+        return file.get_tensor(tensor.key)
 
 
 def bytes_to_write(wanted: Mapping[str, StoredTensor], source: Path, dtype: torch.dtype) -> int:
@@ -242,8 +340,7 @@ def _convert(
     with path.open("wb") as writer:
         writer.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            with safe_open(source / tensor.file, framework="pt") as file:
-                converted = file.get_tensor(tensor.key).to(dtype).contiguous()
+            converted = _values(source, tensor).to(dtype).contiguous()
             # A scalar has no axis that could be seen as bytes.
             written = writer.write(converted.reshape(-1).view(torch.uint8).numpy().tobytes())
             if progress:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import ExponentialCurve
+from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import (
     MANIFEST_NAME,
     CacheGroup,
@@ -20,14 +21,25 @@ from edgeprune.manifest import (
     PaddingMask,
     Preprocessing,
     Prompt,
-    TensorSpec,
     Verification,
 )
 from edgeprune.plans import Debias, method_by_name
 
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message that holds bytes, fewer than 128."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def graph_pointing_to(location: str, name: str = "w") -> bytes:
+    """An ONNX file with one initializer, whose values lie in another file."""
+    entry = field(1, b"location") + field(2, location.encode())
+    return field(7, field(5, field(8, name.encode()) + field(13, entry) + bytes([14 << 3, 1])))
+
+
 FILES = {
-    "language.onnx": b"language",
-    "vision.onnx": b"vision",
+    "language.onnx": graph_pointing_to("model.safetensors"),
+    "vision.onnx": graph_pointing_to("model.safetensors", "v"),
     "tokenizer.json": b"{}",
     "chat_template.jinja": b"template",
     "model.safetensors": bytes(range(200)),
@@ -39,48 +51,47 @@ def entry(name: str, content: bytes) -> FileEntry:
 
 
 def make_manifest(method: str = "fastv", debias: str = "position padding", **changes: Any) -> Manifest:
-    """The manifest of a four-layer LLaVA with 4 x 4 visual tokens; `changes` replace fields of the root."""
+    """The manifest of a four-layer LLaVA with 4 x 4 visual tokens; `changes` replace fields of the root.
+
+    The graphs' interface and the cache groups follow from model, plan and preprocessing.
+    """
     of_picture = {"visual_tokens": 16, "tower_layers": 2} if method == "illava" else {}
     plan = method_by_name(method).plan(4, 0.3, **of_picture)
     plan = plan.debiased([Debias(name) for name in debias.split()][method == "random" :])
-    layers = [0, *(stage.layer for stage in plan.stages), 4]
+    plan = changes.get("plan") or plan
+    model = changes.get("model") or ModelInfo(
+        family="llava",
+        architecture="LlavaForConditionalGeneration",
+        text_model="llama",
+        source="handmade",
+        dtype="fp32",
+        layers=4,
+        hidden_size=32,
+        intermediate_size=48,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        vocab_size=64,
+        max_positions=512,
+    )
+    preprocessing = changes.get("preprocessing") or Preprocessing(
+        pad_to_square=True, resize_to=(24, 24), image_size=(24, 24), grid=(4, 4)
+    )
+    language = language_interface(model, plan)
+    vision = vision_interface(model, plan, preprocessing.image_size, preprocessing.places_per_image)
+    layers = [0, *(stage.layer for stage in plan.stages), model.layers]
     fields: dict[str, Any] = {
         "edgeprune_version": "0.1.0",
         "opset": 18,
-        "model": ModelInfo(
-            family="llava",
-            architecture="LlavaForConditionalGeneration",
-            text_model="llama",
-            source="handmade",
-            dtype="fp32",
-            layers=4,
-            hidden_size=32,
-            intermediate_size=48,
-            heads=4,
-            kv_heads=2,
-            head_dim=8,
-            vocab_size=64,
-            max_positions=512,
-        ),
+        "model": model,
         "plan": plan,
         "curve": ExponentialCurve(b=0.01, num_tokens=16) if Debias.POSITION in plan.debias else None,
         "padding_mask": PaddingMask(kind="share", threshold=0.5),
-        "language": GraphSpec(
-            file="language.onnx",
-            inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
-            outputs=tuple(
-                TensorSpec(name=f"present_key.{layer}", dtype="float32", shape=("batch", 2, "present", 8))
-                for layer in range(4)
-            ),
-        ),
-        "vision": GraphSpec(
-            file="vision.onnx",
-            inputs=(TensorSpec(name="pixel_values", dtype="float32", shape=("images", 3, 24, 24)),),
-            outputs=(TensorSpec(name="visual_embeds", dtype="float32", shape=("images", 16, 32)),),
-        ),
+        "language": GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
+        "vision": GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         "cache_groups": [CacheGroup(first=a, last=b - 1) for a, b in pairwise(layers)],
         "max_visual_tokens": 512,
-        "preprocessing": Preprocessing(pad_to_square=True, image_size=(24, 24), grid=(4, 4)),
+        "preprocessing": preprocessing,
         "prompt": Prompt(
             tokenizer="tokenizer.json",
             chat_template="chat_template.jinja",
@@ -102,6 +113,18 @@ def write_bundle(folder: Path, **changes: Any) -> Path:
         (folder / name).write_bytes(content)
     write_manifest(folder, make_manifest(**changes))
     return folder
+
+
+def into_hub(bundle: Path, repository: str = "models--me--bundle", blobs: str = "blobs") -> Path:
+    """The bundle as the hub's cache keeps it: files by their sums, and links to them in a snapshot."""
+    snapshot = bundle.parent / repository / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    (files := bundle.parent / repository / blobs).mkdir()
+    for path in bundle.iterdir():
+        name = sha256_of(path)
+        path.rename(files / name)
+        (snapshot / path.name).symlink_to(Path("../..", blobs, name))
+    return snapshot
 
 
 def relist(folder: Path, name: str) -> Manifest:

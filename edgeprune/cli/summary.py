@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgeprune.curves import BiasCurve
-    from edgeprune.manifest import Check, Manifest, TensorSpec
+    from edgeprune.interface import TensorSpec
+    from edgeprune.manifest import Check, Manifest
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _PLAIN_LEVELS = "_.:-=+*#"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.export.families.base import Family, ModelParts, supported
 from edgeprune.export.families.llava import Llava
+from edgeprune.fields import shown
+from edgeprune.json_file import read_json
 
 FAMILIES: tuple[Family, ...] = (Llava(),)
 
@@ -23,20 +25,22 @@ def read_config(folder: Path) -> PretrainedConfig:
         InputError: the folder has no config.json, or one that is not valid.
         UnsupportedModelError: transformers does not know the model type.
     """
+    _refuse_adapter(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} is not valid ({error}): download the model again") from error
+    _refuse_quantised(folder, raw)
     parts = [part for part in raw.values() if isinstance(part, dict) and "model_type" in part]
     for part in (raw, *parts):
-        if (kind := part.get("model_type")) not in CONFIG_MAPPING:
+        if not isinstance(kind := part.get("model_type"), str) or kind not in CONFIG_MAPPING:
             raise UnsupportedModelError(
-                f"transformers knows no model_type {kind!r}, as {path} has it. {supported()}"
+                f"transformers knows no model_type {shown(repr(kind))}, as {path} has it. {supported()}"
             )
     try:
         return AutoConfig.from_pretrained(folder)
@@ -58,3 +62,57 @@ def family_of(config: PretrainedConfig) -> Family:
             return family
     named = ", ".join(architectures) or f"model_type {config.model_type!r}"
     raise UnsupportedModelError(f"the architecture {named} is not supported. {supported()}")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Where peft is installed, transformers would load an adapter on top of what else is in the folder."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).exists():
+            raise UnsupportedModelError(
+                f"{folder} holds an adapter (LoRA or another of PEFT's, by its {name}), not a whole model: "
+                "merge the adapter first, with merge_and_unload() and save_pretrained(), and export that"
+            )
+
+
+# The field of config.json, or the file beside it, in which a quantiser describes what it did.
+_QUANTISED_FIELDS = ("quantization_config", "compression_config")
+_QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_QUANTISER_KEYS = ("quant_method", "quant_algo", "format", "load_in_4bit", "load_in_8bit", "producer")
+
+
+def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
+    """Raises UnsupportedModelError, with the quantiser's own name, before anything is made of the weights."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for field in _QUANTISED_FIELDS:
+        for part in parts:
+            if part.get(field) is not None:
+                raise _quantised(part[field], f"{field} in {folder / 'config.json'}")
+    for name in _QUANTISED_FILES:
+        if (folder / name).is_file():
+            try:
+                found = read_json(folder / name)
+            except (ValueError, OSError):
+                found = None  # its name says enough
+            raise _quantised(found, str(folder / name))
+
+
+def _quantised(found: Any, where: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the model is stored quantised by {_quantiser(found)} (see {where}), and quantised weights are not "
+        "supported: export the original model, from before quantisation"
+    )
+
+
+def _quantiser(found: Any) -> str:
+    """What a quantiser calls itself."""
+    named = []
+    for part in (found, *found.values()) if isinstance(found, dict) else ():
+        for key in _QUANTISER_KEYS if isinstance(part, dict) else ():
+            value = part.get(key)
+            if isinstance(value, str):
+                named.append(value)
+            elif value is True:  # bitsandbytes of old: load_in_4bit alone
+                named.append("bitsandbytes")
+            elif isinstance(value, dict) and isinstance(value.get("name"), str):
+                named.append(value["name"])
+    return shown(" ".join(dict.fromkeys(named))) if named else "an unknown method"

@@ -27,6 +27,7 @@ from edgeprune.runtime.child import take_stdout
 from edgeprune.runtime.model import Model
 from edgeprune.runtime.session import Session
 from edgeprune.runtime.stages import StageResult
+from edgeprune.runtime.variants import weights_folder
 
 
 class Job(BaseModel):
@@ -86,8 +87,8 @@ class Worker:
     def __init__(self, job: Job) -> None:
         options: dict[str, Any] = {} if job.threads is None else {"threads": job.threads}
         self._backend = open_backend(job.backend, **options)
-        graphs, weights = (job.bundle, None) if job.graphs is None else (job.graphs, job.bundle)
-        session = Session(self._backend, graphs, job.manifest, weights=weights)
+        weights = None if job.graphs is None else weights_folder(job.bundle, job.manifest)
+        session = Session(self._backend, job.graphs or job.bundle, job.manifest, weights=weights)
         self._model = Model(job.bundle, job.manifest, self._backend, session)
         self._pictures = [np.load(path) for path in job.pictures]
         self._job = job

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
-from edgeprune.manifest import Manifest, TensorSpec
+from edgeprune.interface import TensorSpec
+from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
 from edgeprune.runtime.checks import check_count

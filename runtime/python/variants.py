@@ -7,14 +7,15 @@ package onnx.
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import BundleError, MissingDependencyError
-from edgeprune.manifest import CacheGroup, GraphSpec, Manifest, TensorSpec
+from edgeprune.interface import language_interface
+from edgeprune.manifest import CacheGroup, GraphSpec, Manifest
+from edgeprune.onnx_files import external_files
 from edgeprune.plans import Merge, PruningPlan
 
 PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
@@ -22,9 +23,8 @@ PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
 _PRUNE_OP = ("com.edgeprune", "DebiasedTokenPrune")
 # Averaging into kept tokens happens in front of the node, and would stay without it.
 _MERGED_BEFORE = (Merge.NEAREST, Merge.SURVIVOR)
-# Inputs and outputs that are there because of pruning stages, and the axes they make.
+# Inputs and outputs that are there because of pruning stages.
 _ADDED = re.compile(r"(kept_index|score)\.|(past|present)_mask\.[1-9]")
-_LATER_AXIS = re.compile(r"(past|present)_\d+")
 
 
 def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> Manifest:
@@ -34,7 +34,7 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
         name: one of the three above.
         bundle: the bundle that it is a variant of; only read.
         manifest: of the bundle.
-        target: an existing folder; a `Session` on it finds the weights with `weights=bundle`.
+        target: an existing folder; a `Session` on it finds the weights in `weights_folder`.
 
     Returns:
         The variant's manifest. Its padding mask and list of files are the bundle's.
@@ -57,8 +57,7 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
             f"and would not be {name} without the node: export the model with --method none, or with "
             "--debias none, and give those bundles as --baseline"
         )
-    shutil.copyfile(bundle / manifest.vision.file, target / manifest.vision.file)
-    model = onnx.load(bundle / manifest.language.file, load_external_data=False)
+    vision, model = (_loaded(bundle, graph.file) for graph in (manifest.vision, manifest.language))
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == _PRUNE_OP]
     if len(nodes) != len(manifest.plan.stages):
         raise BundleError(
@@ -71,25 +70,48 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
         changes["plan"], changes["curve"] = manifest.plan.debiased(()), None
     if name == UNPRUNED:
         _remove_stages(model, nodes)
-        changes["plan"], changes["curve"] = PruningPlan(method="none"), None
+        plan = PruningPlan(method="none")
+        whole = language_interface(manifest.model, plan)
+        changes["plan"], changes["curve"] = plan, None
         changes["cache_groups"] = (CacheGroup(first=0, last=manifest.model.layers - 1),)
-        changes["language"] = _unpruned_interface(manifest.language)
+        changes["language"] = GraphSpec(
+            file=manifest.language.file, inputs=whole.inputs, outputs=whole.outputs
+        )
+    onnx.save(vision, target / manifest.vision.file)
     onnx.save(model, target / manifest.language.file)
     return manifest.model_copy(update=changes)
 
 
-def _unpruned_interface(language: GraphSpec) -> GraphSpec:
-    """The interface without what pruning adds: every layer's cache has the same length."""
+def weights_folder(bundle: Path, manifest: Manifest) -> Path:
+    """The folder that the weights of a bundle really lie in, which is another one where the bundle has links.
 
-    def whole(spec: TensorSpec) -> TensorSpec:
-        axes = tuple(_LATER_AXIS.sub(r"\1_0", axis) if isinstance(axis, str) else axis for axis in spec.shape)
-        return spec.model_copy(update={"shape": axes})
+    Raises:
+        BundleError: there are several.
+    """
+    graphs = (bundle / manifest.vision.file, bundle / manifest.language.file)
+    names = {name for graph in graphs for name in external_files(graph)}
+    folders = {(bundle / name).resolve().parent for name in names} or {bundle}
+    if len(folders) > 1:
+        raise BundleError(f"the weights of {bundle} lie in several folders: copy the bundle into one")
+    return folders.pop()
 
-    inputs, outputs = (
-        tuple(whole(spec) for spec in specs if not _ADDED.match(spec.name))
-        for specs in (language.inputs, language.outputs)
-    )
-    return GraphSpec(file=language.file, inputs=inputs, outputs=outputs)
+
+def _loaded(bundle: Path, name: str) -> Any:
+    """A graph that names its weight files as they are called in `weights_folder`, as no runtime follows links
+    from elsewhere."""
+    import onnx
+
+    try:
+        model = onnx.load(bundle / name, load_external_data=False)
+    except Exception as error:  # protobuf's own, of a module that onnx hides
+        raise BundleError(
+            f"{bundle / name} is no ONNX graph ({error}): copy the bundle again, or export it again"
+        ) from error
+    for initializer in model.graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location":
+                entry.value = (bundle / entry.value).resolve().name
+    return model
 
 
 def _flatten_curves(model: Any, nodes: list[Any]) -> None:

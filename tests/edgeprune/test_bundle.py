@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from edgeprune.bundle import (
 )
 from edgeprune.errors import BundleError, OutputError
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION
-from tests.manifests import FILES, entry, make_manifest, write_bundle
+from tests.manifests import FILES, entry, graph_pointing_to, into_hub, make_manifest, write_bundle
 
 EMPTY_SHA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -261,14 +263,14 @@ def test_a_newer_schema_says_so_before_anything_else(bundle: Path) -> None:
         ({"opset": "many"}, "opset"),
         ({"surprise": 1}, "surprise"),
         ({"max_visual_tokens": 0}, "max_visual_tokens"),
-        ({"cache_groups": [{"first": 0, "last": 3}]}, "its root"),
+        ({"cache_groups": [{"first": 0, "last": 3}]}, "the cache groups"),
         ({"padding_mask": {"kind": "share", "threshold": 2}}, "padding_mask.threshold"),
         ({"curve": {"kind": "exponential", "b": 1e9, "num_tokens": 16}}, "curve.exponential"),
     ],
 )
 def test_a_field_that_cannot_be_is_named(bundle: Path, changes: dict[str, Any], where: str) -> None:
     edit(bundle, **changes)
-    refused(bundle, f"is not valid at {where}")
+    refused(bundle, f"is not valid: {where}")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -282,10 +284,24 @@ def test_a_truncated_file(bundle: Path) -> None:
     refused(bundle, "model.safetensors has 199 bytes and should have 200")
 
 
-def test_an_altered_file_shows_by_its_hash_only(bundle: Path) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_an_altered_small_file_shows_at_every_load(bundle: Path, name: str) -> None:
+    content = bytearray(FILES[name])
+    content[-1] ^= 1
+    (bundle / name).write_bytes(content)
+    refused(bundle, f"{name} does not match its SHA-256 sum")
+
+
+@pytest.mark.parametrize("limit", ["_QUICK_FILE", "_QUICK_TOTAL"])
+def test_an_altered_large_file_shows_when_everything_is_hashed(
+    bundle: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, limit, len(FILES["model.safetensors"]) - 1)
     (bundle / "model.safetensors").write_bytes(FILES["model.safetensors"][::-1])
     assert read_manifest(bundle)
     refused(bundle, "model.safetensors does not match its SHA-256 sum", check="hashes")
+    (bundle / "tokenizer.json").write_bytes(b"[]")  # of the same size, and small
+    refused(bundle, "tokenizer.json does not match its SHA-256 sum")
 
 
 def test_a_wrong_hash(bundle: Path) -> None:
@@ -307,9 +323,11 @@ def test_a_file_that_is_used_but_not_listed(bundle: Path, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../outside", "", "..\\outside", "a\0b"])
 def test_a_path_that_leaves_the_folder(bundle: Path, path: str) -> None:
+    with pytest.raises(BundleError, match="names a path outside its folder"):
+        inside(bundle, path)
     (bundle.parent / "outside").write_bytes(b"")
     edit(bundle, files=listed(path=path))
-    refused(bundle, "names a path outside its folder")
+    refused(bundle, r"files\.\d+\.path: .*(leads out of the folder|cannot be printed)")
 
 
 @pytest.mark.parametrize("path", ["{bundle}/extra", "sub/../extra"])
@@ -317,7 +335,7 @@ def test_a_path_that_comes_back_is_refused_too(bundle: Path, path: str) -> None:
     (bundle / "extra").write_bytes(b"")
     (bundle / "sub").mkdir()
     edit(bundle, files=listed(path=path.format(bundle=bundle)))
-    refused(bundle, "names a path outside its folder")
+    refused(bundle, r"files\.\d+\.path: .*leads out of the folder")
 
 
 def test_a_link_that_leaves_the_folder(bundle: Path) -> None:
@@ -325,6 +343,100 @@ def test_a_link_that_leaves_the_folder(bundle: Path) -> None:
     (bundle / "extra").symlink_to(bundle.parent / "outside")
     edit(bundle, files=listed())
     refused(bundle, "names a path outside its folder")
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(bundle: Path) -> None:
+    assert read_manifest(into_hub(bundle), check="hashes")
+
+
+@pytest.mark.parametrize(("repository", "blobs"), [("mine", "blobs"), ("models--me--bundle", "secrets")])
+def test_links_as_in_the_hubs_cache_lead_nowhere_else(bundle: Path, repository: str, blobs: str) -> None:
+    refused(into_hub(bundle, repository, blobs), "names a path outside its folder")
+
+
+def test_a_link_of_a_snapshot_to_another_place_is_refused(bundle: Path) -> None:
+    snapshot = into_hub(bundle)
+    outside = bundle.parent / "outside"
+    outside.write_bytes(FILES["tokenizer.json"])
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to(outside)
+    refused(snapshot, "names a path outside its folder")
+    (snapshot / "tokenizer.json").unlink()
+    folder = snapshot.parent.parent / "blobs" / "folder"
+    folder.mkdir()
+    outside.rename(folder / "tokenizer.json")
+    (snapshot / "tokenizer.json").symlink_to(folder / "tokenizer.json")
+    refused(snapshot, "names a path outside its folder")
+
+
+def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(bundle: Path) -> None:
+    (bundle / MANIFEST_NAME).rename(bundle.parent / MANIFEST_NAME)
+    (bundle / MANIFEST_NAME).symlink_to(bundle.parent / MANIFEST_NAME)
+    refused(bundle, "names a path outside its folder")
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, *FILES])
+def test_a_pipe_in_place_of_a_file_does_not_hang(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    refused(bundle, "lacks|it has no")
+
+
+@pytest.mark.parametrize("graph", ["language.onnx", "vision.onnx"])
+@pytest.mark.parametrize(
+    "location", ["other.safetensors", "../outside", "/etc/passwd", "./model.safetensors", ""]
+)
+def test_weights_that_stand_in_no_list_are_refused(bundle: Path, graph: str, location: str) -> None:
+    (bundle / "other.safetensors").write_bytes(b"\0" * 200)
+    (bundle / graph).write_bytes(graph_pointing_to(location))
+    edit(bundle, files=[entry(name, (bundle / name).read_bytes()).model_dump() for name in FILES])
+    refused(bundle, f"{graph} keeps weights in .*does not list")
+
+
+def test_an_entry_that_was_taken_out_of_the_list_is_missed(bundle: Path) -> None:
+    edit(bundle, files=[item for item in listed()[:-1] if item["path"] != "model.safetensors"])
+    refused(
+        bundle, r"keeps weights in model\.safetensors, which edgeprune\.json does not list", check="hashes"
+    )
+
+
+def test_a_file_that_is_listed_twice(bundle: Path) -> None:
+    edit(bundle, files=[*listed()[:-1], listed()[0]])
+    refused(bundle, "files lists a path twice")
+
+
+def test_endless_lists_are_refused_at_once(bundle: Path) -> None:
+    entries = listed()[:-1] + [{"path": f"x/{n}", "bytes": 0, "sha256": EMPTY_SHA} for n in range(100_000)]
+    edit(bundle, files=entries)
+    began = time.monotonic()
+    refused(bundle, "is not valid: files: ")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"schema_version": 1, "schema_version": 1}', "the key 'schema_version' twice"),
+        ('{"schema_version": NaN}', "holds NaN"),
+        ('{"schema_version": -Infinity}', "holds -Infinity"),
+        ('{"schema_version": 1e999}', "beyond the range"),
+        ('{"a": ' * 50_000, "nested too deeply|Expecting"),
+        ('{"schema_version": ' + "9" * 5000 + "}", "digits"),
+        (" " * ((64 << 20) + 1), "larger than 64 MB"),
+    ],
+    ids=["a key twice", "NaN", "Infinity", "1e999", "deep", "long number", "large"],
+)
+def test_json_that_hides_something_is_refused(bundle: Path, text: str, why: str) -> None:
+    (bundle / MANIFEST_NAME).write_text(text)
+    refused(bundle, f"cannot be read \\(.*({why})")
+
+
+def test_a_message_shows_nothing_that_acts_on_the_terminal(bundle: Path) -> None:
+    edit(bundle, **{"\x1b[31m\nerror: \u202e": 1})
+    with pytest.raises(BundleError) as caught:
+        read_manifest(bundle)
+    assert str(caught.value).isprintable()
+    assert r"\x1b[31m\nerror: \u202e" in str(caught.value)
 
 
 def test_a_link_that_leads_in_a_circle(bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def tables(draw: st.DrawFn) -> TabulatedCurve:
     return TabulatedCurve(weights=[first, *rest])
 
 
-SOURCES = st.one_of(st.none(), st.text(max_size=8))
+SOURCES = st.one_of(st.none(), st.text(max_size=8).filter(str.isprintable))
 CURVES = st.one_of(exponentials(), cubics(), tables())
 EXPONENTIAL = ExponentialCurve(b=0.002, num_tokens=576, source="made up")
 CUBIC = CubicCurve(coefficients=(2.0, 0.01, 0.0, 1e-8), num_tokens=576)
@@ -216,8 +217,10 @@ def test_bad_fields_are_refused_where_the_curve_is_made(fields: dict[str, Any], 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
 def test_bad_fields_in_a_file_name_the_file(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
-    path.write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=rf"curve\.json: .*{message}"):
+    path.write_text(text := json.dumps(fields))
+    # Words that JSON does not know are refused before the fields are looked at.
+    no_json = "NaN" in text or "Infinity" in text
+    with pytest.raises(InputError, match="is not JSON" if no_json else rf"curve\.json: .*{message}"):
         load_curve(path)
 
 
@@ -300,10 +303,20 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"the bias curve file .* cannot be read \(.*\): expected a JSON file"
-    ):
+    with pytest.raises(InputError, match=r"the bias curve file .* is a folder: expected a regular file"):
         load_curve(tmp_path)
+
+
+def test_a_pipe_instead_of_a_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "curve.json")
+    with pytest.raises(InputError, match=r"is a pipe: expected a regular file"):
+        load_curve(tmp_path / "curve.json")
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31m", "\ud800", "x" * 1001], ids=repr)
+def test_a_source_that_cannot_be_shown_on_a_line_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="source"):
+        ExponentialCurve(b=0.1, num_tokens=4, source=text)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"b = 0.002", b"\xff\xfe", b"[" * 100000])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgeprune.curves import ExponentialCurve
+from edgeprune.curves import ExponentialCurve, FittedTo
+from edgeprune.fields import first_fault
 from edgeprune.manifest import (
     SCHEMA_VERSION,
     CacheGroup,
@@ -19,7 +25,7 @@ from edgeprune.manifest import (
     Verification,
     failures,
 )
-from edgeprune.plans import PruningPlan, PruningStage
+from edgeprune.plans import PruningPlan, PruningStage, TowerStage
 from tests.manifests import make_manifest
 
 
@@ -113,3 +119,175 @@ def test_an_unverified_bundle_says_so() -> None:
     raw = make_manifest().model_dump()
     del raw["verification"]
     assert Manifest.model_validate(raw).verification == Verification(skipped="not run")
+
+
+# Every value that stands anywhere in a manifest, whatever fields are added to it.
+
+METHODS_SHOWN = ("fastv", "illava", "none")
+# Floats that only people read.
+_FREE = {("verification", "checks", 0, "value"), ("verification", "checks", 0, "limit")}
+
+Place = tuple[str | int, ...]
+
+
+def full_manifest(method: str = "fastv") -> dict[str, Any]:
+    """A manifest in JSON that leaves no field empty that can be filled."""
+    base = make_manifest(method)
+    prompt = base.prompt.model_copy(
+        update={"bos_token": "<s>", "eos_token": "</s>", "template_variables": {"unk_token": "<unk>"}}
+    )
+    preprocessing = base.preprocessing.model_copy(
+        update={"resize_shortest_edge": 24, "center_crop": (24, 24), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    )
+    fitted = FittedTo(model="m", weights="0", method=method, layer=2, grid=(4, 4), pictures=3)
+    curve = ExponentialCurve(b=0.01, num_tokens=16, source="here", fitted_to=fitted)
+    parts = {"prompt": prompt, "preprocessing": preprocessing, "curve": base.curve and curve}
+    changed = base.model_copy(update=parts)
+    raw: dict[str, Any] = json.loads(changed.model_dump_json())
+    return raw
+
+
+def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every leaf of JSON and where it stands; of long lists the first and the last one."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from places(part, (*place, key))
+    elif isinstance(value, list):
+        for number in sorted({0, len(value) - 1} if value else ()):
+            yield from places(value[number], (*place, number))
+    else:
+        yield place, value
+
+
+def with_value(raw: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(raw)
+    part: Any = changed
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    return changed
+
+
+def wrong_values(value: Any) -> list[Any]:
+    """What cannot stand where a value of this type does."""
+    if isinstance(value, bool):
+        return [None, 1, "yes", []]
+    if isinstance(value, int):
+        return [-(10**30), -1, 2**40, 10**30, "1", 1.5, True, math.nan, []]
+    if isinstance(value, float):
+        return [math.nan, math.inf, -math.inf, 1e300, "0.5", []]
+    if isinstance(value, str):
+        return [f"a{char}b" for char in "\0\x1b\x7f\x9b\u202e\u2028\ud800"] + ["x" * 100_000, 7, []]
+    return []
+
+
+def refused(raw: dict[str, Any]) -> str | None:
+    """The first fault of a manifest."""
+    try:
+        Manifest.model_validate(raw)
+    except ValidationError as error:
+        return first_fault(error)
+    return None
+
+
+@pytest.mark.parametrize("method", METHODS_SHOWN)
+def test_no_value_of_a_manifest_can_be_anything(method: str) -> None:
+    raw = full_manifest(method)
+    assert Manifest.model_validate(raw)
+    tried = 0
+    for place, value in places(raw):
+        for wrong in wrong_values(value) if place[0] != "plan" else ():
+            if place in _FREE and isinstance(wrong, float):
+                continue
+            assert refused(with_value(raw, place, wrong)), f"{place} may be {wrong!r:.40}"
+            tried += 1
+    assert tried > 500
+
+
+def test_line_breaks_stand_in_tokens_alone() -> None:
+    raw = full_manifest()
+    for place, value in places(raw):
+        if not isinstance(value, str) or place[0] == "plan":
+            continue
+        allowed = place[0] == "prompt" and place[1] not in ("tokenizer", "chat_template")
+        assert (refused(with_value(raw, place, f"{value}\n")) is None) == allowed, place
+
+
+CONTRADICTIONS: dict[str, tuple[Place, Any, str]] = {
+    "image token": (("prompt", "image_token_id"), 64, r"image_token_id 64 is beyond the vocabulary of 64"),
+    "padding token": (("prompt", "pad_token_id"), 64, r"pad_token_id 64 is beyond"),
+    "end token": (("prompt", "eos_token_ids"), [2, 64], r"eos_token_ids 64 is beyond"),
+    "no end token": (("prompt", "eos_token_ids"), [], r"eos_token_ids"),
+    "no logits": (("language", "outputs", 0, "name"), "x", r"language graph has no output logits"),
+    "a cache too few": (("language", "outputs"), -1, r"language graph has no output present_value\.3"),
+    "no outputs": (("language", "outputs"), [], r"language graph has no output logits"),
+    "no inputs": (("vision", "inputs"), [], r"vision graph has no input pixel_values"),
+    "twice": (("vision", "outputs"), 2, r"vision graph's outputs stand in another order"),
+    "of another type": (("language", "inputs", 0, "dtype"), "float32", r"input input_ids is float32 \[batch"),
+    "of another shape": (
+        ("vision", "inputs", 0, "shape", 2),
+        25,
+        r"pixel_values is float32 \[images, 3, 25, 24\]: model and plan demand float32 \[images, 3, 24, 24\]",
+    ),
+    "unknown": (("language", "outputs", 1, "name"), "x", r"no output kept_index\.0"),
+    "another size": (("preprocessing", "image_size"), [20, 24], r"the output has|output of 24 x 24 pixels"),
+    "a size that depends": (
+        ("preprocessing", "resize_to"),
+        None,
+        r"output size, which depends on the picture",
+    ),
+    "another grid": (("preprocessing", "grid"), [5, 4], r"visual_embeds is .*16.*demand .*20"),
+    "a grid of parts of pixels": (("preprocessing", "grid"), [25, 25], r"more cells than .* pixels"),
+    "deviation 0": (("preprocessing", "std"), [0.5, 0.0, 0.5], r"preprocessing\.std\.1"),
+    "too few visual tokens": (("max_visual_tokens",), 15, r"max_visual_tokens is 15, and one picture has 16"),
+    "a short table": (("curve",), {"kind": "tabulated", "weights": [1.0, 0.5]}, r"table of 2 weights for 16"),
+    "opset": (("opset",), 17, "opset"),
+    "resampling": (("preprocessing", "resample"), 4, "resample"),
+    "colour": (("preprocessing", "pad_color"), [0, 256, 0], r"pad_color\.1"),
+    "schema": (("schema_version",), 2, "schema_version"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_parts_that_contradict_one_another_are_refused(name: str) -> None:
+    place, value, message = CONTRADICTIONS[name]
+    raw = json.loads(make_manifest().model_dump_json())
+    if isinstance(value, int) and place[-1] in ("inputs", "outputs"):
+        whole = raw[place[0]][place[1]]
+        value = whole[:value] if value < 0 else whole * value
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate(with_value(raw, place, value))
+
+
+def test_a_tower_that_keeps_more_than_there_is() -> None:
+    plan = PruningPlan(method="illava", tower=(TowerStage(layer=0, kept=17),))
+    with pytest.raises(ValidationError, match="the vision tower keeps 17 of 16 tokens"):
+        make_manifest(plan=plan)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_manifest_that_is_read_can_be_written_and_read_again(data: st.DataObject) -> None:
+    """Whatever is changed, a manifest is refused by a ValidationError alone, or is one to the last field."""
+    raw = full_manifest(data.draw(st.sampled_from(METHODS_SHOWN)))
+    value = st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=5),
+        st.lists(st.integers(0, 9), max_size=4),
+        st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    )
+    for place in data.draw(
+        st.lists(st.sampled_from([place for place, _ in places(raw)]), min_size=1, max_size=3)
+    ):
+        try:
+            raw = with_value(raw, place, data.draw(value))
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change took the place away
+    if fault := refused(raw):
+        assert fault.isprintable()
+    else:
+        manifest = Manifest.model_validate(raw)
+        assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest

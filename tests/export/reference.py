@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
-from edgeprune.export.graph import Interface
+from edgeprune.interface import Interface
 from edgeprune.selection import select
 
 Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]

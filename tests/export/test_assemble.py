@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from edgeprune.curves import tile_weights
 from edgeprune.errors import VerificationError
 from edgeprune.export import assemble, op
-from edgeprune.export.graph import Interface
 from edgeprune.export.weights import StoredTensor, read_header
-from edgeprune.manifest import TensorSpec
+from edgeprune.interface import Interface, TensorSpec
 from tests.export.conftest import CURVE, Exported
 
 FLOAT = ir.DataType.FLOAT

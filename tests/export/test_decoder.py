@@ -16,8 +16,8 @@ from edgeprune.curves import load_preset, tile_weights
 from edgeprune.export.attention import NAME
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of
-from edgeprune.export.graph import language_interface
 from edgeprune.export.pipeline import _model_info
+from edgeprune.interface import language_interface
 from edgeprune.plans import Debias, PruningPlan, method_by_name
 from edgeprune.selection import select
 from tests.export.reference import Decoded, Inputs, fastv, greedy, huggingface, random_inputs, torch_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,78 @@ def _write(folder: Path, text: str) -> Path:
 def test_reads_a_folder(tmp_path: Path) -> None:
     llava_config("qwen2").save_pretrained(tmp_path)
     assert read_config(tmp_path).text_config.model_type == "qwen2"
+
+
+QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
+    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+    "gptq in the text model": (
+        {"text_config": {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}},
+        "gptq",
+    ),
+    "bitsandbytes of old": ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, "fp8"),
+    "compressed-tensors": (
+        {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
+        "compressed-tensors pack-quantized",
+    ),
+    "compressed-tensors of old": ({"compression_config": {"format": "int-quantized"}}, "int-quantized"),
+    "torchao": ({"quantization_config": {"quant_method": "torchao"}}, "torchao"),
+    "nobody": ({"quantization_config": {}}, "an unknown method"),
+    "no object": ({"quantization_config": "int4"}, "an unknown method"),
+    "escape": ({"quantization_config": {"quant_method": "\x1b[31m"}}, r"\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_quantised_model_is_named_as_such_from_its_config(name: str, tmp_path: Path) -> None:
+    changes, method = QUANTISED[name]
+    text = {**llava_config().to_dict(), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    message = rf"is stored quantised by {re.escape(method)} \(see .*config\.json\).*: export the original"
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "method"),
+    [
+        ("quantize_config.json", {"bits": 4, "quant_method": "gptq"}, "gptq"),
+        ("quant_config.json", {"zero_point": True}, "an unknown method"),
+        (
+            "hf_quant_config.json",
+            {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}},
+            "modelopt NVFP4",
+        ),
+    ],
+)
+def test_a_quantised_model_is_named_as_such_from_the_quantisers_file(
+    file: str, content: dict[str, Any], method: str, tmp_path: Path
+) -> None:
+    llava_config().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(UnsupportedModelError, match=rf"quantised by {method} \(see .*{file}\)"):
+        read_config(tmp_path)
+    (tmp_path / file).write_text("{")
+    with pytest.raises(UnsupportedModelError, match=r"quantised by an unknown method"):
+        read_config(tmp_path)
+
+
+def test_a_config_that_says_it_is_not_quantised_is_read(tmp_path: Path) -> None:
+    text = {**llava_config().to_dict(), "quantization_config": None}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    assert read_config(tmp_path).model_type == "llava"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_has_to_be_merged_first(name: str, whole: bool, tmp_path: Path) -> None:
+    if whole:
+        llava_config().save_pretrained(tmp_path)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        UnsupportedModelError, match=rf"{name}.*merge the adapter first, with merge_and_unload"
+    ):
+        read_config(tmp_path)
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:

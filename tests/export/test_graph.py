@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from edgeprune.export.families import FAMILIES
-from edgeprune.export.graph import language_interface, quiet_exporter, vision_interface
+from edgeprune.export.graph import quiet_exporter
 from edgeprune.export.pipeline import _model_info
+from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import GraphSpec
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage, method_by_name
 from tests.export.conftest import CURVE, Exported

@@ -18,8 +18,8 @@ from edgeprune.curves import ExponentialCurve, save_curve, tile_weights
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import family_of
 from edgeprune.export.families.llava import Llava
-from edgeprune.export.graph import Interface, language_interface
 from edgeprune.export.pipeline import _model_info, export
+from edgeprune.interface import Interface, language_interface
 from edgeprune.plans import Debias, PruningPlan, Ranking, method_by_name, random_scores
 from tests.export.method_reference import Outcome, Recipe, generate
 from tests.export.reference import Decoded, Inputs, greedy, onnxruntime_step, random_inputs, torch_step

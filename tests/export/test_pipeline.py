@@ -21,6 +21,7 @@ from edgeprune.bundle import read_manifest
 from edgeprune.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
 from edgeprune.export import pipeline, weights
+from edgeprune.export.origin import model_name
 from edgeprune.export.pipeline import ExportOptions, default_output, export, resolve_model
 from edgeprune.progress import Silent
 from tests.export.conftest import CURVE, Exported
@@ -194,12 +195,46 @@ def test_a_bundle_is_named_after_model_method_and_keep(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
 
     def name(model: str | Path, **options: Any) -> str:
-        return str(default_output(tmp_path / "llava", model, ExportOptions(**{"keep": 0.3, **options})))
+        return str(default_output(model, ExportOptions(**{"keep": 0.3, **options})))
 
     assert name(tmp_path / "llava") == "llava-fastv-0.3"
     assert name(f"{tmp_path}/llava/") == "llava-fastv-0.3"
     assert name("llava-hf/llava-1.5-7b-hf", keep=0.25) == "llava-1.5-7b-hf-fastv-0.25"
     assert name("llava-hf/llava-1.5-7b-hf", method="none") == "llava-1.5-7b-hf-unpruned"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_snapshot_of_the_hubs_cache_goes_by_its_hub_id(linked: bool, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--llava-hf--llava-1.5-7b-hf" / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    if linked:
+        (tmp_path / "link").symlink_to(snapshot)
+        snapshot = tmp_path / "link"
+    assert str(default_output(snapshot, ExportOptions(keep=0.3))) == "llava-1.5-7b-hf-fastv-0.3"
+    assert model_name(snapshot) == "llava-hf/llava-1.5-7b-hf"
+
+
+def test_a_folders_name_is_made_fit_to_be_shown(tmp_path: Path) -> None:
+    (folder := tmp_path / "two\nlines\x1b[31m").mkdir()
+    assert model_name(folder) == "two_lines_[31m"
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "field"),
+    [
+        ("text_config", {"max_position_embeddings": 10**30}, "max_positions"),
+        ("text_config", {"intermediate_size": 1 << 21}, "intermediate_size"),
+    ],
+)
+def test_a_value_that_no_bundle_can_hold_is_the_models_fault(
+    part: str, changes: dict[str, Any], field: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config[part].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=rf"has a value that no bundle can hold \({field}: "):
+        export(folder, keep=0.3, output=tmp_path / "out")
 
 
 def test_the_package_itself_exports(handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path) -> None:

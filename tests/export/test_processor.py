@@ -401,6 +401,21 @@ def test_image_token_of_its_own(model: Path, bundle: Path) -> None:
         read_prompt(model, config(63), bundle)
 
 
+@pytest.mark.parametrize("image_token_id", [-1, 32, 10**12])
+def test_an_image_token_beyond_the_vocabulary(image_token_id: int, model: Path, bundle: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=rf"{image_token_id} is beyond .* vocabulary of 32 tokens"
+    ):
+        read_prompt(model, config(image_token_id, vocab_size=32), bundle)
+
+
+@pytest.mark.parametrize("eos", [32, [2, 32], -2])
+def test_an_end_of_sequence_beyond_the_vocabulary(eos: int | list[int], model: Path, bundle: Path) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(InputError, match=r"eos_token_id (32|-2), beyond its text model's vocabulary of 32"):
+        read_prompt(model, config(vocab_size=32), bundle)
+
+
 def test_image_tokens_that_differ(model: Path, bundle: Path) -> None:
     (model / "processor_config.json").write_text(json.dumps({"image_token": "<img>"}))
     with pytest.raises(

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import LlavaForConditionalGeneration
 
 from edgeprune.errors import InputError
 from edgeprune.export import weights
+from edgeprune.export.families import read_config
 from edgeprune.export.families.llava import Llava
 from edgeprune.export.weights import StoredTensor
 from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
@@ -80,6 +81,88 @@ def test_tied_names_share_one_place(kind: str, tmp_path: Path) -> None:
     fake, _ = fake_model(config)
     found = weights.locate(fake, tmp_path)
     assert found["lm_head.weight"] == found["model.language_model.embed_tokens.weight"]
+
+
+TIES = [True, False, None]
+HEADS = ["absent", "equal", "other"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("in_text", TIES)
+@pytest.mark.parametrize("at_top", TIES)
+def test_the_head_is_the_one_that_transformers_loads(
+    at_top: bool | None, in_text: bool | None, head: str, tmp_path: Path
+) -> None:
+    tiny_llava("llama").save_pretrained(tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    for part, value in ((text, at_top), (text["text_config"], in_text)):
+        part.pop("tie_word_embeddings", None)
+        if value is not None:
+            part["tie_word_embeddings"] = value
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    (embedding,) = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    (key,) = [name for name in tensors if name.endswith("lm_head.weight")]
+    if head == "absent":
+        del tensors[key]
+    else:
+        tensors[key] = tensors[embedding] * (1 if head == "equal" else -2)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    fake, _ = fake_model(read_config(tmp_path))
+    loaded, report = LlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    if report["missing_keys"]:
+        with pytest.raises(InputError, match=r"has no weight for lm_head\.weight: is it complete"):
+            weights.locate(fake, tmp_path)
+        return
+    found = weights.locate(fake, tmp_path)
+    for name, parameter in loaded.named_parameters(remove_duplicate=False):
+        assert torch.equal(read(tmp_path, found[name]), parameter), name
+    # The graph is traced from this model: what is one weight there must be one weight here.
+    ours, theirs = fake.lm_head.weight, loaded.lm_head.weight
+    assert (ours is fake.get_input_embeddings().weight) == (theirs is loaded.get_input_embeddings().weight)
+    assert isinstance(ours, FakeTensor)
+
+
+def test_the_single_file_comes_before_an_index(tmp_path: Path) -> None:
+    tiny_llava("llama", seed=1).save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = weights.checkpoint_files(tmp_path)
+    assert len(shards) > 2
+    tiny_llava("llama", seed=2).save_pretrained(other := tmp_path / "other")
+    (other / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle")
+    fake, _ = fake_model(llava_config("llama"))
+    _check_as_loaded(fake, tmp_path)
+
+
+def test_of_a_key_in_several_shards_the_last_counts(tmp_path: Path) -> None:
+    model = tiny_llava("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    first, *_, last = weights.checkpoint_files(tmp_path)
+    for path, other in ((first, last), (last, first)):
+        key = next(iter(load_file(other)))
+        save_file({**load_file(path), key: load_file(other)[key] + 1}, path, metadata={"format": "pt"})
+    fake, _ = fake_model(llava_config("llama"))
+    _check_as_loaded(fake, tmp_path)
+
+
+def _check_as_loaded(fake: Any, folder: Path) -> None:
+    """What `locate` finds are the values that transformers loads."""
+    found = weights.locate(fake, folder)
+    for name, parameter in Llava().load(folder, torch.float32).named_parameters(remove_duplicate=False):
+        assert torch.equal(read(folder, found[name]), parameter), name
+
+
+def test_a_weight_under_two_names_is_refused(tmp_path: Path) -> None:
+    model = tiny_llava("llama")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    both = {"lm_head.weight": model.lm_head.weight + 1, "language_model.lm_head.weight": model.lm_head.weight}
+    save_file({**load_file(path), **both}, path)
+    fake, _ = fake_model(llava_config("llama"))
+    with pytest.raises(InputError, match=r"stores lm_head\.weight twice, as .*lm_head\.weight and as"):
+        weights.locate(fake, tmp_path)
 
 
 def test_a_weight_of_an_unknown_layout_is_named(tmp_path: Path) -> None:
@@ -237,6 +320,20 @@ DAMAGED: dict[str, bytes] = {
     "shape not numbers": _file(_tensor(shape=["2", 2])),
     "shape missing": _file(_tensor(shape=None)),
     "dtype not a name": _file(_tensor(dtype=["F32"])),
+    "dtype a number": _file(_tensor(dtype=7)),
+    "sizes as truths": _file(_tensor(shape=[True, 4])),
+    "a tensor twice": _file(_tensor()[:-1] + b", " + _tensor()[1:]),
+    "a number that is none": _file(b'{"w": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}'),
+    "a size beyond every number": _file(_tensor(shape=[1e999, 2])),
+    "tensors that overlap": _file(
+        b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, '
+        b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}'
+    ),
+    "a gap between tensors": _file(
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+        b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}'
+    ),
+    "bytes of no tensor": _file(_tensor(), data=b"\0" * 24),
 }
 
 
@@ -271,20 +368,28 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (lambda folder: None, r"has no model\.safetensors .*save_pretrained"),
     "a pickle": (_pickled, r"pytorch_model\.bin is a pickle, which is never loaded"),
     "a missing shard": (
-        _index('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}'),
+        _index('{"metadata": {}, "weight_map": {"w": "model-00001-of-00002.safetensors"}}'),
         r"names model-00001-of-00002\.safetensors, which is missing: download",
     ),
     "an index that is no JSON": (_index("{"), r"index\.json is not a valid index .*download"),
     "an index without a map": (_index('{"weights": {}}'), r"index\.json is not a valid index"),
+    "an index without metadata": (
+        _index('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}'),
+        r"index\.json is not a valid index \('metadata'\)",
+    ),
+    "weights of another name": (
+        lambda folder: (folder / "consolidated.safetensors").write_bytes(_file(_tensor())) and None,
+        r"consolidated\.safetensors is not called so, and transformers does not load it",
+    ),
     "an index of numbers": (_index('{"weight_map": {"w": 3}}'), r"index\.json is not a valid index"),
     "an index that is a list": (_index("[]"), r"index\.json is not a valid index"),
     "an empty index": (_index('{"weight_map": {}}'), r"index\.json is not a valid index"),
     "a shard outside the folder": (
-        _index('{"weight_map": {"w": "../secret.safetensors"}}'),
+        _index('{"metadata": {}, "weight_map": {"w": "../secret.safetensors"}}'),
         r"names '\.\./secret\.safetensors', which leaves the folder",
     ),
     "a pickled shard": (
-        _index('{"weight_map": {"w": "model.bin"}}'),
+        _index('{"metadata": {}, "weight_map": {"w": "model.bin"}}'),
         r"names 'model\.bin', which is not a safetensors file",
     ),
 }

@@ -13,15 +13,17 @@ import pytest
 
 import edgeprune
 from edgeprune.bundle import read_manifest, sha256_of
+from edgeprune.cli.standalone import check_graphs
 from edgeprune.errors import BundleError, MissingDependencyError
 from edgeprune.manifest import Manifest
+from edgeprune.onnx_files import external_files
 from edgeprune.plans import PruningPlan, TowerStage
 from edgeprune.runtime import Model
 from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.session import Session
-from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant
+from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, weights_folder, write_variant
 from tests.conftest import SAMPLE_MODEL
-from tests.manifests import make_manifest
+from tests.manifests import graph_pointing_to, into_hub, make_manifest
 
 PICTURES = [str(SAMPLE_MODEL.parent / "pictures" / name) for name in ("wide.png", "column.png")]
 PROMPT = "USER: <image>\n<image>\nwhat color is the star ASSISTANT:"
@@ -33,7 +35,8 @@ def variant(name: str, bundle: Path, folder: Path) -> Model:
     # What is written for a worker can be read again.
     changed = Manifest.model_validate_json(changed.model_dump_json())
     backend = open_backend("onnxruntime", threads=1)
-    return Model(bundle, changed, backend, Session(backend, folder, changed, weights=bundle))
+    session = Session(backend, folder, changed, weights=weights_folder(bundle, manifest))
+    return Model(bundle, changed, backend, session)
 
 
 def logits_of(model: Model) -> np.ndarray:
@@ -88,6 +91,41 @@ def test_pruned_is_the_bundle_itself(sample_bundle: Path, tmp_path: Path) -> Non
     found = variant(PRUNED, sample_bundle, tmp_path).generate(PROMPT, PICTURES)
     expected = edgeprune.load(sample_bundle, "onnxruntime", threads=1).generate(PROMPT, PICTURES)
     assert (found.text, found.kept_visual) == (expected.text, expected.kept_visual)
+
+
+def test_a_snapshot_of_the_hubs_cache_runs_and_so_do_its_variants(
+    sample_bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(sample_bundle, tmp_path / "bundle")
+    expected = edgeprune.load(copy, "onnxruntime", threads=1).generate(PROMPT, PICTURES).token_ids
+    snapshot = into_hub(copy)
+    assert edgeprune.load(snapshot, "onnxruntime", threads=1).generate(PROMPT, PICTURES).token_ids == expected
+    (folder := tmp_path / "variant").mkdir()
+    assert variant(PRUNED, snapshot, folder).generate(PROMPT, PICTURES).token_ids == expected
+    assert all(check.holds for check in check_graphs(snapshot, read_manifest(snapshot)))
+
+
+def test_weights_in_several_folders_have_no_variants(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    for name, location in (("language.onnx", "a/w"), ("vision.onnx", "b/w")):
+        (tmp_path / "bundle" / name).write_bytes(graph_pointing_to(location))
+    with pytest.raises(BundleError, match="lie in several folders"):
+        weights_folder(tmp_path / "bundle", make_manifest())
+
+
+def test_a_graph_that_is_none_is_refused(sample_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(sample_bundle, tmp_path / "bundle")
+    (copy / "language.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"language\.onnx is no ONNX graph"):
+        write_variant(UNPRUNED, copy, read_manifest(sample_bundle), tmp_path)
+
+
+def test_the_graphs_name_the_files_that_onnx_finds(sample_bundle: Path) -> None:
+    for name in ("language.onnx", "vision.onnx"):
+        assert external_files(sample_bundle / name) == {"model.safetensors"}
+        model = onnx.load(sample_bundle / name, load_external_data=False)
+        found = {e.value for i in model.graph.initializer for e in i.external_data if e.key == "location"}
+        assert found == {"model.safetensors"}
 
 
 def test_the_bundle_is_only_read_and_weights_are_not_copied(sample_bundle: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.manifest import GraphSpec, TensorSpec
+from edgeprune.interface import TensorSpec
+from edgeprune.manifest import GraphSpec
 from edgeprune.memory import PeakMemory
 
 Array: TypeAlias = "NDArray[Any]"

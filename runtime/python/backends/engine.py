@@ -20,7 +20,8 @@ import numpy as np
 
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, InputError
-from edgeprune.manifest import GraphSpec, Manifest, TensorSpec
+from edgeprune.interface import TensorSpec
+from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.engines import device, flavours, plugins

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from pydantic import ValidationError
 
-from edgeprune.errors import BackendError, InputError, MissingDependencyError
-from edgeprune.manifest import GraphSpec, TensorSpec
+from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
+from edgeprune.fields import first_fault, shown
+from edgeprune.interface import TensorSpec
+from edgeprune.manifest import GraphSpec
 from edgeprune.memory import PeakMemory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.checks import check_count
@@ -159,8 +162,8 @@ class OrtGraph:
         self._session = session
         self._device = device
         self._name = name
-        self.inputs = tuple(_spec(value) for value in session.get_inputs())
-        self.outputs = tuple(_spec(value) for value in session.get_outputs())
+        self.inputs = tuple(_spec(value, name) for value in session.get_inputs())
+        self.outputs = tuple(_spec(value, name) for value in session.get_outputs())
         self._input_dtypes = {spec.name: spec.dtype for spec in self.inputs}
 
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
@@ -205,9 +208,16 @@ class OrtGraph:
         return OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._device))
 
 
-def _spec(value: Any) -> TensorSpec:
+def _spec(value: Any, graph: str) -> TensorSpec:
+    dtype = _DTYPES.get(value.type)
     shape = tuple("" if axis is None else axis for axis in value.shape)
-    return TensorSpec(name=value.name, dtype=cast(Any, _DTYPES[value.type]), shape=shape)
+    try:
+        return TensorSpec(name=value.name, dtype=cast(Any, dtype), shape=shape)
+    except ValidationError as error:
+        raise BundleError(
+            f"{graph} has the input or output {shown(value.name)} of type {shown(value.type)}, which no "
+            f"graph of a bundle has ({first_fault(error)}): export the bundle again"
+        ) from error
 
 
 class OrtBackend:

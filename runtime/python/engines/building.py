@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Literal
 
 import edgeprune
-from edgeprune.bundle import need_space, read_manifest, sha256_of, writing_to
+from edgeprune.bundle import check_files, need_space, read_manifest, sha256_of, writing_to
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import write_text
 from edgeprune.memory import PeakMemory
@@ -110,6 +110,9 @@ def build(
             f"{root} cannot be written to, where the engines go: copy the bundle to another place"
         )
     need_space(root, memory.weight_bytes(manifest))
+    # The sidecar vouches for the engines by the manifest's sums, so these must be the files' own.
+    progress.step("comparing files with their hashes", sum(entry.bytes for entry in manifest.files))
+    check_files(root, manifest.files, everything=True, progress=progress.advance)
 
     profiles = {
         "vision": (vision_profile(manifest, limits),),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from edgeprune.errors import InputError
+from edgeprune.fields import Count, Part, Tokens
 from edgeprune.manifest import GraphSpec, Manifest
 
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
@@ -20,16 +19,14 @@ _USUAL_TEXT = 64
 TOPK_LIMIT = 3840
 
 
-class Limits(BaseModel):
+class Limits(Part):
     """The largest inputs an engine takes, per run: prompts of a batch, and per prompt its tokens (visual ones
     included), its pictures and the tokens generated after it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch: int = Field(ge=1)
-    prompt: int = Field(ge=1)
-    images: int = Field(ge=0)
-    new_tokens: int = Field(ge=1)
+    batch: Tokens
+    prompt: Tokens
+    images: Count
+    new_tokens: Tokens
 
 
 class Range(NamedTuple):

@@ -7,16 +7,17 @@ engine is loaded, so that the message can say what differs and which command bui
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from edgeprune.bundle import inside, sha256_of
-from edgeprune.errors import BackendError
+from edgeprune.bundle import check_files, sha256_of
+from edgeprune.errors import BackendError, BundleError, InputError
+from edgeprune.fields import Bytes, Line, Part, Seconds, Sha256, first_fault, shown
+from edgeprune.json_file import read_json
 from edgeprune.manifest import FileEntry, Manifest
 from edgeprune.runtime.engines.flavours import Flavour
 from edgeprune.runtime.engines.limits import Limits
@@ -30,26 +31,22 @@ RUNTIME_CACHE = "runtime.cache"
 FUNCTION_BODY, PLUGIN, NOTHING = "function body", "plugin", "no pruning"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PluginLibrary(_Part):
+class PluginLibrary(Part):
     """The library that the engine's pruning nodes run in."""
 
-    file: str
-    sha256: str
+    file: Line
+    sha256: Sha256
 
 
 class EngineFile(FileEntry):
     """One engine, and what building it took; memory is the building process's peak, as
     `Sidecar.memory_metric` says, and None where it could not be measured."""
 
-    build_seconds: float
-    peak_memory_bytes: int | None
+    build_seconds: Seconds
+    peak_memory_bytes: Bytes | None
 
 
-class Sidecar(_Part):
+class Sidecar(Part):
     """The root of `engine.json`.
 
     Attributes:
@@ -63,19 +60,19 @@ class Sidecar(_Part):
         pruning". plugin: the library, where that is the plugin.
     """
 
-    schema_version: int = SIDECAR_VERSION
-    edgeprune_version: str
-    flavour: str
-    version: str
-    targets: tuple[str, ...]
-    gpu: str | None
-    platform: str
-    bundle_sha256: str
+    schema_version: Annotated[int, Field(strict=True, ge=1, le=SIDECAR_VERSION)] = SIDECAR_VERSION
+    edgeprune_version: Line
+    flavour: Line
+    version: Line
+    targets: Annotated[tuple[Line, ...], Field(min_length=1, max_length=100)]
+    gpu: Line | None
+    platform: Line
+    bundle_sha256: Sha256
     limits: Limits
     pruning: Literal["function body", "plugin", "no pruning"]
     plugin: PluginLibrary | None = None
-    workspace_bytes: int | None = None
-    memory_metric: str
+    workspace_bytes: Bytes | None = None
+    memory_metric: Line
     engines: dict[Literal["language", "vision"], EngineFile] = Field(min_length=2)
 
     def build_command(
@@ -117,19 +114,18 @@ def read_sidecar(folder: Path) -> Sidecar:
     """
     path = folder / SIDECAR_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        version = raw["schema_version"]
+        raw = read_json(path)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > SIDECAR_VERSION:
             raise BackendError(
-                f"{path} has schema {version}, written by a newer edgeprune; this one reads up to "
-                f"{SIDECAR_VERSION}: "
-                "upgrade edgeprune, or build the engines again"
+                f"{path} has schema {shown(version)}, written by a newer edgeprune; this one reads up to "
+                f"{SIDECAR_VERSION}: upgrade edgeprune, or build the engines again"
             )
         return Sidecar.model_validate(raw)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        where = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
+    except (OSError, ValueError, InputError) as error:
+        why = first_fault(error) if isinstance(error, ValidationError) else error
         raise BackendError(
-            f"{path} cannot be read ({where}): remove the folder and build the engines again"
+            f"{path} cannot be read ({why}): remove the folder and build the engines again"
         ) from error
 
 
@@ -200,15 +196,12 @@ def find_engines(bundle: Path, manifest: Manifest, here: Here) -> tuple[Path, Si
 
 
 def _check_files(bundle: Path, folder: Path, sidecar: Sidecar) -> None:
-    for entry in sidecar.engines.values():
-        path = inside(folder, entry.path)
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.bytes:
-            found = "is missing" if size is None else f"has {size} bytes and should have {entry.bytes}"
-            raise BackendError(
-                f"{path} {found}: copy the folder again, or build the engines again: "
-                f"`{sidecar.build_command(bundle)}`"
-            )
+    try:
+        check_files(folder, list(sidecar.engines.values()), everything=False)
+    except BundleError as error:
+        raise BackendError(
+            f"{error}; or build the engines again: `{sidecar.build_command(bundle)}`"
+        ) from error
 
 
 def has_engines(bundle: Path, flavour: Flavour) -> bool:

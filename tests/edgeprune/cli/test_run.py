@@ -349,7 +349,7 @@ def _leaving(folder: Path) -> None:
         (lambda folder: (folder / "vision.onnx").unlink(), "lacks vision.onnx"),
         (lambda folder: (folder / "vision.onnx").write_bytes(b"vis"), "truncated or altered"),
         (_newer, "written by a newer edgeprune"),
-        (_leaving, "outside its folder"),
+        (_leaving, "leads out of the folder"),
     ],
     ids=["missing", "no manifest", "missing file", "truncated file", "newer schema", "leaving"],
 )

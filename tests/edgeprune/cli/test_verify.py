@@ -58,6 +58,9 @@ def test_an_altered_file(cli: Cli, copy: Path) -> None:
 def test_a_graph_that_is_none(cli: Cli, copy: Path) -> None:
     (copy / "vision.onnx").write_bytes(b"no graph")
     relist(copy, "vision.onnx")
+    assert "vision.onnx is no ONNX graph" in cli("verify", copy).message
+    (copy / "vision.onnx").write_bytes(b"")  # a message without fields
+    relist(copy, "vision.onnx")
     assert "vision.onnx is not a valid ONNX graph" in cli("verify", copy).message
 
 

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeprune.errors import BackendError
-from edgeprune.manifest import GraphSpec, TensorSpec
+from edgeprune.interface import TensorSpec
+from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
 from edgeprune.runtime.backends.ort import Options, OrtBackend, OrtGraph, OrtTensor
 

@@ -134,10 +134,15 @@ def test_a_full_gpu_is_one_sentence(bundle: Path, cudart: fakes.FakeCudart) -> N
         edgeprune.load(bundle, "tensorrt")
 
 
-def test_an_altered_engine_is_refused_by_tensorrt_and_named(bundle: Path) -> None:
+def test_an_altered_engine_is_refused_and_a_large_one_by_tensorrt(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (sidecar,) = bundle.glob(f"engines/*/{SIDECAR_NAME}")
     engine = sidecar.parent / "vision.engine"
     engine.write_bytes(b"x" * engine.stat().st_size)
+    with pytest.raises(BackendError, match=r"vision\.engine does not match .*build the engines again"):
+        edgeprune.load(bundle, "tensorrt")
+    monkeypatch.setattr("edgeprune.bundle._QUICK_FILE", 0)
     with pytest.raises(
         BackendError, match=r"cannot load .*vision.engine \(the plan is corrupt\): build it again"
     ):
