@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 import edgeprune
-from edgeprune.bundle import need_space, sha256_of, write_manifest, writing_to
+from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import BiasCurve, resolve_curve, tile_weights
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export import assemble, graph, weights
@@ -34,6 +34,7 @@ from edgeprune.manifest import (
 )
 from edgeprune.plans import Keep, PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
+from edgeprune.replacing import need_space, writing_to
 from edgeprune.selection import keep_per_10000
 
 MIN_OPSET, MAX_OPSET = 18, 22

@@ -18,14 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeprune.bundle import inside, sha256_of
 from edgeprune.errors import BackendError
 from edgeprune.manifest import FileEntry, Manifest
+from edgeprune.ownership import ENGINES, SIDECAR_NAME
 from edgeprune.runtime.engines.flavours import Flavour
 from edgeprune.runtime.engines.limits import Limits
 
 SIDECAR_VERSION = 1
-SIDECAR_NAME = "engine.json"
-ENGINES = "engines"
-RUNTIME_CACHE = "runtime.cache"
-"""What TensorRT for RTX compiled for this machine's GPU, kept beside the engines; not part of the build."""
 
 FUNCTION_BODY, PLUGIN, NOTHING = "function body", "plugin", "no pruning"
 
