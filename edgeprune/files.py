@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -184,6 +184,29 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 @contextmanager
+def only_writer(output: Path) -> Iterator[Path]:
+    """A new empty folder beside `output`, there for as long as this run alone may write to `output`.
+
+    Raises:
+        OutputError: another run is writing to it, or its folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(scratch.partial_folder(output))
+        except BlockingIOError as error:
+            raise OutputError(_another_run(output)) from error
+        except OSError as error:
+            raise OutputError(
+                f"{output.parent} cannot be written to ({error.strerror}): choose another `output`"
+            ) from error
+        yield partial
+
+
+def _another_run(output: Path) -> str:
+    return f"another run is writing to {output}: wait until it ends, or choose another `output`"
+
+
+@contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Holds a folder that exists against a second run that writes to it, until the block ends.
 
@@ -194,9 +217,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         descriptor = scratch.lock(Path(os.path.realpath(folder)))
     except BlockingIOError as error:
-        raise OutputError(
-            f"another run is writing to {folder}: wait until it ends, or choose another `output`"
-        ) from error
+        raise OutputError(_another_run(folder)) from error
     except OSError:  # no locks here
         pass
     try:

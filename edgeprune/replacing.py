@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgeprune import scratch
 from edgeprune.errors import OutputError
-from edgeprune.files import flush, flush_all, make_folder
+from edgeprune.files import flush, flush_all, make_folder, only_writer
 from edgeprune.log import note
 from edgeprune.ownership import BUNDLE_FOLDER, ENGINES, Kind, engines_of, foreign_files, shown
 from edgeprune.units import bytes_text
@@ -51,17 +51,7 @@ def writing_to(
             )
         _check_replaceable(place, kind)
     make_folder(place.parent)
-    with ExitStack() as stack:
-        try:
-            partial = stack.enter_context(scratch.partial_folder(place))
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another run is writing to {named}: wait until it ends, or choose another `output`"
-            ) from error
-        except OSError as error:
-            raise OutputError(
-                f"{place.parent} cannot be written to ({error.strerror}): choose another `output`"
-            ) from error
+    with only_writer(place) as partial:
         try:
             yield partial
             flush_all(partial)

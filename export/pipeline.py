@@ -107,6 +107,7 @@ def export(
     config = read_config(folder)
     family = family_of(config)
     target = Path(output) if output is not None else default_output(folder, model, options)
+    _check_target(target, folder)
     with writing_to(target, force) as scratch:
         manifest = _write(folder, str(model), config, family, options, scratch, listener)
         if verify:
@@ -133,6 +134,14 @@ def _check_options(options: ExportOptions) -> None:
     resolve_curve(options.curve, options.method)
     if options.method == "none":
         _check_nothing_asked(options)
+
+
+def _check_target(target: Path, folder: Path) -> None:
+    """Refuses to write a bundle in the place of the model, or of a folder that holds it."""
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
+        raise InputError(
+            f"the output {target} is, or holds, the model's own folder {folder}: choose another `output`"
+        )
 
 
 def _check_nothing_asked(options: ExportOptions) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgeprune import bound as bounds
 from edgeprune import errors
 from edgeprune.bundle import read_manifest
+from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.log import note
 from edgeprune.manifest import Manifest, PaddingMask
@@ -32,7 +33,6 @@ from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.backends.engine import EngineBackend
 from edgeprune.runtime.bench_bundles import Measured, bundles_as_they_are
 from edgeprune.runtime.bench_worker import Job, Run
-from edgeprune.runtime.checks import check_count
 from edgeprune.runtime.child import child_command, child_environment
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant

@@ -15,10 +15,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.checks import check_count
 from edgeprune.errors import BundleError, InputError, PruningError
 from edgeprune.manifest import Manifest, TensorSpec
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
-from edgeprune.runtime.checks import check_count
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
 

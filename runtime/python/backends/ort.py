@@ -15,11 +15,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, InputError, MissingDependencyError
 from edgeprune.manifest import GraphSpec, TensorSpec
 from edgeprune.memory import PeakMemory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
-from edgeprune.runtime.checks import check_count
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
 _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}
