@@ -1,29 +1,24 @@
-"""Reading and writing bundles.
+"""Reading bundles, and the sums and the manifest of one that is written.
 
-A bundle is a folder. It is written to a temporary sibling and renamed when complete, so a killed export
-leaves no half bundle and an earlier one is replaced only by a finished one. Reading checks the schema,
-refuses paths that leave the folder, compares sizes and SHA-256 sums, and sees to it that the graphs keep no
-weights in files without one.
+A bundle is a folder; `edgeprune.replacing` puts it in place. Reading checks the schema, refuses paths that
+leave the folder, compares sizes and SHA-256 sums, and sees to it that the graphs keep no weights in files
+without one.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
 
-from edgeprune.errors import BundleError, InputError, OutputError
+from edgeprune.errors import BundleError, InputError
 from edgeprune.fields import first_fault, leaves, shown
-from edgeprune.files import open_regular
+from edgeprune.files import open_regular, write_text
 from edgeprune.json_file import read_json
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
 from edgeprune.onnx_files import external_files
@@ -63,93 +58,9 @@ def copy_with_sha256(source: Path, target: Path, progress: Progress | None = Non
     return FileEntry(path=target.name, bytes=size, sha256=digest.hexdigest())
 
 
-@contextmanager
-def writing_to(output: Path, force: bool = False, marker: str = MANIFEST_NAME) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends without an error.
-
-    An earlier folder is replaced only with `force`, and only if it holds the file `marker` or nothing.
-
-    Raises:
-        OutputError: `output` exists and `force` is not set, cannot be written, or the disk is full.
-    """
-    output = Path(os.path.abspath(output))
-    if output.exists() or output.is_symlink():
-        if not force:
-            raise OutputError(f"{output} exists already: name another folder, or add --force to replace it")
-        if not (output / marker).is_file() and not (output.is_dir() and not any(output.iterdir())):
-            raise OutputError(
-                f"{output} exists and was not written by edgeprune (it has no {marker}): move it away, "
-                "because only what edgeprune wrote is replaced"
-            )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise OutputError(
-            f"{output.parent} cannot be written to ({error.strerror}): choose another -o"
-        ) from error
-    try:
-        try:
-            yield scratch
-            # mkdtemp makes the folder private; a bundle is an ordinary folder.
-            scratch.chmod(0o777 & ~_umask())
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OutputError(
-                    f"the disk of {output.parent} is full: free some space or choose another -o"
-                ) from error
-            raise
-        try:
-            _put_in_place(scratch, output, force)
-        except OSError as error:
-            raise OutputError(
-                f"{output} cannot be put in place ({error.strerror}): choose another -o"
-            ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _put_in_place(scratch: Path, output: Path, force: bool) -> None:
-    """Renames `scratch` to `output`; what stood there is removed only after the rename has succeeded."""
-    if not output.exists() and not output.is_symlink():
-        scratch.rename(output)
-        return
-    if not force:
-        raise OutputError(f"{output} was made by something else meanwhile: name another folder")
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    earlier = old / output.name
-    try:
-        output.rename(earlier)
-        scratch.rename(output)
-    except BaseException:  # also when interrupted: the earlier bundle comes back
-        if earlier.exists() and not output.exists():
-            earlier.rename(output)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def need_space(folder: Path, wanted: int) -> None:
-    """Raises OutputError when the disk of `folder` has less than `wanted` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < wanted:
-        raise OutputError(
-            f"the disk of {folder} is full: {wanted / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB "
-            "are free: free some space or choose another -o"
-        )
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `edgeprune.json` into `folder`, atomically."""
-    temporary = folder / f".{MANIFEST_NAME}.partial"
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / MANIFEST_NAME)
+    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", "the manifest")
 
 
 def read_manifest(

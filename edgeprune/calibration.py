@@ -1,12 +1,9 @@
-"""Calibration, the part that needs no model: what is shown, what was gathered so far, the report."""
+"""Calibration, the part that needs no model: what is shown, and the report."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.checks import check_count
 from edgeprune.curves import BiasCurve, FittedTo
 from edgeprune.errors import InputError
 from edgeprune.evaluation.formats import PICTURE_ENDINGS, Files, llava_lines
 from edgeprune.evaluation.questions import read_text
-from edgeprune.files import write_bytes
 from edgeprune.fitting import Attention, Fit, Trend, TrendKind, fit
 from edgeprune.plans import PruningStage, ScoringRows
 from edgeprune.plotting import new_figure, save_figure
 
 DEFAULT_PROMPT = "What is in the picture?"
-_SCALARS = ("padding_paid", "total_paid", "padded", "tokens", "samples", "pictures")
-_SUMS = ("sums", "counts")
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ def read_samples(images: Path, prompts: Path | None = None, limit: int | None = 
     Raises:
         InputError: a file or folder is missing, empty or malformed, or a picture is missing.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit is {limit}: expected at least 1")
+    if limit is not None:
+        check_count("limit", limit)
     if images.is_dir():
         found = sorted(path for path in images.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
         samples = [Sample(path, DEFAULT_PROMPT) for path in found]
@@ -92,107 +87,6 @@ def digest(samples: Sequence[Sample]) -> str:
     """Short text that changes with the samples and their order."""
     text = "\0".join(f"{sample.picture}\0{sample.prompt}" for sample in samples)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-class State:
-    """What was gathered so far, in a file, so that a run that was stopped goes on.
-
-    Args:
-        path: the file.
-        settings: everything the sums depend on, JSON values.
-        visual_tokens: of a picture.
-        stages: pruning stages that are measured.
-        restart: begin anew whatever is there.
-
-    Attributes:
-        attention: the sums of every stage.
-
-    Raises:
-        InputError: the file is none of this kind, or of a run with other settings.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        settings: Mapping[str, Any],
-        visual_tokens: int,
-        stages: int = 1,
-        restart: bool = False,
-    ) -> None:
-        self.path = path
-        self._settings = json.dumps(dict(settings), sort_keys=True)
-        self.attention = [Attention.empty(visual_tokens) for _ in range(stages)]
-        if path.exists() and not restart:
-            self._read()
-
-    @property
-    def samples(self) -> int:
-        """How many were added; as many to every stage."""
-        return self.attention[0].samples
-
-    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], picture: NDArray[np.int64]) -> None:
-        """Adds samples to every stage.
-
-        Args:
-            paid: float32 [stages, N, V].
-            valid, picture: as for `Attention.add`.
-
-        Raises:
-            InputError: a value is negative or no number.
-        """
-        for stage, to_stage in zip(self.attention, paid, strict=True):
-            stage.add(to_stage, valid, picture)
-
-    def save(self) -> None:
-        """Writes the sums; the file is complete or as it was before.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        content = io.BytesIO()
-        arrays: dict[str, Any] = {
-            name: np.array([getattr(stage, name) for stage in self.attention]) for name in (*_SUMS, *_SCALARS)
-        }
-        np.savez(content, settings=np.array(self._settings), **arrays)
-        write_bytes(self.path, content.getvalue(), "what was measured so far")
-
-    def remove(self) -> None:
-        """The run is complete."""
-        self.path.unlink(missing_ok=True)
-
-    def _read(self) -> None:
-        try:
-            with np.load(self.path, allow_pickle=False) as found:
-                settings = json.loads(str(found["settings"]))
-                arrays = {name: np.array(found[name]) for name in (*_SUMS, *_SCALARS)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{self.path} is no unfinished calibration ({error}): begin anew with --restart"
-            ) from error
-        wanted = json.loads(self._settings)
-        changed = [
-            f"{name} was {settings.get(name)} and is {wanted.get(name)}"
-            for name in {**settings, **wanted}
-            if settings.get(name) != wanted.get(name)
-        ]
-        if changed:
-            raise InputError(
-                f"{self.path} is an unfinished calibration with other settings ({'; '.join(changed)}): "
-                "expected the same to go on; give another --output, or begin anew with --restart"
-            )
-        stages = len(self.attention)
-        shapes = dict.fromkeys(_SUMS, (stages, *self.attention[0].sums.shape))
-        if any(arrays[name].shape != shapes.get(name, (stages,)) for name in arrays):
-            raise InputError(
-                f"{self.path} is of another number of visual tokens or stages: begin anew with --restart"
-            )
-        self.attention = [
-            Attention(
-                **{name: arrays[name][number] for name in _SUMS},
-                **{name: arrays[name][number].item() for name in _SCALARS},
-            )
-            for number in range(stages)
-        ]
 
 
 @dataclass(frozen=True, eq=False)

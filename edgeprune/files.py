@@ -1,13 +1,21 @@
-"""Files: small ones are written whole, complete or as they were before; only regular ones are read."""
+"""Files: they are written whole, complete or as they were before; only regular ones are read."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeprune import scratch
 from edgeprune.errors import InputError, OutputError
+from edgeprune.units import bytes_text
+
+MAX_READ = 100_000_000
+"""Bytes of a file that is read as a whole: more than any configuration, index or header has."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -15,6 +23,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link",
 }
 
 
@@ -41,30 +50,85 @@ def open_regular(path: str | os.PathLike[str], what: str = "the file") -> Binary
     return os.fdopen(descriptor, "rb")
 
 
+def read_regular(path: str | os.PathLike[str], what: str = "the file", limit: int = MAX_READ) -> bytes:
+    """All of a regular file; see `open_regular`.
+
+    Raises:
+        InputError: also where it has more than `limit` bytes.
+        OSError, ValueError: as `open_regular`.
+    """
+    with open_regular(path, what) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise InputError(
+                f"{what} {os.fspath(path)} has {bytes_text(size)}: expected at most {bytes_text(limit)}; "
+                "check that it is the right file"
+            )
+        return file.read()
+
+
 def write_text(path: Path, text: str, what: str = "the file") -> None:
-    """Writes a UTF-8 file; see `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"), what)
+    """Writes a UTF-8 file; see `write_bytes`. Half a surrogate pair becomes an escape, as in JSON."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), what)
 
 
 def write_bytes(path: Path, content: bytes, what: str = "the file") -> None:
-    """Writes a file; `what` names it in messages.
+    """Writes a file; `what` names it in messages. It is on the disk before this returns.
 
     Raises:
         OutputError: it cannot be written.
     """
-    # In the same folder, because only within one file system a rename replaces a file at once.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        try:
-            temporary.write_bytes(content)
+        if not stat.S_ISREG(kind := _kind(path)) and not stat.S_ISLNK(kind):
+            raise OutputError(
+                f"{what} cannot be written to {path}, which is {_KINDS.get(stat.S_IFMT(kind), 'no file')}: "
+                "choose a file"
+            )
+        # In the same folder, because only within one file system a rename replaces a file at once.
+        with scratch.partial_file(path.parent) as (temporary, descriptor):
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(content)
+            os.fsync(descriptor)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            flush(path.parent)
     except OSError as error:
         raise OutputError(
             f"{what} cannot be written to {path} ({error.strerror}): choose a file in a folder that exists "
             "and can be written to"
         ) from error
+
+
+def _kind(path: Path) -> int:
+    """The mode of what is there, that of a regular file where nothing is."""
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return stat.S_IFREG
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk: a power cut spares it then.
+
+    Raises:
+        OSError: the disk failed or is full.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems flush no folders.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Flushes a folder and every file and folder in it; see `flush`."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if stat.S_ISREG(_kind(path := Path(root, name))):
+                flush(path)
+        flush(Path(root))
 
 
 def make_folder(path: Path) -> None:
@@ -74,8 +138,90 @@ def make_folder(path: Path) -> None:
         OutputError: it cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        _make(path)
     except OSError as error:
         raise OutputError(
             f"the folder {path} cannot be made ({error.strerror}): choose another place"
         ) from error
+
+
+def _make(path: Path) -> None:
+    if path.is_dir():
+        return
+    if path.parent != path:
+        _make(path.parent)
+    path.mkdir(exist_ok=True)
+    flush(path.parent)
+
+
+def refuse_same(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Refuses outputs that are one of the inputs, by whatever names and links: writing would destroy it.
+
+    Args:
+        outputs: what will be written; need not be there.
+        inputs: what is read; None and what is not there are passed over.
+
+    Raises:
+        InputError: names both.
+    """
+    written = {found: path for path in outputs if (found := _identity(path)) is not None}
+    if not written:
+        return
+    for path in inputs:
+        if path is not None and (found := _identity(path)) in written:
+            raise InputError(
+                f"the output {written[found]} and the input {os.fspath(path)} are one file: expected the "
+                "output to be another; choose another name or folder for it"
+            )
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def only_writer(output: Path) -> Iterator[Path]:
+    """A new empty folder beside `output`, there for as long as this run alone may write to `output`.
+
+    Raises:
+        OutputError: another run is writing to it, or its folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(scratch.partial_folder(output))
+        except BlockingIOError as error:
+            raise OutputError(_another_run(output)) from error
+        except OSError as error:
+            raise OutputError(
+                f"{output.parent} cannot be written to ({error.strerror}): choose another `output`"
+            ) from error
+        yield partial
+
+
+def _another_run(output: Path) -> str:
+    return f"another run is writing to {output}: wait until it ends, or choose another `output`"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a folder that exists against a second run that writes to it, until the block ends.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    descriptor = None
+    try:
+        descriptor = scratch.lock(Path(os.path.realpath(folder)))
+    except BlockingIOError as error:
+        raise OutputError(_another_run(folder)) from error
+    except OSError:  # no locks here
+        pass
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

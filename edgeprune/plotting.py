@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import MissingDependencyError, OutputError
+from edgeprune.errors import MissingDependencyError
+from edgeprune.files import write_bytes
 
 
 def need_matplotlib() -> None:
@@ -31,12 +33,9 @@ def save_figure(figure: Any, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    try:
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    except OSError as error:
-        raise OutputError(
-            f"the plot cannot be written to {path} ({error.strerror}): choose a file in a folder that exists"
-        ) from error
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    write_bytes(path, content.getvalue(), "the plot")
 
 
 def _classes() -> tuple[Any, Any]:

@@ -17,12 +17,13 @@ from transformers.image_utils import load_image
 from edgeprune.calibration import (
     Calibration,
     Sample,
-    State,
     calibration_of,
     digest,
     picture_numbers,
     read_samples,
 )
+from edgeprune.calibration_files import Outputs, State
+from edgeprune.checks import check_count
 from edgeprune.curves import save_curve
 from edgeprune.errors import InputError
 from edgeprune.export.families import family_of, read_config
@@ -30,7 +31,8 @@ from edgeprune.export.measuring import MeasuringDecoder
 from edgeprune.export.origin import origin
 from edgeprune.export.pipeline import resolve_model, stored_dtype
 from edgeprune.export.processor import padding_mask_for, read_preprocessing
-from edgeprune.fitting import TrendKind, need_pictures
+from edgeprune.files import only_writer
+from edgeprune.fitting import KINDS, TrendKind, need_pictures
 from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.masks import visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
@@ -72,11 +74,28 @@ def calibrate(
     Raises:
         InputError, UnsupportedModelError, OutputError: see their messages.
     """
-    if batch < 1:
-        raise InputError(f"--batch is {batch}: expected at least 1")
+    check_count("batch", batch)
+    if trend is not None and trend not in KINDS:
+        raise InputError(f"unknown `trend` {trend!r}: choose one of {', '.join(KINDS)}")
     listener = progress or Silent()
-    target = Path(output)
+    outputs = Outputs.beside(Path(output))
     samples = read_samples(Path(images), None if prompts is None else Path(prompts), limit)
+    outputs.check([images, prompts, *{sample.picture for sample in samples}])
+    with only_writer(Path(os.path.abspath(output))):
+        return _calibrate(model, samples, outputs, method, layer, trend, batch, restart, listener)
+
+
+def _calibrate(
+    model: str | os.PathLike[str],
+    samples: list[Sample],
+    outputs: Outputs,
+    method: str,
+    layer: int | Sequence[int] | None,
+    trend: TrendKind | None,
+    batch: int,
+    restart: bool,
+    listener: Progress,
+) -> Calibration:
     folder = resolve_model(model, listener)
     config = read_config(folder)
     family = family_of(config)
@@ -92,13 +111,7 @@ def calibrate(
     belongs = origin(folder, str(model), plan, grid, pictures)
     layers = [stage.layer for stage in plan.stages]
     settings = {**belongs.model_dump(mode="json"), "layers": layers, "samples": digest(samples)}
-    state = State(
-        target.with_name(f"{target.name}.unfinished.npz"),
-        settings,
-        places,
-        len(layers),
-        restart,
-    )
+    state = State(outputs.unfinished, settings, places, len(layers), restart)
     done = state.samples
     if done < len(samples):
         listener.step("loading the model")
@@ -119,7 +132,7 @@ def calibrate(
         state.save()
     listener.step("fitting trends")
     found = calibration_of(belongs, plan.stages, state.attention, trend)
-    save_curve(found.curve, target)
+    save_curve(found.curve, outputs.curve)
     state.remove()
     return found
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 import edgeprune
-from edgeprune.bundle import need_space, sha256_of, write_manifest, writing_to
+from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import BiasCurve, tile_weights
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedModelError
 from edgeprune.export import assemble, graph, weights
@@ -42,6 +42,7 @@ from edgeprune.manifest import (
 )
 from edgeprune.plans import Keep, PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
+from edgeprune.replacing import need_space, writing_to
 from edgeprune.selection import keep_per_10000
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
@@ -114,6 +115,7 @@ def export(
     config = read_config(folder)
     family = family_of(config)
     target = Path(output) if output is not None else default_output(model, options)
+    _check_target(target, folder)
     with writing_to(target, force) as scratch:
         manifest = _write(folder, str(model), config, family, options, scratch, listener)
         if verify:
@@ -140,6 +142,14 @@ def _check_options(options: ExportOptions) -> None:
     check_wish(options.method, read_debias(options.debias), options.curve)
     if options.method == "none":
         _check_nothing_asked(options)
+
+
+def _check_target(target: Path, folder: Path) -> None:
+    """Refuses to write a bundle in the place of the model, or of a folder that holds it."""
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
+        raise InputError(
+            f"the output {target} is, or holds, the model's own folder {folder}: choose another `output`"
+        )
 
 
 def _check_nothing_asked(options: ExportOptions) -> None:

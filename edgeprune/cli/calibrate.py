@@ -67,6 +67,8 @@ def calibrate(
 
     `edgeprune calibrate llava --images pictures -o curve.json`
     """
+    from edgeprune.calibration import plot
+    from edgeprune.calibration_files import Outputs
     from edgeprune.export import part
     from edgeprune.files import write_text
     from edgeprune.plotting import need_matplotlib
@@ -92,17 +94,15 @@ def calibrate(
             progress=progress,
         )
     report = found.to_dict()
-    report_path, plot_path = output.with_suffix(".report.json"), output.with_suffix(".png")
-    write_text(report_path, json.dumps(report, indent=2) + "\n")
+    outputs = Outputs.beside(output)
+    write_text(outputs.report, json.dumps(report, indent=2) + "\n")
     if not no_plot:
-        from edgeprune.calibration import plot
-
-        plot(found, plot_path)
+        plot(found, outputs.plot)
     if as_json:
         print_json("calibrate", report)
     else:
         _print(found)
-        written = [output, report_path, *([] if no_plot else [plot_path])]
+        written = [output, outputs.report, *([] if no_plot else [outputs.plot])]
         print(f"written: {', '.join(map(str, written))}")
 
 

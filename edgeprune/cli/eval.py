@@ -131,11 +131,13 @@ def evaluate(
     """
     from edgeprune.evaluation.answering import Asking
     from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
-    from edgeprune.evaluation.comparison import Grid
+    from edgeprune.evaluation.comparison import Grid, comparison_outputs
     from edgeprune.evaluation.formats import Files
-    from edgeprune.files import make_folder
+    from edgeprune.evaluation.outputs import Outputs, inputs_of
+    from edgeprune.files import alone_in, make_folder
     from edgeprune.manifest import MANIFEST_NAME
     from edgeprune.plans import method_by_name
+    from edgeprune.plotting import need_matplotlib
     from edgeprune.selection import keep_per_10000
 
     benchmark = benchmark_by_name(metric)
@@ -169,10 +171,19 @@ def evaluate(
     longest = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     asking = Asking(longest, template, batch, backend, threads)
     asking.check()
-    questions = read_questions(benchmark, Files(data, images, annotations, frames), limit)
     folder = output or Path(f"eval-{metric}")
+    if compare:
+        grid.check()
+        need_matplotlib()
+        outputs = comparison_outputs(grid, folder)
+    else:
+        names = ["result.json", *([f"submission.{benchmark.ending}"] if benchmark.submission else [])]
+        outputs = Outputs((folder / "predictions.jsonl",), tuple(folder / name for name in names))
+    files = Files(data, images, annotations, frames)
+    questions = read_questions(benchmark, files, limit)
+    outputs.check([*inputs_of(files, questions), curve])
     make_folder(folder)
-    with progress_on_stderr() as progress:
+    with alone_in(folder), progress_on_stderr() as progress:
         if compare:
             found = _compare(target, cache, benchmark, questions, asking, grid, folder, restart, progress)
         else:
@@ -225,9 +236,9 @@ def _evaluate(
     from edgeprune.files import write_text
 
     settings = settings_of(bundle, questions, asking)
-    file = PredictionFile(folder / "predictions.jsonl", settings, questions, restart)
-    progress.step(f"asking {benchmark.title}", len(questions))
-    ask(bundle, questions, file, asking, progress=progress)
+    with PredictionFile(folder / "predictions.jsonl", settings, questions, restart) as file:
+        progress.step(f"asking {benchmark.title}", len(questions))
+        ask(bundle, questions, file, asking, progress=progress)
     texts = file.texts()
     result: dict[str, Any] = {
         "benchmark": benchmark.title,
@@ -269,10 +280,7 @@ def _compare(
 ) -> Comparison:
     from edgeprune.evaluation import report
     from edgeprune.evaluation.comparison import Bundles, compare
-    from edgeprune.plotting import need_matplotlib
 
-    grid.check()
-    need_matplotlib()
     bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", grid, progress)
     found = compare(bundles, benchmark, questions, asking, grid, folder, restart, progress)
     report.write(found, folder)

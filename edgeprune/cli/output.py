@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -14,6 +15,9 @@ import typer
 
 from edgeprune.cli.text import shows
 from edgeprune.errors import InputError, OutputError
+from edgeprune.files import write_bytes
+from edgeprune.units import bytes_text as bytes_text
+from edgeprune.units import digits as digits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,23 +67,6 @@ def print_table(
         table.add_row(*map(Text, row))
     # A terminal's width is the reader's; anywhere else no line shall be cut.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def digits(value: float) -> str:
-    """Three digits, or all before the point where there are more."""
-    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
-
-
-def bytes_text(count: int | None) -> str:
-    """A size in decimal units, three digits."""
-    if count is None:
-        return "unknown"
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{digits(value)} {unit}"
-        value /= 1000
-    return f"{digits(value)} TB"
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -165,10 +152,14 @@ def check_picture_path(path: Path) -> None:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture. The file is complete or as it was before, never half written."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        picture.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a picture. The file is complete or as it was before, never half written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from PIL import Image
+
+    Image.init()
+    content = io.BytesIO()
+    picture.save(content, format=Image.EXTENSION[path.suffix.lower()])
+    write_bytes(path, content.getvalue(), "the picture")

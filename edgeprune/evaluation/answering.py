@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.bundle import read_manifest
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.evaluation.questions import EncodedPicture, Question
+from edgeprune.files import read_regular
 from edgeprune.manifest import MANIFEST_NAME
 from edgeprune.progress import Progress, Silent
 
@@ -47,9 +49,10 @@ class Asking:
 
     def check(self) -> None:
         """Raises InputError for what cannot be asked."""
-        for name, value in (("--max-new-tokens", self.max_new_tokens), ("--batch", self.batch)):
-            if value < 1:
-                raise InputError(f"{name} is {value}: expected at least 1")
+        check_count("max_new_tokens", self.max_new_tokens)
+        check_count("batch", self.batch)
+        if self.threads is not None:
+            check_count("threads", self.threads)
         if self.template is not None and not (
             QUESTION_PLACE in self.template and IMAGES_PLACE in self.template
         ):
@@ -143,7 +146,7 @@ def settings_of(
     return {
         "model": manifest.model.source,
         "plan": manifest.plan.describe(),
-        "bundle": hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()[:16],
+        "bundle": hashlib.sha256(read_regular(bundle / MANIFEST_NAME)).hexdigest()[:16],
         "selection": selection,
         "questions": len(questions),
         "question_texts": texts.hexdigest()[:16],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.evaluation import formats, metrics, submissions
 from edgeprune.evaluation.questions import Question, check_pictures
@@ -80,10 +81,9 @@ def read_questions(benchmark: Benchmark, files: formats.Files, limit: int | None
     Raises:
         InputError: a file is missing or malformed, or a picture is missing; names file and line.
     """
-    if files.frames < 1:
-        raise InputError(f"--frames is {files.frames}: expected at least 1")
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit is {limit}: expected at least 1")
+    check_count("frames", files.frames)
+    if limit is not None:
+        check_count("limit", limit)
     questions = benchmark.read(files)
     if limit is not None:
         questions = _whole_units(questions, limit)

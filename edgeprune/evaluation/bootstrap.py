@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.evaluation.metrics import Tally
 
 RESAMPLES = 2000
+MOST_RESAMPLES = 1_000_000
 LEVEL = 0.95
 
 
@@ -25,6 +27,12 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+
+def check_resampling(resamples: int, seed: int) -> None:
+    """Raises InputError for what cannot be drawn; to be asked before the answers are."""
+    check_count("resamples", resamples, most=MOST_RESAMPLES)
+    check_count("seed", seed, least=0, most=2**63 - 1)
 
 
 def interval(tally: Tally, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -49,8 +57,7 @@ def paired(tally: Tally, baseline: Tally, resamples: int = RESAMPLES, seed: int 
 
 def _resampled(tally: Tally, resamples: int, seed: int) -> NDArray[np.float64]:
     """The main figure [R] of resamples; the same seed draws the same units."""
-    if resamples < 1:
-        raise InputError(f"the number of resamples is {resamples}: expected at least 1")
+    check_resampling(resamples, seed)
     rng = np.random.default_rng(seed)
     sums = np.zeros((resamples, tally.counts.shape[1]))
     for stratum in np.unique(tally.strata):

@@ -20,11 +20,12 @@ from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
 from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
 from edgeprune.evaluation.benchmarks import Benchmark, can_score
-from edgeprune.evaluation.bootstrap import RESAMPLES, Interval, interval, paired
+from edgeprune.evaluation.bootstrap import RESAMPLES, Interval, check_resampling, interval, paired
 from edgeprune.evaluation.metrics import Tally
+from edgeprune.evaluation.outputs import Outputs
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.evaluation.questions import Question
-from edgeprune.files import make_folder
+from edgeprune.files import make_folder, read_regular
 from edgeprune.log import note
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
@@ -59,6 +60,10 @@ class Grid:
     seed: int = 0
     resamples: int = RESAMPLES
 
+    def __post_init__(self) -> None:
+        """Raises InputError for numbers that a later step would fall over."""
+        check_resampling(self.resamples, self.seed)
+
     def check(self) -> None:
         """Raises InputError for what cannot be compared."""
         for method in self.methods:
@@ -78,8 +83,6 @@ class Grid:
                 raise InputError(f"unknown debias {name!r}: choose among {', '.join(DEBIAS)}")
         if not self.methods or not self.keeps or not self.debias:
             raise InputError("nothing to compare: give at least one method, keep ratio and debias")
-        if self.resamples < 1:
-            raise InputError(f"--resamples is {self.resamples}: expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class Bundles:
         parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
         parts += [__version__, str(layer), str(curve)]
         if curve is not None and Path(curve).is_file():
-            parts.append(hashlib.sha256(Path(curve).read_bytes()).hexdigest())
+            parts.append(hashlib.sha256(read_regular(curve)).hexdigest())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
 
 
@@ -256,12 +259,11 @@ def compare(
                 note(reason)
                 left_out.append(reason)
             continue
-        at = "" if way.keep is None else f" at {way.keep:g}"
-        listener.step(f"{way.name}{at}", len(questions))
-        path = output / f"{way.name.replace(' ', '-')}{at.replace(' at ', '-')}.jsonl"
+        listener.step(way.name if way.keep is None else f"{way.name} at {way.keep:g}", len(questions))
+        path = output / _file_name(way)
         settings = settings_of(folder, questions, asking, f"{way.mask}, seed {grid.seed}")
-        file = PredictionFile(path, settings, questions, restart)
-        ask(folder, questions, file, asking, _mask(way, grid.seed), listener)
+        with PredictionFile(path, settings, questions, restart) as file:
+            ask(folder, questions, file, asking, _mask(way, grid.seed), listener)
         tally = benchmark.metric(questions, file.texts())
         tallies[way.name, way.keep] = tally
         found = [file.done[number] for number in range(len(questions))]
@@ -280,6 +282,17 @@ def compare(
         outcomes=tuple(outcomes),
         left_out=tuple(left_out),
     )
+
+
+def comparison_outputs(grid: Grid, output: Path) -> Outputs:
+    """The files that `compare`, and the report of it, write into the folder `output`."""
+    results = tuple(output / f"comparison.{ending}" for ending in ("md", "json", "png"))
+    return Outputs(tuple(output / _file_name(way) for way in ways(grid)), results)
+
+
+def _file_name(way: Way) -> str:
+    at = "" if way.keep is None else f"-{way.keep:g}"
+    return f"{way.name.replace(' ', '-')}{at}.jsonl"
 
 
 def _outcome(

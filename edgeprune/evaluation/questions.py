@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import InputError
+from edgeprune.files import read_regular
+
+LARGEST = 2_000_000_000
+"""Bytes of a question file at most, which is read as a whole; those with pictures inside have some 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -218,22 +222,17 @@ def members(value: object, path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text.
+    """A UTF-8 file's text, of at most `LARGEST` bytes.
 
     Raises:
-        InputError: it is missing, a folder, unreadable or no text.
+        InputError: it is missing, no regular file, too large, unreadable or no text.
     """
     try:
         # Without universal newlines: a carriage return inside a field must not start a line.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
+        return read_regular(path, limit=LARGEST).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}: check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder: expected a file; check --metric and the path") from error
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): check the path and its rights"
-        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}): expected a question file") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): check the path and its rights") from error

@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from edgeprune import bound as bounds
 from edgeprune import errors
 from edgeprune.bundle import read_manifest
+from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
@@ -33,8 +33,7 @@ from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.backends.engine import EngineBackend
 from edgeprune.runtime.bench_bundles import Measured, bundles_as_they_are
 from edgeprune.runtime.bench_worker import Job, Run
-from edgeprune.runtime.checks import check_count
-from edgeprune.runtime.child import child_environment
+from edgeprune.runtime.child import child_command, child_environment
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant
 
@@ -277,9 +276,12 @@ class _Worker:
 
     def __init__(self, name: str, job: Path) -> None:
         self._name = name
-        command = [sys.executable, "-m", "edgeprune.runtime.bench_worker", str(job)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), text=True
+            child_command("edgeprune.runtime.bench_worker", str(job)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+            text=True,
         )
 
     def __enter__(self) -> _Worker:

@@ -1,7 +1,7 @@
-"""The process that measures one variant for `bench`: `python -m edgeprune.runtime.bench_worker JOB`.
+"""The process that measures one variant for `bench`; `edgeprune.runtime.child` starts it.
 
-JOB is a JSON file, a `Job`. For each line on its standard input the worker does one run and answers with
-one line of JSON, a `Run`; at the end of input it quits. A process of its own makes the peak memory the
+Its argument is a JSON file, a `Job`. For each line on its standard input the worker does one run and answers
+with one line of JSON, a `Run`; at the end of input it quits. A process of its own makes the peak memory the
 variant's own, and lets variants take turns.
 """
 

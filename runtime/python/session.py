@@ -15,12 +15,12 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.checks import check_count
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
-from edgeprune.runtime.checks import check_count
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
 

@@ -1,16 +1,12 @@
-"""Writing a bundle in one piece, and refusing a damaged or hostile one."""
+"""Refusing a damaged or hostile bundle."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import stat
-import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -18,13 +14,10 @@ from edgeprune import bundle as module
 from edgeprune.bundle import (
     copy_with_sha256,
     inside,
-    need_space,
     read_manifest,
     sha256_of,
-    write_manifest,
-    writing_to,
 )
-from edgeprune.errors import BundleError, OutputError
+from edgeprune.errors import BundleError
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from tests.manifests import FILES, entry, graph_pointing_to, into_hub, make_manifest, write_bundle
 
@@ -34,13 +27,6 @@ EMPTY_SHA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "bundle")
-
-
-def write_half(output: Path, error: BaseException, force: bool = False) -> None:
-    """A bundle whose writing ends in an error."""
-    with writing_to(output, force) as scratch:
-        (scratch / "file").write_text("half")
-        raise error
 
 
 def edit(bundle: Path, **changes: Any) -> None:
@@ -54,10 +40,6 @@ def listed(**replaced: Any) -> list[dict[str, Any]]:
     """The manifest's file entries, with one more whose fields are given."""
     entries = [entry(name, content).model_dump() for name, content in FILES.items()]
     return [*entries, {"path": "extra", "bytes": 0, "sha256": EMPTY_SHA, **replaced}]
-
-
-def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
 # Hashing
@@ -82,141 +64,6 @@ def test_a_copy_is_hashed_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "target").read_bytes() == b"0123456789"
     assert copied == entry("target", b"0123456789")
     assert sum(told) == copied.bytes
-
-
-# Writing
-
-
-def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "bundle"
-    with writing_to(output) as scratch:
-        assert scratch.parent == output.parent
-        assert not output.exists()
-        (scratch / "file").write_text("x")
-    assert (output / "file").read_text() == "x"
-    assert stat.S_IMODE(output.stat().st_mode) == 0o777 & ~module._umask()
-    assert not leftovers(output.parent)
-
-
-@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), SystemExit(143)])
-def test_a_block_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)):
-        write_half(tmp_path / "bundle", error)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_exists_needs_force(bundle: Path) -> None:
-    with pytest.raises(OutputError, match=r"bundle exists already.*--force"), writing_to(bundle):
-        raise AssertionError("the block must not run")
-    assert read_manifest(bundle, check="hashes")
-
-
-def test_force_replaces_a_bundle(bundle: Path) -> None:
-    with writing_to(bundle, force=True) as scratch:
-        (scratch / "new").write_text("x")
-        assert read_manifest(bundle)
-    assert [path.name for path in bundle.iterdir()] == ["new"]
-    assert not leftovers(bundle.parent)
-
-
-def test_force_replaces_an_empty_folder(tmp_path: Path) -> None:
-    (tmp_path / "bundle").mkdir()
-    with writing_to(tmp_path / "bundle", force=True) as scratch:
-        (scratch / "new").write_text("x")
-    assert (tmp_path / "bundle/new").exists()
-
-
-@pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
-def test_force_replaces_nothing_but_bundles(tmp_path: Path, kind: str) -> None:
-    output = tmp_path / "precious"
-    if kind == "folder":
-        output.mkdir()
-        (output / "thesis.tex").write_text("x")
-    elif kind == "file":
-        output.write_text("x")
-    else:
-        output.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match="was not written by edgeprune"), writing_to(output, force=True):
-        raise AssertionError("the block must not run")
-    assert output.is_symlink() or output.exists()
-
-
-def test_a_failed_replacement_keeps_the_earlier_bundle(bundle: Path) -> None:
-    with pytest.raises(RuntimeError):
-        write_half(bundle, RuntimeError(), force=True)
-    assert read_manifest(bundle, check="hashes")
-    assert not leftovers(bundle.parent)
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EBUSY, "busy"), KeyboardInterrupt()])
-def test_a_rename_that_fails_brings_the_earlier_bundle_back(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    rename = Path.rename
-
-    def fails_for_the_new_one(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
-    expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(expected), writing_to(bundle, force=True):
-        pass
-    assert read_manifest(bundle, check="hashes")
-    assert not leftovers(bundle.parent)
-
-
-def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    output = tmp_path / "bundle"
-    context = writing_to(output)
-    context.__enter__()
-    output.mkdir()
-    (output / "theirs").write_text("x")
-    with pytest.raises(OutputError, match="made by something else meanwhile"):
-        context.__exit__(None, None, None)
-    assert (output / "theirs").exists()
-    assert not leftovers(tmp_path)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, code: int) -> None:
-    with pytest.raises(OutputError, match=r"disk of .* is full"):
-        write_half(tmp_path / "bundle", OSError(code, "no space"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_another_error_of_a_file_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_half(tmp_path / "bundle", FileNotFoundError("a bug"))
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(**arguments: object) -> str:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    # Not by the folder's rights, which do not hold for root.
-    monkeypatch.setattr(tempfile, "mkdtemp", refuses)
-    with pytest.raises(OutputError, match=r"cannot be written to \(Permission denied\)"):
-        write_half(tmp_path / "bundle", AssertionError("the block must not run"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_place_below_a_file_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="cannot be written to"), writing_to(tmp_path / "file" / "bundle"):
-        raise AssertionError("the block must not run")
-    assert (tmp_path / "file").read_text() == "x"
-
-
-def test_too_little_space_is_said_with_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Usage(NamedTuple):
-        free: int
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(1_500_000_000))
-    need_space(tmp_path, 1_500_000_000)
-    with pytest.raises(OutputError, match=r"2\.00 GB are needed and 1\.50 GB are free"):
-        need_space(tmp_path, 2_000_000_000)
 
 
 def test_a_manifest_is_read_as_it_was_written(bundle: Path) -> None:
@@ -454,16 +301,3 @@ def test_paths_inside_are_fine(bundle: Path) -> None:
 def test_the_bundle_itself_may_be_reached_by_a_link(bundle: Path) -> None:
     (bundle.parent / "link").symlink_to(bundle)
     assert read_manifest(bundle.parent / "link", check="hashes")
-
-
-def test_a_manifest_is_never_half_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks_down(self: Path, text: str, encoding: str) -> int:
-        with self.open("w") as file:
-            file.write(text[:100])
-        raise OSError(errno.ENOSPC, "no space")
-
-    monkeypatch.setattr(Path, "write_text", breaks_down)
-    with pytest.raises(OSError, match="no space"):
-        write_manifest(bundle, make_manifest(opset=20))
-    monkeypatch.undo()
-    assert read_manifest(bundle).opset == 18

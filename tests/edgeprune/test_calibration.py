@@ -12,13 +12,13 @@ from edgeprune.calibration import (
     DEFAULT_PROMPT,
     Calibration,
     Sample,
-    State,
     calibration_of,
     digest,
     picture_numbers,
     plot,
     read_samples,
 )
+from edgeprune.calibration_files import State
 from edgeprune.curves import ExponentialCurve, FittedTo, load_curve, save_curve
 from edgeprune.errors import InputError, OutputError
 from edgeprune.fitting import Attention

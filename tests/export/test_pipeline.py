@@ -24,6 +24,7 @@ from edgeprune.export import pipeline, weights
 from edgeprune.export.origin import model_name
 from edgeprune.export.pipeline import ExportOptions, default_output, export, resolve_model
 from edgeprune.progress import Silent
+from edgeprune.scratch import PARTIAL
 from tests.export.conftest import CURVE, Exported
 from tests.manifests import FILES, make_manifest, write_bundle
 from tests.tiny import llava_config
@@ -110,7 +111,9 @@ def handmade(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     plan = SimpleNamespace(error=None, calls=0)
 
     def write(*arguments: Any) -> Any:
-        scratch = next(value for value in arguments if isinstance(value, Path) and ".partial" in value.name)
+        scratch = next(
+            value for value in arguments if isinstance(value, Path) and value.name.endswith(PARTIAL)
+        )
         plan.calls += 1
         for number, (name, content) in enumerate(FILES.items()):
             if number == 2 and plan.error is not None:

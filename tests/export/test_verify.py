@@ -21,6 +21,7 @@ from edgeprune.export.op import KEEP_ATTRIBUTE, OP_NAME
 from edgeprune.export.weights import read_header
 from edgeprune.manifest import Check, Manifest, failures
 from edgeprune.progress import Silent
+from edgeprune.scratch import PARTIAL
 from tests.export.conftest import Exported
 from tests.manifests import make_manifest
 
@@ -171,7 +172,9 @@ def test_an_export_that_went_wrong_writes_nothing(
     """One byte of a weight gets lost on the way into the bundle."""
 
     def write(*arguments: Any) -> Manifest:
-        scratch = next(value for value in arguments if isinstance(value, Path) and ".partial" in value.name)
+        scratch = next(
+            value for value in arguments if isinstance(value, Path) and value.name.endswith(PARTIAL)
+        )
         shutil.copytree(pruned.bundle, scratch, dirs_exist_ok=True)
         ALTERED["a layer behind the stage"](scratch)
         return pruned.manifest

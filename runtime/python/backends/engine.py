@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import prod
 from mmap import ACCESS_READ, mmap
@@ -19,21 +20,24 @@ from typing import Any, cast
 import numpy as np
 
 from edgeprune.bundle import read_manifest
-from edgeprune.errors import BackendError, InputError
+from edgeprune.errors import BackendError, InputError, OutputError
+from edgeprune.files import read_regular, write_bytes
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
+from edgeprune.ownership import RUNTIME_CACHE
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.engines import device, flavours, plugins
 from edgeprune.runtime.engines.builder import error_logger
 from edgeprune.runtime.engines.device import Device, Memory, Staging
 from edgeprune.runtime.engines.flavours import Flavour, flavour_by_name
 from edgeprune.runtime.engines.limits import Profile, language_profiles, vision_profile
-from edgeprune.runtime.engines.sidecar import RUNTIME_CACHE, Here, Sidecar, find_engines, has_engines
+from edgeprune.runtime.engines.sidecar import Here, Sidecar, find_engines, has_engines
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 _BUFFERS = 2
+_LARGEST_CACHE = 1_000_000_000
 GPU_METRIC = "growth of the GPU's used memory since the start (cudaMemGetInfo), whoever took it"
 
 
@@ -405,7 +409,7 @@ class _RuntimeCache:
 
     def __init__(self, config: Any, cache: Any, file: Path) -> None:
         self.config = config
-        known = file.read_bytes() if file.is_file() else b""
+        known = _known(file)
         # A cache of another GPU or driver is refused by itself, and written anew.
         if known and not cache.deserialize(known):
             known = b""
@@ -424,16 +428,20 @@ class _RuntimeCache:
         return _RuntimeCache(config, cache, file)
 
 
+def _known(file: Path) -> bytes:
+    """What was compiled before; empty where nothing can be read."""
+    try:
+        return read_regular(file, limit=_LARGEST_CACHE)
+    except (OSError, InputError):
+        return b""
+
+
 def _save(cache: Any, file: Path, known: int) -> None:
     compiled = bytes(cache.serialize())
     if len(compiled) == known:
         return
-    temporary = file.with_name(f".{file.name}.partial")
-    try:
-        temporary.write_bytes(compiled)
-        temporary.replace(file)
-    except OSError:  # a bundle that cannot be written to: it is compiled again next time
-        temporary.unlink(missing_ok=True)
+    with suppress(OutputError):  # a bundle that cannot be written to: it is compiled again next time
+        write_bytes(file, compiled)
 
 
 @dataclass(frozen=True)

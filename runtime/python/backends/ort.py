@@ -16,13 +16,13 @@ from typing import Any, cast
 import numpy as np
 from pydantic import ValidationError
 
+from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.fields import first_fault, shown
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.memory import PeakMemory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
-from edgeprune.runtime.checks import check_count
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
 _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}

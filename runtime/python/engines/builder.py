@@ -7,11 +7,14 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
-from edgeprune.errors import BackendError
+from edgeprune.errors import BackendError, InputError
+from edgeprune.files import read_regular, write_bytes
 from edgeprune.progress import Progress
 from edgeprune.runtime.engines import plugins
 from edgeprune.runtime.engines.flavours import Flavour
 from edgeprune.runtime.engines.limits import Range
+
+_LARGEST_CACHE = 1_000_000_000
 
 
 class Job(BaseModel):
@@ -70,7 +73,22 @@ def build_engine(trt: Any, flavour: Flavour, job: Job, progress: Progress) -> No
             raise BackendError(f"{flavour.title} could not build {job.output.name}: {logger.reason()}")
     del parser
     if job.timing_cache is not None:
-        job.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        content = bytes(config.get_timing_cache().serialize())
+        write_bytes(job.timing_cache, content, "the timing cache")
+
+
+def read_timing_cache(path: Path) -> bytes:
+    """A timing cache's content, empty where there is none yet.
+
+    Raises:
+        InputError: it is no file that can be read.
+    """
+    try:
+        return read_regular(path, "the timing cache", _LARGEST_CACHE)
+    except FileNotFoundError:
+        return b""
+    except (OSError, ValueError) as error:
+        raise InputError(f"the timing cache {path} cannot be read ({error}): name another file") from error
 
 
 def _parse(trt: Any, network: Any, logger: Any, job: Job) -> Any:
@@ -111,7 +129,7 @@ def _configure(trt: Any, builder: Any, job: Job, progress: Progress) -> Any:
     if job.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace)
     if job.timing_cache is not None:
-        known = job.timing_cache.read_bytes() if job.timing_cache.is_file() else b""
+        known = read_timing_cache(job.timing_cache)
         # Another GPU's or version's times would be worthless, so those are refused.
         if not config.set_timing_cache(config.create_timing_cache(known), False):
             raise BackendError(

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,17 @@ from time import perf_counter
 from typing import Literal
 
 import edgeprune
-from edgeprune.bundle import check_files, need_space, read_manifest, sha256_of, writing_to
+from edgeprune.bundle import check_files, read_manifest, sha256_of
 from edgeprune.errors import BackendError, InputError, OutputError
-from edgeprune.files import write_text
+from edgeprune.files import refuse_same, write_text
+from edgeprune.manifest import MANIFEST_NAME, Manifest
 from edgeprune.memory import PeakMemory
+from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
 from edgeprune.progress import Progress, Silent
-from edgeprune.runtime.child import child_environment
+from edgeprune.replacing import need_space, writing_to
+from edgeprune.runtime.child import child_command, child_environment
 from edgeprune.runtime.engines import flavours, memory, plugins
-from edgeprune.runtime.engines.builder import Job
+from edgeprune.runtime.engines.builder import Job, read_timing_cache
 from edgeprune.runtime.engines.flavours import FLAVOURS, Flavour
 from edgeprune.runtime.engines.limits import (
     check_topk,
@@ -33,7 +35,6 @@ from edgeprune.runtime.engines.sidecar import (
     FUNCTION_BODY,
     NOTHING,
     PLUGIN,
-    SIDECAR_NAME,
     EngineFile,
     PluginLibrary,
     Sidecar,
@@ -99,6 +100,8 @@ def build(
         raise InputError(
             f"{chosen.title} measures no kernels and has no timing cache: leave out --timing-cache"
         )
+    if timing_cache is not None:
+        _check_timing_cache(Path(timing_cache), root, manifest)
     resolved = resolve_targets(chosen, trt, targets)
     library = plugins.choose(plugin, chosen, version, manifest.plan.prunes)
     if library is None:
@@ -119,7 +122,7 @@ def build(
         "language": tuple(language_profiles(manifest, limits).values()),
     }
     graphs = {"vision": manifest.vision, "language": manifest.language}
-    with writing_to(output, force=True, marker=SIDECAR_NAME) as scratch:
+    with writing_to(output, force=True, kind=ENGINE_FOLDER) as scratch:
         engines: dict[Literal["language", "vision"], EngineFile] = {}
         metric = ""
         for name in ("vision", "language"):
@@ -165,6 +168,17 @@ def build(
     return output
 
 
+def _check_timing_cache(path: Path, root: Path, manifest: Manifest) -> None:
+    """Before hours of building, at whose end it is written."""
+    refuse_same([path], [root / MANIFEST_NAME, *(root / entry.path for entry in manifest.files)])
+    read_timing_cache(path)
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(
+            f"the timing cache {path} cannot be written: name a file in a folder that exists and can be "
+            "written to"
+        )
+
+
 def _flavour(name: str | None) -> Flavour:
     if name is not None:
         return flavours.flavour_by_name(name)
@@ -182,7 +196,7 @@ def _check_positive(option: str, value: int | None) -> None:
 
 def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
     """Runs the job in a child process; see `worker` for why, and for what it says."""
-    command = [sys.executable, "-m", "edgeprune.runtime.engines.worker"]
+    command = child_command("edgeprune.runtime.engines.worker")
     environment = child_environment()
     # Else glibc stops giving back freed copies of weights after the first ones: a fifth more memory in fp16.
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))

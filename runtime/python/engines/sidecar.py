@@ -19,14 +19,11 @@ from edgeprune.errors import BackendError, BundleError, InputError
 from edgeprune.fields import Bytes, Line, Part, Seconds, Sha256, first_fault, shown
 from edgeprune.json_file import read_json
 from edgeprune.manifest import FileEntry, Manifest
+from edgeprune.ownership import ENGINES, SIDECAR_NAME
 from edgeprune.runtime.engines.flavours import Flavour
 from edgeprune.runtime.engines.limits import Limits
 
 SIDECAR_VERSION = 1
-SIDECAR_NAME = "engine.json"
-ENGINES = "engines"
-RUNTIME_CACHE = "runtime.cache"
-"""What TensorRT for RTX compiled for this machine's GPU, kept beside the engines; not part of the build."""
 
 FUNCTION_BODY, PLUGIN, NOTHING = "function body", "plugin", "no pruning"
 

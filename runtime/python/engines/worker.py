@@ -1,4 +1,4 @@
-"""The child process that builds one engine: `python -m edgeprune.runtime.engines.worker`, job on stdin.
+"""The child process that builds one engine, its job on stdin; `edgeprune.runtime.child` starts it.
 
 TensorRT ends its process in some situations, and the system ends it where memory runs out; in a child neither
 takes the caller along, its memory is given back as a whole, and its peak is that of one engine alone.

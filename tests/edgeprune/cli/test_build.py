@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from edgeprune.ownership import SIDECAR_NAME
 from edgeprune.runtime.engines import building, flavours
-from edgeprune.runtime.engines.sidecar import SIDECAR_NAME
 from tests.edgeprune.cli.conftest import Cli
 from tests.runtime.engines.test_sidecar import FITTING
 

@@ -13,10 +13,11 @@ import pytest
 
 import edgeprune
 from edgeprune.errors import BackendError, InputError
+from edgeprune.ownership import SIDECAR_NAME
 from edgeprune.runtime import backends
 from edgeprune.runtime.backends.engine import GPU_METRIC
 from edgeprune.runtime.engines import build
-from edgeprune.runtime.engines.sidecar import SIDECAR_NAME, read_sidecar
+from edgeprune.runtime.engines.sidecar import read_sidecar
 from tests.runtime.engines import fakes
 
 PICTURES = Path(__file__).resolve().parents[3] / "samples" / "pictures"

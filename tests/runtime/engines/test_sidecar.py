@@ -12,10 +12,10 @@ import pytest
 
 from edgeprune.errors import BackendError
 from edgeprune.manifest import FileEntry
+from edgeprune.ownership import SIDECAR_NAME
 from edgeprune.runtime.engines.flavours import TENSORRT, TENSORRT_RTX
 from edgeprune.runtime.engines.limits import Limits
 from edgeprune.runtime.engines.sidecar import (
-    SIDECAR_NAME,
     EngineFile,
     Here,
     Sidecar,
@@ -131,7 +131,7 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_folders_still_being_written_are_passed_over(tmp_path: Path) -> None:
-    write(tmp_path, ".tensorrt-rtx-1.7.1-sm89.x.partial")
+    write(tmp_path, ".tensorrt-rtx-1.7.1-sm89.edgeprune-partial")
     with pytest.raises(BackendError, match="has no engine"):
         find_engines(tmp_path, MANIFEST, HERE)
     assert not has_engines(tmp_path, TENSORRT_RTX)
