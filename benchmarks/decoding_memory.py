@@ -2,9 +2,9 @@
 
     python -m benchmarks.decoding_memory [--megapixels 67]
 
-Prints per case the encoded size, whether the picture is read or refused, and the peak of resident memory above
-that of the interpreter with everything imported; with --preprocess, making the vision tower's input of it is
-included.
+Prints per case the encoded size, whether the picture is read or refused, and the peak of resident memory
+above that of the interpreter with everything imported. With --preprocess, the vision tower's input is made of
+it, too.
 """
 
 from __future__ import annotations

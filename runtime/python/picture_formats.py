@@ -109,7 +109,7 @@ def decoding_bytes(picture: ImageFile.ImageFile, file_bytes: int, scale: int = 1
         "GIF": lambda _: width * height * _PALETTE_HELD,
         "BMP": lambda _: width * height * _PALETTE_HELD,
     }.get(str(picture.format), lambda _: 0)(picture)
-    if picture.format == "TIFF" and held:
+    if picture.format == "TIFF":
         held += file_bytes
     stored = _MODE_BYTES.get(picture.mode, 4)
     return width * height * stored + max(held, width * height * _RGB_BYTES)
@@ -144,14 +144,15 @@ def _is_one_scan(picture: Any) -> bool:
 
 
 def _tiff_held(picture: Any) -> int:
-    """What libtiff holds: a strip or a tile, which may be the whole picture; and the picture once more
-    where it has to be turned."""
+    """What libtiff holds, a strip or a tile, which may be the whole picture; and where it has to be turned,
+    the picture once more."""
     width, height = picture.size
-    turned = picture.getexif().get(0x0112, 1) != 1
-    copy = width * height * _MODE_BYTES.get(picture.mode, 4) if turned else 0
-    if all(tile[0] == "raw" for tile in picture.tile):
-        return copy
-    bits = picture.tag_v2.get(258, (1,))
-    samples = max(len(bits), int(picture.tag_v2.get(277, 1)))
-    strip = width * height * max(4, samples * max(bits) // 8)
-    return max(strip, copy)
+    tags = picture.tag_v2
+    turned = tags.get(0x0112, 1) != 1
+    held = width * height * _MODE_BYTES.get(picture.mode, 4) if turned else 0
+    if any(tile[0] != "raw" for tile in picture.tile):
+        bits = tags.get(258, (1,))
+        pixel = max(4, -(-max(len(bits), tags.get(277, 1)) * max(bits) // 8))
+        strip = width * min(tags.get(278, height), height)
+        held += max(strip, tags.get(322, 0) * tags.get(323, 0)) * pixel
+    return int(held)
