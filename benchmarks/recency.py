@@ -384,7 +384,7 @@ def measure_pictures(
 
 def _valid(drawn: Scene) -> np.ndarray:
     """The padding mask."""
-    return letterbox_valid(*drawn.image.size, (GRID, GRID), sample.IMAGE_SIZE)
+    return letterbox_valid(*drawn.image.size, (GRID, GRID))
 
 
 def measure_texts(

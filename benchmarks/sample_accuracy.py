@@ -176,7 +176,9 @@ class SampleModel:
         backend = SeeingOnce(open_backend("onnxruntime", threads=threads))
         self._model = edgeprune.load(folder, backend)
         manifest = self._model.manifest
-        self._words = PromptEncoder(folder, manifest.prompt, manifest.tokens_per_image)
+        self._words = PromptEncoder(
+            folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
+        )
 
     def questions(self, drawn: list[Scene]) -> Questions:
         """All questions about the pictures, with the padding mask that the bundle makes."""

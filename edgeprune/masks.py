@@ -5,8 +5,7 @@ both sides of its short axis. That padding draws attention though it carries not
 m = 0 in the debiased score (arXiv 2508.17807).
 
 A mask is float32 [rows * cols], row-major as the vision tower emits its tokens. Both rules below decide
-in exact integers: a token on the threshold falls to the same side in
-every implementation, and a mask is symmetric about the picture's centre.
+in exact integers: a token on the threshold falls to the same side in every implementation.
 """
 
 from __future__ import annotations
@@ -22,21 +21,24 @@ from edgeprune.errors import InputError
 if TYPE_CHECKING:
     from edgeprune.manifest import PaddingMask, Preprocessing
 
+# Pillow's weights are whole numbers of 2^-22: 8 of 32 bits hold the pixel, two are for overflow.
+_BITS = 22
+# Up to here, weights times 2^23 and their sums fit into 64 bits.
+_MAX_SIDE = 1 << 26
+
 
 def letterbox_valid(
-    width: int, height: int, grid: tuple[int, int], resolution: float, threshold: float = 0.5
+    width: int, height: int, grid: tuple[int, int], threshold: float = 0.5
 ) -> NDArray[np.float32]:
     """The padding mask by each token's share of padding.
 
-    Padding takes |W - H| / (2 * max(W, H)) * R, not rounded, on both sides of the short axis of the
-    square of side R (arXiv 2508.17807). A token is padding where the padded share of its cell exceeds
-    the threshold. The padding of both sides counts where a very elongated picture is thinner than a cell.
-    R cancels out of the share, so the result does not depend on it.
+    Padding takes |W - H| / (2 * max(W, H)), not rounded, of the square on both sides of its short axis
+    (arXiv 2508.17807). A token is padding where the padded share of its cell exceeds the threshold. The
+    padding of both sides counts where a very elongated picture is thinner than a cell.
 
     Args:
         width, height: of the picture before letterboxing, in pixels.
         grid: (rows, cols) of visual tokens.
-        resolution: R, the side of the vision tower's input in pixels.
         threshold: 0 to 1. Published: 0.5 for FastV, HiMAP and TokenCarve, 0.01 for PyramidDrop.
 
     Returns:
@@ -44,9 +46,9 @@ def letterbox_valid(
         is so elongated that no cell passes; the selection then takes padded tokens, lowest index first.
 
     Raises:
-        InputError: a size is not positive, width or height is not whole, or the threshold is outside 0..1.
+        InputError: a size is not positive or not whole, or the threshold is outside 0..1.
     """
-    width, height = _check(width, height, grid, resolution, threshold)
+    width, height = _check(width, height, grid, threshold)
     cells = grid[0] if width > height else grid[1]
     # In units of 1 / (2 * max(W, H)) of a cell, where the padding is an integer.
     cell = 2 * max(width, height)
@@ -57,18 +59,21 @@ def letterbox_valid(
 
 
 def letterbox_valid_bilinear(
-    width: int, height: int, grid: tuple[int, int], resolution: int, threshold: float = 0.5
+    width: int, height: int, grid: tuple[int, int], threshold: float = 0.5
 ) -> NDArray[np.float32]:
-    """The padding mask by shrinking the square picture mask, the rule published for SparseVLM.
+    """The padding mask by shrinking the picture's own mask, the rule published for SparseVLM.
 
-    Each of R x R pixels is 1 where its centre lies in the picture; this mask is resized bilinearly to
-    the grid (half-pixel centres, no antialiasing, as torch's interpolate with align_corners=False), and
-    a token is valid where the result is at least the threshold.
+    The square that the picture is letterboxed into, of 1 where the picture is and 0 elsewhere, is resized
+    to the grid by Pillow's bilinear filter, which is a triangle as wide as two cells, and a token is valid
+    where the result is at least the threshold. As published, the picture stands (max - min) // 2 pixels
+    behind the square's edge, so that an odd difference puts it half a pixel off the middle.
+
+    The arithmetic is Pillow's for 8 bits: each pixel's weight is a whole number of 2^-22, rounded. At the
+    published threshold the masks are therefore Pillow's own, also where half a token is padding.
 
     Args:
-        width, height: of the picture before letterboxing, in pixels.
+        width, height: of the picture before letterboxing, in pixels; at most 2^26.
         grid: (rows, cols) of visual tokens.
-        resolution: R, the side of the vision tower's input, a whole number of pixels.
         threshold: 0 to 1, published 0.5.
 
     Returns:
@@ -76,22 +81,28 @@ def letterbox_valid_bilinear(
         is too thin to reach any token.
 
     Raises:
-        InputError: a size is not positive or not whole, or the threshold is outside 0..1.
+        InputError: a size is not positive, not whole or too large, or the threshold is outside 0..1.
     """
-    width, height = _check(width, height, grid, resolution, threshold)
-    _check_whole("resolution", resolution)
-    side = int(resolution)
+    width, height = _check(width, height, grid, threshold)
+    side, short = max(width, height), min(width, height)
+    if side > _MAX_SIDE:
+        raise InputError(f"the picture's longer side is {side} pixels: expected at most {_MAX_SIDE}; crop it")
     cells = grid[0] if width > height else grid[1]
-    # Pixel p's centre, (p + 1/2) / R, against the padding |W - H| / (2 * max(W, H)), cleared of fractions.
-    padding = abs(width - height) * side
-    inside = [(2 * min(p, side - 1 - p) + 1) * max(width, height) >= padding for p in range(side)]
-    # A token's centre lies at pixel ((2 * index + 1) * R - cells) / (2 * cells), held at the first pixel.
+    first = (side - short) // 2
+    # In units of 1 / (2 * cells) of a pixel, pixel p's centre and a token's centre are whole numbers, and so
+    # is half the triangle's width, which is a cell, or a pixel where those are larger.
+    reach = 2 * max(side, cells)
     valid = []
     for index in range(cells):
-        left, share = divmod(max((2 * index + 1) * side - cells, 0), 2 * cells)
-        right = min(left + 1, side - 1)
-        value = (2 * cells - share) * inside[left] + share * inside[right]
-        valid.append(value >= threshold * 2 * cells)
+        centre = (2 * index + 1) * side
+        low, high = (max((centre + edge) // (2 * cells), 0) for edge in (-reach, reach))
+        pixels = np.arange(low, min(high + 1, side), dtype=np.int64)
+        weights = np.maximum(reach - np.abs((2 * pixels + 1) * cells - centre), 0)
+        total = int(weights.sum())
+        rounded = ((weights << (_BITS + 1)) + total) // (2 * total)
+        inside = int(rounded[(pixels >= first) & (pixels < first + short)].sum())
+        # All of it is 1, though rounded weights may add up to a little less.
+        valid.append(inside == int(rounded.sum()) or inside >= threshold * (1 << _BITS))
     return _spread(valid, width > height, grid)
 
 
@@ -125,11 +136,12 @@ def visual_valid(width: int, height: int, spec: Preprocessing, mask: PaddingMask
     resized = (spec.resize_to or (edge, edge))[0 if wide else 1]
     cropped = (spec.center_crop or spec.image_size)[0 if wide else 1]
     # The picture takes short / long * resized of cropped pixels: cleared of fractions, its shape in the crop.
+    common = math.gcd(resized, cropped)
+    resized, cropped = resized // common, cropped // common
     long, short = long * cropped, min(short * resized, long * cropped)
     width, height = (long, short) if wide else (short, long)
-    if mask.kind == "bilinear":
-        return letterbox_valid_bilinear(width, height, spec.grid, cropped, mask.threshold)
-    return letterbox_valid(width, height, spec.grid, cropped, mask.threshold)
+    rule = letterbox_valid_bilinear if mask.kind == "bilinear" else letterbox_valid
+    return rule(width, height, spec.grid, mask.threshold)
 
 
 def full_valid(grid: tuple[int, int]) -> NDArray[np.float32]:
@@ -148,12 +160,10 @@ def _spread(line: list[bool], down: bool, grid: tuple[int, int]) -> NDArray[np.f
     return np.broadcast_to(cells[:, None] if down else cells, grid).flatten()
 
 
-def _check(
-    width: int, height: int, grid: tuple[int, int], resolution: float, threshold: float
-) -> tuple[int, int]:
+def _check(width: int, height: int, grid: tuple[int, int], threshold: float) -> tuple[int, int]:
     """Refuses what is out of range; returns width and height as Python integers, which do not overflow."""
     _check_grid(grid)
-    for name, size in (("width", width), ("height", height), ("resolution", resolution)):
+    for name, size in (("width", width), ("height", height)):
         if not (size > 0 and math.isfinite(size)):
             raise InputError(f"the {name} is {size}: expected a number of pixels above 0; check the picture")
     if not 0 <= threshold <= 1:
@@ -161,13 +171,9 @@ def _check(
             f"the padding threshold is {threshold}: expected a share from 0 to 1; 0.5 is the usual one"
         )
     for name, size in (("width", width), ("height", height)):
-        _check_whole(name, size)
+        if size != int(size):
+            raise InputError(f"the {name} is {size}: expected a whole number of pixels; round it")
     return int(width), int(height)
-
-
-def _check_whole(name: str, size: float) -> None:
-    if size != int(size):
-        raise InputError(f"the {name} is {size}: expected a whole number of pixels; round it")
 
 
 def _check_grid(grid: tuple[int, int]) -> None:

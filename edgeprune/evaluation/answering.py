@@ -80,7 +80,9 @@ class Bundle:
         self._model: Any = load(folder, asking.backend, **options)
         self.backend: str = self._model.backend_name
         manifest = self._model.manifest
-        self._words: Any = PromptEncoder(folder, manifest.prompt, manifest.tokens_per_image)
+        self._words: Any = PromptEncoder(
+            folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
+        )
         self._image_token: str = manifest.prompt.image_token
         how = chosen_by(manifest.generation, {"do_sample": False})
         self._picker: Any = lambda given: Sampler(how, given.input_ids).pick

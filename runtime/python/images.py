@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edgeprune.errors import InputError
+from edgeprune.files import open_regular
+from edgeprune.runtime.picture_formats import (
+    DECODED,
+    EXPECTED,
+    FORMATS,
+    HEAD_BYTES,
+    JPEG,
+    decoding_bytes,
+    kind_of,
+)
+from edgeprune.runtime.pixels import rgb
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
 
 # 67 megapixels: above the 50 of today's large camera sensors, and 0.2 GB as RGB, which the smallest board
 # that runs a vision-language model can spare. A crafted file of some kB can claim far more.
 MAX_PIXELS = 1 << 26
+# What decoding may take beside the encoded picture: 0.54 GB. Most formats reach `MAX_PIXELS` within it (a
+# colour PNG or JPEG takes 7 bytes a pixel, 0.47 GB), WebP 33 megapixels (16 bytes), a progressive JPEG 53.
+MAX_DECODING_BYTES = 1 << 29
+# The largest encoded file: 67 megapixels of 4 bytes, not compressed, and its header.
+MAX_FILE_BYTES = 300_000_000
+_ORIENTATION = 0x0112
+# Filters of warnings belong to the whole process.
+_WARNINGS = threading.Lock()
 
 
 def load_image(source: Picture) -> NDArray[np.uint8]:
-    """Reads a picture.
+    """Reads a picture: JPEG, PNG, WebP, BMP, TIFF or GIF.
 
     The EXIF orientation is applied, transparency is blended onto white, and every other mode (palette,
-    greyscale, CMYK, ...) becomes RGB, as Hugging Face's `load_image` and `do_convert_rgb` do. Of an
-    animation, the first frame is read.
+    greyscale, CMYK, ...) becomes RGB, as Hugging Face's `load_image` and `do_convert_rgb` do; grey of 16 or
+    32 bits is scaled to 8 as viewers do (see `pixels.rgb`), where Hugging Face cuts it off at white. Of an
+    animation, the first frame is read. Damaged EXIF data counts as none.
+
+    Decoding takes at most `MAX_DECODING_BYTES` beside the encoded picture. The header tells what it will
+    take. A JPEG that would take more is decoded at a half, a quarter or an eighth of its size; every other
+    picture that would is refused.
 
     Args:
         source: a path, an encoded file's bytes, a binary file object, a PIL image, or an array uint8
@@ -38,20 +62,22 @@ def load_image(source: Picture) -> NDArray[np.uint8]:
         uint8 [H, W, 3]. It may share memory with an array that was handed in.
 
     Raises:
-        InputError: the file is missing or unreadable, is not an image, is truncated, has no pixels or more
-            than `MAX_PIXELS` (found out before anything is decoded), or the array has another shape or dtype.
+        InputError: the file is missing, unreadable or no regular file, is no picture of these formats, is
+            truncated, has no pixels, or is too large (found out before anything is decoded); or the array
+            has another shape or dtype.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the PIL image")
+        return _from_pil(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), "the bytes handed in")
     if isinstance(source, (str, os.PathLike)):
         with _opened(source) as file:
             return _decode(file, os.fspath(source))
     if hasattr(source, "read"):
-        return _decode(source, f"the file object {getattr(source, 'name', type(source).__name__)}")
+        name = f"the file object {getattr(source, 'name', type(source).__name__)}"
+        return _decode(_seekable(source, name), name)
     raise InputError(
         f"a picture of type {type(source).__name__} is not supported: expected a path, bytes, a binary file "
         "object, a PIL image or a uint8 array"
@@ -63,10 +89,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     name = os.fspath(path)
     if name.startswith(("http://", "https://", "data:")):
         raise InputError(f"the picture {name[:80]} is not a local file: download it first and give its path")
-    if Path(path).is_dir():
-        raise InputError(f"the picture {name} is a folder: give the path of an image file")
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening's errors are caught here
+        file = open_regular(path, "the picture")
     except FileNotFoundError as error:
         raise InputError(f"there is no picture {name}: check the path") from error
     except (OSError, ValueError) as error:
@@ -75,36 +99,97 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def _decode(file: BinaryIO, name: str) -> NDArray[np.uint8]:
+def _seekable(file: BinaryIO, name: str) -> BinaryIO:
+    """The file object itself, or its content where it cannot be read from its beginning."""
+    if isinstance(file, io.TextIOBase):
+        raise InputError(f"{name} gives text: expected a file that is opened for bytes, in mode 'rb'")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures from its own limit on; the limit here is the lower one.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(file)
+        file.seek(0)
+        return file
+    except (OSError, AttributeError):
+        return io.BytesIO(file.read(MAX_FILE_BYTES + 1))
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read ({error}): open it anew") from error
+
+
+def _decode(file: BinaryIO, name: str) -> NDArray[np.uint8]:
+    size = file.seek(0, io.SEEK_END)
+    if size > MAX_FILE_BYTES:
+        raise InputError(f"{name} is too large ({size} bytes): {_how_to_shrink()}")
+    file.seek(0)
+    try:
+        with _no_warnings():
+            picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): {_how_to_shrink()}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not an image: expected JPEG, PNG, WebP or the like") from error
+        file.seek(0)
+        kind = kind_of(file.read(HEAD_BYTES))
+        raise InputError(f"{name} is {kind}: expected {EXPECTED}; convert it, or use a whole copy") from error
     except Exception as error:  # Pillow's plugins raise errors of many kinds on damaged headers
         raise InputError(f"{name} is not a whole image ({error}): use an undamaged copy") from error
     with picture:
-        return _to_rgb(picture, name)
+        return _to_rgb(picture, name, size)
 
 
-def _to_rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
-    # The header alone gives the size, so that nothing is decoded before it is judged.
-    _check_size(*picture.size, name)
+def _from_pil(picture: Image.Image) -> NDArray[np.uint8]:
+    name = "the PIL image"
+    if not isinstance(picture, ImageFile.ImageFile):
+        _check_size(*picture.size, 0, name)
+        return _decoded(picture, name)
+    if picture.format not in DECODED:
+        raise InputError(
+            f"{name} is opened from a {picture.format} file: expected {EXPECTED}, or an image of no "
+            "file; hand over a copy, as picture.copy() makes one"
+        )
+    # Not drafted: that would change an object that is not ours.
+    _check_size(*picture.size, decoding_bytes(picture, 0), name)
+    return _decoded(picture, name)
+
+
+def _to_rgb(picture: ImageFile.ImageFile, name: str, file_bytes: int) -> NDArray[np.uint8]:
+    width, height = picture.size
+
+    def fits(scale: int) -> bool:
+        cost = decoding_bytes(picture, file_bytes, scale)
+        return _fits(-(-width // scale), -(-height // scale), cost)
+
     try:
-        upright = ImageOps.exif_transpose(picture)
-        if "A" in upright.getbands() or upright.info.get("transparency") is not None:
-            layer = upright.convert("RGBA")
-            white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            upright = Image.alpha_composite(white, layer)
-        return np.array(upright.convert("RGB"))
+        scale = next(filter(fits, (1, 2, 4, 8) if picture.format in JPEG else (1,)), 1)
+        if scale > 1:
+            picture.draft(None, (max(1, width // scale), max(1, height // scale)))
+        cost = 0 if scale > 1 else decoding_bytes(picture, file_bytes)
+    except Exception as error:
+        raise InputError(f"{name} is not a whole image ({error}): use an undamaged copy") from error
+    _check_size(*picture.size, cost, name)
+    return _decoded(picture, name)
+
+
+def _decoded(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    try:
+        picture.load()
+        return rgb(picture, _orientation(picture))
     except Exception as error:  # as above, of damaged data; most often OSError "image file is truncated"
         raise InputError(
             f"{name} cannot be decoded ({error}): it is truncated or damaged; use an undamaged copy"
         ) from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        with _no_warnings():
+            found = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the pixels are whole all the same
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of large pictures, whose limit here is the lower one, and of damage that costs nothing."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -114,18 +199,26 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"the picture's array is {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3] in "
             "RGB or uint8 [height, width]; convert it first"
         )
-    _check_size(array.shape[1], array.shape[0], "the picture's array")
+    _check_size(array.shape[1], array.shape[0], 0, "the picture's array")
     return np.repeat(array[:, :, None], 3, axis=2) if grey else np.ascontiguousarray(array)
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _fits(width: int, height: int, decoding: int) -> bool:
+    return width * height <= MAX_PIXELS and decoding <= MAX_DECODING_BYTES
+
+
+def _check_size(width: int, height: int, decoding: int, name: str) -> None:
     if width < 1 or height < 1:
         raise InputError(
             f"{name} has no pixels ({width} x {height}): expected at least 1 x 1; use another one"
         )
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{name} is too large ({width} x {height} pixels): {_how_to_shrink()}")
+    if not _fits(width, height, decoding):
+        cost = f", {decoding} bytes to decode it" if decoding else ""
+        raise InputError(f"{name} is too large ({width} x {height} pixels{cost}): {_how_to_shrink()}")
 
 
 def _how_to_shrink() -> str:
-    return f"expected at most {MAX_PIXELS} pixels in all; shrink or crop it first"
+    return (
+        f"expected at most {MAX_PIXELS} pixels in all, {MAX_DECODING_BYTES} bytes to decode them and "
+        f"{MAX_FILE_BYTES} in the file; shrink or crop it first"
+    )

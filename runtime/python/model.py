@@ -19,8 +19,9 @@ from edgeprune.manifest import Manifest
 from edgeprune.masks import visual_valid
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
+from edgeprune.runtime.messages import Message, PromptLike
 from edgeprune.runtime.preprocess import preprocess
-from edgeprune.runtime.prompt import Message, PromptEncoder, PromptLike, StopStrings
+from edgeprune.runtime.prompt import PromptEncoder, StopStrings
 from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
 from edgeprune.runtime.session import DEFAULT_BATCH, FinishReason, PromptInputs, Session
 from edgeprune.runtime.stages import StageResult
@@ -87,7 +88,9 @@ class Model:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
-        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.tokens_per_image)
+        self._encoder = PromptEncoder(
+            folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
+        )
         self.session = session or Session(backend, folder, manifest)
 
     @overload

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
-
-from edgeprune.errors import BundleError, InputError
+from edgeprune.errors import BundleError, EdgepruneError, InputError
 from edgeprune.manifest import Prompt
-
-Message: TypeAlias = "Mapping[str, Any]"
-"""{"role": str, "content": str or list of {"type": "image"} and {"type": "text", "text": str}}."""
-
-PromptLike: TypeAlias = "str | Sequence[Message]"
-"""A prompt's text, or the messages of a conversation."""
+from edgeprune.runtime.messages import Checked, PromptLike, Said, checked, forms, marked, pictures, question
+from edgeprune.runtime.templates import Template, read_template
+from edgeprune.runtime.tokenizing import BundleTokenizer, check_text
 
 # What the Unicode decoders put in place of bytes that are not (yet) a character.
 _REPLACEMENT = "\ufffd"
+# The longest tokens of published tokenizers are runs of some hundred spaces.
+_MAX_TOKEN_LENGTH = 256
 
 
 class PromptEncoder:
@@ -41,17 +34,26 @@ class PromptEncoder:
         folder: the bundle.
         prompt: the manifest's part on prompts.
         tokens_per_image: how many visual tokens one picture has.
+        max_positions: of the model. Text far beyond it is refused before the tokenizer sees it, whose time
+            grows with the text; None for no limit.
 
     Raises:
         BundleError: the tokenizer or the chat template cannot be read.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], prompt: Prompt, tokens_per_image: int) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        prompt: Prompt,
+        tokens_per_image: int,
+        max_positions: int | None = None,
+    ) -> None:
         self.prompt = prompt
         self.tokens_per_image = tokens_per_image
-        self._tokenizer = _read_tokenizer(Path(folder) / prompt.tokenizer)
+        self._longest = None if max_positions is None else max_positions * _MAX_TOKEN_LENGTH
+        self._tokenizer = BundleTokenizer(Path(folder) / prompt.tokenizer)
         template = prompt.chat_template
-        self._template = _read_template(Path(folder) / template) if template is not None else None
+        self._template = read_template(Path(folder) / template) if template is not None else None
 
     def render(self, prompt: PromptLike, images: int) -> str:
         """The text that the model reads, with one image token per image place.
@@ -64,12 +66,14 @@ class PromptEncoder:
 
         Raises:
             InputError: image places and pictures differ in number; a message has another form than
-                `Message`; the template refuses it, leaves text out, or is missing.
+                `Message`; a text is not Unicode; the template refuses it, leaves text out, or is missing.
+            BundleError: the template does not end within bounds.
         """
         if isinstance(prompt, str):
+            check_text(prompt, "the prompt")
             text = self._wrap(prompt, images)
         else:
-            text = self._apply_template(_checked(prompt))
+            text = self._apply_template(checked(prompt))
         places = text.count(self.prompt.image_token)
         if places != images:
             raise InputError(
@@ -85,13 +89,20 @@ class PromptEncoder:
         BOS token already.
 
         Raises:
-            InputError: as `render`; or nothing is left to encode.
-            BundleError: the tokenizer does not know the image token as one token.
+            InputError: as `render`; or nothing is left to encode, or far too much.
+            BundleError: as `render`; or the tokenizer fails, or does not know the image token as one token.
         """
         image_token = self.prompt.image_token
-        text = self.render(prompt, images).replace(image_token, image_token * self.tokens_per_image)
+        text = self.render(prompt, images)
+        length = len(text) + images * (self.tokens_per_image - 1) * len(image_token)
+        if self._longest is not None and length > self._longest:
+            raise InputError(
+                f"the prompt has {length} characters: expected at most {self._longest}, far more than the "
+                "model has positions for; shorten it"
+            )
+        text = text.replace(image_token, image_token * self.tokens_per_image)
         has_bos = bool(self.prompt.bos_token) and text.startswith(self.prompt.bos_token or "")
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not has_bos).ids
+        ids = self._tokenizer.encode(text, special_tokens=not has_bos)
         if not ids:
             raise InputError("the prompt is empty: expected at least one token; write a question")
         found, wanted = ids.count(self.prompt.image_token_id), images * self.tokens_per_image
@@ -103,9 +114,12 @@ class PromptEncoder:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens and without any clean-up of spaces."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        """The text of token ids, without special tokens and without any clean-up of spaces.
+
+        Raises:
+            BundleError: the tokenizer fails on them.
+        """
+        return self._tokenizer.decode(ids)
 
     def stream(self) -> Stream:
         """A new incremental decoder of this tokenizer."""
@@ -116,44 +130,48 @@ class PromptEncoder:
             return text
         if self._template is None and not images:
             return text
-        parts = _Parts([*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}])
-        return self._apply_template([{"role": "user", "content": parts}])
+        return self._apply_template(question(text, images))
 
-    def _apply_template(self, messages: list[dict[str, Any]]) -> str:
-        """Renders messages, their content as it is, or in the other form where the template wants that.
+    def _apply_template(self, messages: Checked) -> str:
+        """Renders messages, their content as it is, or in another form where the template wants that.
 
-        Templates of multimodal models go through a list of parts and may pass over a plain string without
-        a word; templates of text models want a string. Which one it is shows in the result: every user's
-        text must be in it.
+        Templates of multimodal models may pass over a plain string without a word; templates of text models
+        know no pictures. What a template takes shows in a trial with a word of our own for every text: each
+        word, and as many image tokens as pictures, must be in the result.
         """
         if self._template is None:
             raise InputError(
                 "the bundle has no chat template: expected a prompt that is one string and holds "
                 f"{self.prompt.image_token} where each picture goes; write the prompt so"
             )
-        wanted = [
-            part["text"].strip()
-            for message in messages
-            if message["role"] == "user"
-            for part in _parts(message["content"])
-            if part["type"] == "text"
-        ]
-        problem = ""
-        for form in (messages, _as_parts(messages), _as_strings(messages)):
-            if form is None:
-                continue
+        problem, without_pictures = "", None
+        token = self.prompt.image_token
+        trial, said = marked(messages)
+        for form, trial_form in zip(forms(messages, token), forms(trial, token), strict=True):
             try:
-                text = self._template.render(messages=form, **self._variables())
+                tried = self._render(self._template, trial_form).casefold()
+                text = self._render(self._template, form)
+            except EdgepruneError:
+                raise
             except Exception as error:  # a template is a program: it fails in any way
                 problem = problem or f"{type(error).__name__}: {error}"
                 continue
-            if all(part in text for part in wanted):
+            lost = next((one.role for one in said if _is_lost(one, text, tried)), None)
+            if lost is not None:
+                problem = problem or f"it leaves out what the {lost} says"
+            elif tried.count(token.casefold()) == pictures(messages):
                 return text
-            problem = problem or "it leaves out what the user says"
+            elif without_pictures is None:
+                without_pictures = text
+        if without_pictures is not None:
+            return without_pictures
         raise InputError(
             f"the chat template cannot take these messages ({problem}): change them, or write the prompt as "
             f"one string with {self.prompt.image_token} where each picture goes"
         )
+
+    def _render(self, template: Template, messages: Checked) -> str:
+        return template.render({"messages": messages, **self._variables()})
 
     def _variables(self) -> dict[str, Any]:
         # The absent ones are None, not undefined: some templates ask "is not none".
@@ -215,7 +233,7 @@ class StopStrings:
         stops: the stop strings.
 
     Raises:
-        InputError: a stop string is empty.
+        InputError: a stop string is empty, or not Unicode.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -223,6 +241,8 @@ class StopStrings:
             stops = (stops,)
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise InputError(f"of the stop strings {list(stops)}, one is empty or no string: leave it out")
+        for stop in stops:
+            check_text(stop, "a stop string")
         self._stops = tuple(stops)
         self._held = ""
         self.hit: str | None = None
@@ -259,122 +279,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in plain types only: a template must not get hold of any other object."""
-    if not isinstance(messages, Sequence) or not messages:
-        raise InputError(
-            f"the prompt is {messages!r:.80}: expected a string, or a list of at least one message"
-        )
-    return [_checked_message(message, number) for number, message in enumerate(messages)]
-
-
-def _checked_message(message: Message, number: int) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        found = sorted(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
-        raise InputError(f"message {number} is {found}: expected a mapping with role and content only")
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str):
-        raise InputError(f"the role of message {number} is {role!r}: expected a string such as 'user'")
-    if isinstance(content, str):
-        return {"role": str(role), "content": str(content)}
-    if not isinstance(content, Sequence):
-        raise InputError(f"the content of message {number} is {content!r:.80}: expected a string or a list")
-    return {"role": str(role), "content": _Parts(_checked_part(part, number) for part in content)}
-
-
-def _checked_part(part: Any, number: int) -> dict[str, str]:
-    if isinstance(part, Mapping):
-        if part.get("type") == "image" and set(part) == {"type"}:
-            return {"type": "image"}
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            return {"type": "text", "text": str(part["text"])}
-    raise InputError(
-        f"message {number} has the part {part!r:.80}: expected {{'type': 'image'}}, its picture handed over "
-        "separately in the same order, or {'type': 'text', 'text': ...}"
-    )
-
-
-class _Parts(list[dict[str, str]]):
-    """A list that no template can print: one meant for strings fails rather than show Python's notation."""
-
-    def __str__(self) -> str:
-        raise TypeError("it prints a list of parts as if it were a string")
-
-    __repr__ = __str__
-
-
-def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
-    return _Parts([{"type": "text", "text": content}]) if isinstance(content, str) else content
-
-
-def _as_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**message, "content": _parts(message["content"])} for message in messages]
-
-
-def _as_strings(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Messages with their texts joined, or None where a picture is among them."""
-    result = []
-    for message in messages:
-        parts = _parts(message["content"])
-        if any(part["type"] != "text" for part in parts):
-            return None
-        result.append({**message, "content": "".join(part["text"] for part in parts)})
-    return result
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise BundleError(f"the tokenizer {path} cannot be read ({error}): copy the bundle again") from error
-    # Either may be left over from training; prompts are never cut or padded here.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _read_template(path: Path) -> jinja2.Template:
-    try:
-        return _environment().from_string(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, jinja2.TemplateError) as error:
-        raise BundleError(
-            f"the chat template {path} cannot be read ({error}): copy the bundle again"
-        ) from error
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it, with the names and the white space rules of transformers."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-class _Generation(Extension):
-    """{% generation %} marks the model's words for training; here its body is rendered as it stands."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike Jinja's own filter, this one does not escape HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+def _is_lost(said: Said, text: str, tried: str) -> bool:
+    """Whether a template leaves a text out. A user's must be there as it stands, or as JSON writes it."""
+    if said.word not in tried:
+        return True
+    kept = said.text in text or json.dumps(said.text, ensure_ascii=False)[1:-1] in text
+    return said.role == "user" and not kept

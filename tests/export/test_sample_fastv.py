@@ -16,7 +16,7 @@ from edgeprune.export.families.llava import Llava
 from edgeprune.masks import letterbox_valid
 from edgeprune.runtime import Reply, load
 from edgeprune.selection import effective_score, kept_count
-from samples.model import IMAGE_SIZE, VISUAL_TOKENS
+from samples.model import VISUAL_TOKENS
 from samples.scenes import GRID, TUNING_SEEDS, Question, Scene, prompt, scene
 from tests.export.reference import Inputs, fastv
 
@@ -69,7 +69,7 @@ def answers(sample_bundle: Path) -> list[Answer]:
             padding_side="left",
             return_tensors="pt",
         )
-        valid = np.stack([letterbox_valid(*one.image.size, (GRID, GRID), IMAGE_SIZE) for one, _ in part])
+        valid = np.stack([letterbox_valid(*one.image.size, (GRID, GRID)) for one, _ in part])
         inputs = Inputs(
             batch["input_ids"], batch["attention_mask"], batch["pixel_values"], torch.from_numpy(valid)
         )

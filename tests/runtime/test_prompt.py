@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -199,10 +201,6 @@ def test_parts_in_a_template_of_strings() -> None:
     assert both.ours.render("how many?", 0) == "[user] how many?\n"
     messages = [{"role": "system", "content": "the star"}, user("how many?")]
     assert both.ours.render(messages, 0) == "[system] the star\n[user] how many?\n"
-    with pytest.raises(
-        InputError, match=r"cannot take these messages .*write the prompt as one string with <image>"
-    ):
-        both.ours.render("how many?", 1)
     # Such a template would show a list in Python's notation.
     assert case("word level", "{{ messages[0]['content'] }}").ours.render("how many?", 0) == "how many?"
 
@@ -222,17 +220,126 @@ def test_bos_is_not_doubled(kind: str) -> None:
     assert both.ours.encode("<s><image> the star", 1).count(1) == 1
 
 
+MIXED_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content + '\n' }}{% else %}"
+    "{{ m.role }}:{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}\n{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("others", [str, lambda text: [{"type": "text", "text": text}]], ids=["str", "parts"])
+@pytest.mark.parametrize("template", [LLAVA_TEMPLATE, TEXT_TEMPLATE, MIXED_TEMPLATE])
+def test_no_role_vanishes(template: str, others: Any) -> None:
+    """Beside a message with parts, Hugging Face's rendering drops the plain strings without a word."""
+    messages = [
+        {"role": "system", "content": others("be brief")},
+        user("how many?", 1),
+        {"role": "assistant", "content": others("two stars")},
+        {"role": "user", "content": others("be brief")},
+    ]
+    text = case("word level", template).ours.render(messages, 1)
+    places = [text.index("be brief"), text.index("<image>"), text.index("how many?"), text.index("two stars")]
+    assert [*places, text.rindex("be brief")] == sorted({*places, text.rindex("be brief")})
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_role_that_the_template_ignores_is_named(role: str) -> None:
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    messages = [{"role": role, "content": "star"}, {"role": "user", "content": "what is a star"}]
+    with pytest.raises(InputError, match=f"leaves out what the {role} says"):
+        case("word level", template).ours.render(messages, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("trim", " star "),
+        ("tojson", 'a "star"'),
+        ("upper", "star"),
+        ("split('</think>') | last", "a</think>star"),
+    ],
+)
+def test_transformed_texts_are_not_lost(said: str, written: str) -> None:
+    template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{{ m.content." + said
+    if "(" not in said:
+        template = template.replace(f".{said}", f" | {said}")
+    messages = [{"role": "assistant", "content": written}, {"role": "user", "content": "what?"}]
+    found = case("word level", template + " }}{% endif %}{% endfor %}").ours.render(messages, 0)
+    assert "star" in found.lower()
+    assert found.endswith("what?")
+
+
+def test_pictures_in_a_template_of_strings() -> None:
+    ours = case("word level", TEXT_TEMPLATE).ours
+    assert ours.render("how many?", 2) == "[user] <image>\n<image>\nhow many?\n"
+    messages = [
+        {"role": "system", "content": "the star"},
+        {"role": "user", "content": [{"type": "text", "text": "what "}, {"type": "image"}]},
+    ]
+    assert ours.render(messages, 1) == "[system] the star\n[user] what <image>\n\n"
+    only_texts = "{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"
+    assert case("word level", only_texts + "{% endfor %}").ours.render("star", 1) == "<image>\nstar"
+
+
+HALF = "a star \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [
+        (HALF, "the prompt"),
+        ("<image>" + HALF, "the prompt"),
+        ([{"role": "user", "content": HALF}], "message 0"),
+        ([user("a"), user(HALF)], "message 1"),
+        ([{"role": HALF, "content": "a"}], "the role of message 0"),
+    ],
+)
+def test_half_a_character(prompt: Any, what: str) -> None:
+    for template in (LLAVA_TEMPLATE, None):
+        with pytest.raises(
+            InputError, match=rf"{what} is not Unicode text: .*'\\ud83d', half of one; expected"
+        ):
+            case("word level", template).ours.encode(prompt, 0)
+
+
+def test_half_a_character_elsewhere() -> None:
+    with pytest.raises(InputError, match="a stop string is not Unicode text"):
+        StopStrings(["ok", HALF])
+    with pytest.raises(InputError, match="is not Unicode text"):
+        case("word level", "{{ messages[0].content[0].text }}{{ '\\ud83d' }}").ours.encode("star", 0)
+
+
+def test_far_too_long_a_prompt_is_refused_before_the_tokenizer_sees_it() -> None:
+    both = case("word level")
+    ours = PromptEncoder(both.folder, both.prompt, TOKENS_PER_IMAGE, max_positions=10)
+    ours.encode("star " * 400, 0)
+    with pytest.raises(
+        InputError, match=r"the prompt has \d+ characters: expected at most 2560, .*shorten it"
+    ):
+        ours.encode("star " * 600, 0)
+    with pytest.raises(InputError, match="characters: expected at most 2560"):
+        PromptEncoder(both.folder, both.prompt, 10**9, max_positions=10).encode("star", 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    both = case("word level")
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en")
+    shutil.copytree(both.folder, folder)
+    assert PromptEncoder(folder, both.prompt, 9).encode("star", 0) == both.ours.encode("star", 0)
+
+
 def test_template_has_what_hugging_face_gives_it() -> None:
     template = (
         "{%- if tools is not none or documents is not none %}tools{% endif %}{{ eos_token }}{{ unk_token }}\n"
-        "    {% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}\n"
+        "    {% for m in messages * 2 %}{% if loop.index > 1 %}{% break %}{% endif %}\n"
         "{{ {'a': '<é>'} | tojson }}{{ m.content[0].text }}{{ strftime_now('%Y')[:2] }}{% endfor %}\n"
         "{%- set n = namespace(k=1) %}{{ n.k }}{% generation %}{% if n.k %}!{% endif %}{% endgeneration %}"
     )
     both = case("word level", template)
     prompt = both.prompt.model_copy(update={"template_variables": {"unk_token": "<unk>"}})
     ours = PromptEncoder(both.folder, prompt, TOKENS_PER_IMAGE)
-    messages = [user("star"), user("star")]
+    messages = [user("star")]
     expected = both.theirs.apply_chat_template(messages, add_generation_prompt=True)
     assert ours.render(messages, 0) == expected
     assert '</s><unk>\n{"a": "<é>"}star20' in expected
