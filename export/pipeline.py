@@ -18,9 +18,9 @@ from transformers import PretrainedConfig
 import edgeprune
 from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import BiasCurve, tile_weights
+from edgeprune.debiasing import check_wish, debiasing, read_debias
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedModelError
 from edgeprune.export import assemble, graph, weights
-from edgeprune.export.debiasing import check_wish, debiasing, read_debias
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.families import Family, family_of, read_config
 from edgeprune.export.generation import read_generation

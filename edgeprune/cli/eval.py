@@ -18,12 +18,15 @@ from edgeprune.cli.output import (
     print_table,
     progress_on_stderr,
 )
+from edgeprune.cli.pruning import Curve, Debias, Keep, Layer, read_layers, read_shares
+from edgeprune.cli.text import typed
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
     from edgeprune.evaluation.answering import Asking
     from edgeprune.evaluation.benchmarks import Benchmark
     from edgeprune.evaluation.comparison import Comparison, Grid
+    from edgeprune.evaluation.exporting import Pruning
     from edgeprune.evaluation.questions import Question
     from edgeprune.progress import Progress
 
@@ -78,33 +81,29 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            metavar="NAMES", help="Of a model: pruning methods, separated by commas; by default `fastv`."
+            metavar="NAME",
+            help="Of a model: the pruning method. Without this, --keep, --layer, --debias and --curve "
+            "nothing is pruned.",
         ),
     ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARES",
-            help="Of a model: shares of visual tokens kept, separated by commas; by default nothing is "
-            "pruned, with --compare 0.5,0.3,0.1.",
-        ),
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option(metavar="N", help="Of a model: prune before this layer.")
-    ] = None,
-    curve: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|PRESET|none", help="Of a model: bias curve; by default the method's."),
-    ] = None,
+    keep: Keep = None,
+    layer: Layer = None,
+    debias: Debias = None,
+    curve: Curve = None,
     compare: Annotated[
         bool,
         typer.Option(
             "--compare", help="Of a model: unpruned, random, methods, and debiased methods side by side."
         ),
     ] = False,
-    debias: Annotated[
-        str,
-        typer.Option(metavar="NAMES", help="What --compare debiases: among none, position, padding, both."),
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="What --compare compares, with commas between.")
+    ] = "fastv",
+    keeps: Annotated[
+        str, typer.Option(metavar="SHARES", help="At which keep ratios --compare does.")
+    ] = "0.5,0.3,0.1",
+    debiases: Annotated[
+        str, typer.Option(metavar="NAMES", help="By what: among none, position, padding, both.")
     ] = "none,position,padding,both",
     cache: Annotated[
         Path | None,
@@ -129,9 +128,11 @@ def evaluate(
 
     `edgeprune eval llava --data llava_gqa.jsonl --annotations testdev.json --images gqa --metric gqa`
     """
+    from edgeprune.debiasing import check_wish, read_debias
     from edgeprune.evaluation.answering import Asking
     from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
     from edgeprune.evaluation.comparison import Grid, comparison_outputs
+    from edgeprune.evaluation.exporting import UNPRUNED, Pruning
     from edgeprune.evaluation.formats import Files
     from edgeprune.evaluation.outputs import Outputs, inputs_of
     from edgeprune.files import alone_in, make_folder
@@ -142,34 +143,37 @@ def evaluate(
 
     benchmark = benchmark_by_name(metric)
     is_bundle = (Path(target) / MANIFEST_NAME).is_file()
-    if is_bundle and (compare or method or keep or layer is not None or curve):
+    asked = {"method": method, "keep": keep, "layer": layer, "debias": debias, "curve": curve}
+    given = [f"--{name}" for name, value in asked.items() if value is not None]
+    if is_bundle and (compare or given):
         raise InputError(
-            f"{target} is a bundle, which prunes as it was exported: --compare, --method, --keep, --layer "
-            "and --curve need the model folder; give that, or leave them out"
+            f"{target} is a bundle, which prunes as it was exported: {', '.join(given) or '--compare'} needs "
+            "the model folder; give that, or leave it out"
         )
-    methods = tuple(_listed(method or "fastv"))
-    for name in methods:
-        method_by_name(name)
-    pruning = method not in (None, "none") or layer is not None or curve is not None
-    if pruning and not keep and not compare:
+    if compare and (clash := [name for name in given if name not in ("--layer", "--curve")]):
         raise InputError(
-            "--method, --layer or --curve was given without --keep, so nothing would be pruned: give a "
-            "share, for example --keep 0.3, or leave them out to measure the unpruned model"
+            f"{', '.join(clash)} does not go with --compare, which takes --methods, --keeps and --debiases"
         )
-    shares = _listed(keep) if keep else ["0.5", "0.3", "0.1"] if compare else []
+    pruning = UNPRUNED
+    if given:
+        method_by_name(method or "fastv")
+        check_wish(method or "fastv", read_debias(debias), curve)
+        pruning = Pruning(method or "fastv", read_shares(keep), read_layers(layer), curve, debias)
+    shares = _listed(keeps)
     for share in shares:
         keep_per_10000(share)
     grid = Grid(
-        methods=methods,
+        methods=tuple(_listed(methods)),
         keeps=tuple(float(share) for share in shares),
-        debias=tuple(_listed(debias)),
-        layer=layer,
+        debias=tuple(_listed(debiases)),
+        layer=read_layers(layer),
         curve=curve,
         seed=seed,
         resamples=resamples,
     )
     longest = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
-    asking = Asking(longest, template, batch, backend, threads)
+    around = None if template is None else typed(template, "--template")
+    asking = Asking(longest, around, batch, backend, threads)
     asking.check()
     folder = output or Path(f"eval-{metric}")
     if compare:
@@ -187,7 +191,7 @@ def evaluate(
         if compare:
             found = _compare(target, cache, benchmark, questions, asking, grid, folder, restart, progress)
         else:
-            bundle = Path(target) if is_bundle else _exported(target, cache, grid, folder, progress)
+            bundle = Path(target) if is_bundle else _exported(target, cache, pruning, folder, progress)
             single = _evaluate(bundle, benchmark, questions, asking, grid, folder, restart, progress)
     if compare:
         _print_comparison(found, folder, as_json)
@@ -206,16 +210,11 @@ def _model_folder(target: str, progress: Progress) -> Path:
     return folder
 
 
-def _exported(target: str, cache: Path | None, grid: Grid, folder: Path, progress: Progress) -> Path:
+def _exported(target: str, cache: Path | None, pruning: Pruning, folder: Path, progress: Progress) -> Path:
     """The one bundle of a model that a single evaluation needs."""
-    from edgeprune.evaluation.comparison import Bundles, Way
+    from edgeprune.evaluation.exporting import Bundles
 
-    if len(grid.methods) > 1 or len(grid.keeps) > 1:
-        raise InputError("several methods or keep ratios were given: expected one each, or --compare")
-    bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", grid, progress)
-    if not grid.keeps:
-        return bundles.of(Way("unpruned", "none"))
-    return bundles.of(Way("", grid.methods[0], grid.keeps[0], has_curve=True, mask="own"))
+    return Bundles(_model_folder(target, progress), cache or folder / "bundles", progress).of(pruning)
 
 
 def _evaluate(
@@ -279,9 +278,10 @@ def _compare(
     progress: Progress,
 ) -> Comparison:
     from edgeprune.evaluation import report
-    from edgeprune.evaluation.comparison import Bundles, compare
+    from edgeprune.evaluation.comparison import compare
+    from edgeprune.evaluation.exporting import Bundles
 
-    bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", grid, progress)
+    bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", progress)
     found = compare(bundles, benchmark, questions, asking, grid, folder, restart, progress)
     report.write(found, folder)
     report.plot(found, folder / "comparison.png")

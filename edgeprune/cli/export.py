@@ -59,10 +59,12 @@ def export(
     """
     import edgeprune
     from edgeprune.bundle import read_manifest
+    from edgeprune.debiasing import check_wish, read_debias
     from edgeprune.plans import method_by_name
 
     # Before the exporter's packages are loaded, so that a mistake is told at once.
     method_by_name(method)
+    check_wish(method, read_debias(debias), curve)
     shares, layers = read_shares(keep), read_layers(layer)
     with progress_on_stderr() as progress:
         bundle = edgeprune.export(

@@ -7,7 +7,6 @@ marked valid, exactly those are kept.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune import __version__
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
+from edgeprune.evaluation import exporting
 from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
 from edgeprune.evaluation.benchmarks import Benchmark, can_score
 from edgeprune.evaluation.bootstrap import RESAMPLES, Interval, check_resampling, interval, paired
+from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.metrics import Tally
 from edgeprune.evaluation.outputs import Outputs
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.evaluation.questions import Question
-from edgeprune.files import make_folder, read_regular
 from edgeprune.log import note
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
@@ -44,7 +43,7 @@ class Grid:
         methods: pruning methods.
         keeps: keep ratios.
         debias: of each method, which of `DEBIAS`; "none" is what the others are compared with.
-        layer: prune before this layer; None is each method's own.
+        layer: prune before this layer, or these; None is each method's own.
         curve: a bias curve's file or preset; None is each method's own.
         random: whether to draw at random too.
         seed: of random selections and of resampling.
@@ -54,7 +53,7 @@ class Grid:
     methods: tuple[str, ...] = ("fastv",)
     keeps: tuple[float, ...] = (0.5, 0.3, 0.1)
     debias: tuple[str, ...] = DEBIAS
-    layer: int | None = None
+    layer: int | tuple[int, ...] | None = None
     curve: str | None = None
     random: bool = True
     seed: int = 0
@@ -170,58 +169,13 @@ def ways(grid: Grid) -> Iterator[Way]:
                 )
 
 
-class Bundles:
-    """The bundles of a model that a comparison needs, exported when they are asked for.
-
-    Args:
-        model: the model folder.
-        cache: where bundles are put, and found again.
-        grid: layer and curve.
-        progress: told of exports.
-    """
-
-    def __init__(self, model: Path, cache: Path, grid: Grid, progress: Progress) -> None:
-        self._model, self._cache, self._grid, self._progress = model, cache, grid, progress
-        make_folder(cache)
-
-    def of(self, way: Way) -> Path:
-        """The bundle of a way.
-
-        Raises:
-            EdgepruneError: it cannot be exported.
-        """
-        grid = self._grid
-        layer = grid.layer if way.method != "none" else None
-        curve = grid.curve if way.has_curve else None
-        keep = 1.0 if way.keep is None else way.keep
-        name = f"{way.method}-{keep:g}{'-curve' if way.has_curve else ''}-{self._mark(layer, curve)}"
-        folder = self._cache / name
-        if not folder.exists():
-            from edgeprune.export import part
-
-            self._progress.step(
-                f"exporting {way.method} at keep {keep:g}{' with bias curve' * way.has_curve}"
-            )
-            part("pipeline").export(
-                self._model,
-                keep=keep,
-                method=way.method,
-                layer=layer,
-                curve=curve,
-                debias=None if way.method == "none" or way.has_curve else "padding",
-                output=folder,
-                verify=False,
-            )
-        return folder
-
-    def _mark(self, layer: int | None, curve: str | None) -> str:
-        """Short text that changes with anything an export depends on."""
-        files = sorted(path for path in self._model.iterdir() if path.is_file())
-        parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
-        parts += [__version__, str(layer), str(curve)]
-        if curve is not None and Path(curve).is_file():
-            parts.append(hashlib.sha256(read_regular(curve)).hexdigest())
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+def _pruning(way: Way, grid: Grid) -> Pruning:
+    """What is exported for a way. Where the model has no curve, one with a curve turns out to have none."""
+    if way.keep is None:
+        return exporting.UNPRUNED
+    if way.has_curve:
+        return Pruning(way.method, way.keep, grid.layer, grid.curve)
+    return Pruning(way.method, way.keep, grid.layer, debias="padding")
 
 
 def compare(
@@ -243,7 +197,7 @@ def compare(
     if benchmark.metric is None or not can_score(benchmark, questions):
         raise InputError(
             f"{benchmark.title} cannot be scored here: a comparison needs a metric and reference answers; "
-            "give them with --annotations, or predict with one bundle at a time"
+            "give them with `annotations`, or predict with one bundle at a time"
         )
     listener = progress or Silent()
     tallies: dict[tuple[str, float | None], Tally] = {}
@@ -251,7 +205,7 @@ def compare(
     left_out: list[str] = []
     visual = 0.0
     for way in ways(grid):
-        folder = bundles.of(way)
+        folder = bundles.of(_pruning(way, grid))
         manifest = read_manifest(folder)
         reason = _pointless(way, manifest.curve is not None, manifest.padding_mask.kind != "none")
         if reason is not None:
@@ -324,7 +278,7 @@ def _outcome(
 def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:
     """Why a way would only repeat another one, or None."""
     if way.has_curve and not has_curve:
-        return f"{way.method} has no bias curve of its own, so position debiasing is left out: give --curve"
+        return f"{way.method} has no bias curve of its own, so position debiasing is left out: give `curve`"
     if way.mask in ("own", "content") and not has_mask:
         return "the model does not letterbox pictures, so what concerns padding is left out"
     return None

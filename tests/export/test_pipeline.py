@@ -39,12 +39,12 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "opset too old": ({"opset": 17}, "opset 17 is not supported: choose 18 to 22"),
     "opset too new": ({"opset": 23}, "opset 23 is not supported: choose 18 to 22"),
     "unknown dtype": ({"dtype": "int8"}, "the dtype 'int8' is not supported: choose one of fp32, fp16, bf16"),
-    "share of no pruning": ({"method": "none"}, "--keep 0.3 was given and the method none prunes nothing"),
+    "share of no pruning": ({"method": "none"}, "`keep=0.3` was given and the method none prunes nothing"),
     "layers of no pruning": (
         {"method": "none", "keep": 1, "layer": (1, 2)},
-        "--layer 1,2 was given and the method none prunes nothing: leave it out",
+        "`layer=1,2` was given and the method none prunes nothing: leave it out",
     ),
-    "curve of no pruning": ({"method": "none", "keep": None, "curve": "fastv"}, "--curve fastv was given"),
+    "curve of no pruning": ({"method": "none", "keep": None, "curve": "fastv"}, "`curve=fastv` was given"),
     "unknown curve": ({"curve": "cubist"}, r"'cubist' is neither a bias curve preset nor a file"),
 }
 
@@ -131,7 +131,7 @@ def test_without_verification_the_manifest_says_so(
     bundle = export(llama_folder, keep=0.3, output=tmp_path / "out", verify=False)
     assert bundle == tmp_path / "out"
     verification = read_manifest(bundle, check="hashes").verification
-    assert verification.skipped == "--no-verify was given"
+    assert verification.skipped == "it was not asked for"
     assert not verification.checks
 
 

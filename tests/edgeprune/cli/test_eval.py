@@ -74,7 +74,10 @@ def test_another_run_in_the_same_folder_is_refused(cli: Cli, bundle: Path, data:
         (["--metric", "exact", "--batch", "0"], "--batch is 0"),
         (["--metric", "exact", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--metric", "exact", "--template", "x"], "the prompt template is 'x'"),
-        (["--metric", "exact", "--keep", "0.3"], "is a bundle, which prunes as it was exported"),
+        (
+            ["--metric", "exact", "--keep", "0.3"],
+            "prunes as it was exported: --keep needs",
+        ),
         (["--metric", "exact", "--compare"], "is a bundle, which prunes as it was exported"),
         (["--metric", "gqa"], "holds no reference answers: give GQA's questions file"),
         (["--metric", "mme"], "holds no reference answers: give MME's folder"),
@@ -91,14 +94,15 @@ def test_mistakes(cli: Cli, bundle: Path, data: Path, options: list[str], messag
     ("options", "message"),
     [
         (["--keep", "0.3,2"], "the keep ratio is 2"),
+        (["--keep", "0.3,0.1"], "2 keep ratios were given and fastv has 1 selection"),
         (["--method", "fastw"], "unknown pruning method 'fastw'"),
-        (["--method", "fastv"], "without --keep, so nothing would be pruned: give a share"),
-        (["--layer", "2"], "without --keep, so nothing would be pruned"),
-        (["--curve", "none"], "without --keep, so nothing would be pruned"),
-        (["--keep", "0.3,0.1"], "several methods or keep ratios were given"),
-        (["--compare", "--method", "fastw"], "unknown pruning method 'fastw'"),
-        (["--compare", "--debias", "all"], "unknown debias 'all'"),
-        (["--compare", "--keep", "1"], "a keep ratio of 1 prunes nothing"),
+        (["--layer", "two"], "Invalid value for '--layer'"),
+        (["--debias", "all"], "--debias is 'all': expected position, padding"),
+        (["--debias", "padding", "--curve", "fastv"], "--debias leaves positions as they are"),
+        (["--compare", "--methods", "fastw"], "unknown pruning method 'fastw'"),
+        (["--compare", "--debiases", "all"], "unknown debias 'all'"),
+        (["--compare", "--keeps", "1"], "a keep ratio of 1 prunes nothing"),
+        (["--compare", "--keep", "0.3"], "--keep does not go with --compare, which takes --methods, --keeps"),
     ],
 )
 def test_mistakes_with_a_model(cli: Cli, data: Path, options: list[str], message: str) -> None:
@@ -136,7 +140,7 @@ def test_the_sample_model_is_compared(cli: Cli, tmp_path: Path) -> None:
     )
     command = (
         "eval", samples / "tiny-llava", "--data", data, "--images", samples / "pictures",
-        "--metric", "exact", "--compare", "--keep", "0.3", "--debias", "none,padding",
+        "--metric", "exact", "--compare", "--keeps", "0.3", "--debiases", "none,padding",
         "--threads", "1", "--json", "-o", tmp_path / "out",
     )  # fmt: skip
     first = cli(*command)

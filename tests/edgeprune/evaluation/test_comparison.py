@@ -15,11 +15,11 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation import answering, report
 from edgeprune.evaluation.answering import Asking, Mask
 from edgeprune.evaluation.benchmarks import benchmark_by_name
-from edgeprune.evaluation.comparison import Bundles, Comparison, Grid, Way, _mask, compare, ways
+from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, compare, ways
+from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.predictions import Prediction
 from edgeprune.evaluation.questions import Question
 from edgeprune.manifest import PaddingMask
-from edgeprune.progress import Silent
 from tests.edgeprune.evaluation.test_answering import sample_questions
 from tests.manifests import write_bundle
 
@@ -76,7 +76,7 @@ def test_without_the_plain_method_nothing_is_compared_with_it() -> None:
         (Grid(keeps=(1.0,)), "keep ratio of 1 prunes nothing"),
         (Grid(debias=("all",)), "unknown debias 'all': choose among none, position, padding, both"),
         (Grid(methods=()), "nothing to compare"),
-        (Grid(resamples=0), "--resamples is 0"),
+        (Grid(resamples=0), "`resamples` is 0"),
     ],
 )
 def test_what_cannot_be_compared(grid: Grid, message: str) -> None:
@@ -121,11 +121,11 @@ class Pretended(Bundles):
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root, self.changes = root, changes
 
-    def of(self, way: Way) -> Path:
-        folder = self.root / f"{way.method}-{way.keep}-{way.has_curve}"
+    def of(self, pruning: Pruning) -> Path:
+        folder = self.root / f"{pruning.name()}-{pruning.debias}"
         if not folder.exists():
-            flat = {} if way.has_curve else {"debias": "padding"}
-            write_bundle(folder, method=way.method, **{**flat, **self.changes})
+            flat = {} if pruning.debias is None else {"debias": pruning.debias}
+            write_bundle(folder, method=pruning.method, **{**flat, **self.changes})
         return folder
 
 
@@ -194,7 +194,7 @@ def test_only_what_can_be_scored_is_compared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="MM-Vet cannot be scored here"):
         compare(Pretended(tmp_path), benchmark_by_name("mmvet"), QUESTIONS, ASKING, GRID, tmp_path)
     without = [replace(QUESTIONS[0], answers=())]
-    with pytest.raises(InputError, match="--annotations"):
+    with pytest.raises(InputError, match="`annotations`"):
         compare(Pretended(tmp_path), benchmark_by_name("vqav2"), without, ASKING, GRID, tmp_path)
 
 
@@ -231,37 +231,3 @@ def test_a_debias_looks_alike_in_every_panel(tmp_path: Path, monkeypatch: pytest
         for panel in drawn[0].axes
     )
     assert first == second != set()
-
-
-def test_a_bundle_is_exported_once_and_anew_for_another_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgeprune.export import pipeline
-
-    made: list[dict[str, Any]] = []
-
-    def export(model: Path, output: Path, **options: Any) -> Path:
-        made.append(options)
-        output.mkdir()
-        return output
-
-    monkeypatch.setattr(pipeline, "export", export)
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-
-    def bundles(grid: Grid) -> Bundles:
-        return Bundles(model, tmp_path / "cache", grid, Silent())
-
-    way = Way("fastv + both", "fastv", 0.3, has_curve=True, mask="own")
-    first = bundles(Grid(layer=1)).of(way)
-    assert bundles(Grid(layer=1)).of(replace(way, mask="ones")) == first
-    assert made == [
-        {"keep": 0.3, "method": "fastv", "layer": 1, "curve": None, "debias": None, "verify": False}
-    ]
-    flat = bundles(Grid(layer=1)).of(replace(way, has_curve=False))
-    assert (made[-1]["curve"], made[-1]["debias"]) == (None, "padding")
-    assert bundles(Grid(layer=2)).of(way) not in (first, flat)
-    (model / "config.json").write_text("{ }")
-    assert bundles(Grid(layer=1)).of(way) != first
-    assert len(made) == 4
