@@ -27,6 +27,7 @@ child.wait()
 
 
 def running(pid: int) -> bool:
+    """Whether the process is there and no zombie, which an orphan may be for long in a container."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -24,6 +24,7 @@ from edgeprune.runtime.engines.sidecar import read_sidecar
 from tests.conftest import SAMPLE_MODEL
 from tests.manifests import make_manifest
 from tests.runtime.engines import fakes
+from tests.runtime.test_child import running
 
 needs_rtx = pytest.mark.skipif(
     not flavours.is_installed(flavours.TENSORRT_RTX), reason="pip install 'edgeprune[rtx]'"
@@ -203,11 +204,11 @@ def test_a_killed_build_takes_its_child_along(bundle: Path, tensorrt: object, tm
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
         child = int(_soon(lambda: pid.exists() and pid.read_text()))
-        assert _runs(child)
+        assert running(child)
     finally:
         parent.kill()
         parent.wait()
-    _soon(lambda: not _runs(child))
+    _soon(lambda: not running(child))
     assert list((bundle / "engines").iterdir())  # what it was at, which the next build removes
     module.write_text(module.read_text(encoding="utf-8").replace(sleeping, ""), encoding="utf-8")
     folder = build(bundle, flavour="tensorrt")
@@ -221,14 +222,6 @@ def _soon(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
-
-
-def _runs(pid: int) -> bool:
-    """Whether the process is there and no zombie, which an orphan may be for long in a container."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_tensorrt_builds_for_no_other_gpu_and_for_none(
