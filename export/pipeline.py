@@ -247,7 +247,7 @@ def _write(
         curve_buffer = torch.empty(tokens)
     stored = weights.locate(model, folder)
     size = weights.bytes_to_write(stored, folder, dtype)
-    need_space(scratch, size)
+    need_space(scratch.parent, size)
     buffers = weights.buffer_values(model)
     parts = family.parts(model, plan.tower)
 

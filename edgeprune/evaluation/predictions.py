@@ -147,7 +147,10 @@ class PredictionFile:
         self._end += len(content)
 
     def _read(self, lines: Sequence[bytes], wanted: Mapping[str, Any]) -> None:
-        header = _parsed(lines[0]) if lines else None
+        try:
+            header = _parsed(lines[0]) if lines else None
+        except ValueError:
+            header = None
         found = header.get("settings") if isinstance(header, dict) else None
         if not isinstance(header, dict) or header.get(HEADER) != _VERSION or not isinstance(found, dict):
             raise InputError(

@@ -18,7 +18,6 @@ from edgeprune.calibration import (
     plot,
     read_samples,
 )
-from edgeprune.calibration_files import State
 from edgeprune.curves import ExponentialCurve, FittedTo, load_curve, save_curve
 from edgeprune.errors import InputError, OutputError
 from edgeprune.fitting import Attention
@@ -91,68 +90,8 @@ def test_what_has_no_pictures(folder: Path, tmp_path: Path) -> None:
             read_samples(images)
     with pytest.raises(InputError, match=r"empty.txt is empty: expected a question"):
         read_samples(folder, tmp_path / "empty.txt")
-    with pytest.raises(InputError, match="--limit is 0"):
+    with pytest.raises(InputError, match="`limit` is 0"):
         read_samples(folder, limit=0)
-
-
-SETTINGS = {"method": "fastv", "grid": [6, 6]}
-
-
-def add(state: State, count: int = 5) -> None:
-    rng = np.random.default_rng(state.samples)
-    numbers = np.arange(state.samples, state.samples + count)
-    valid = (rng.random((count, 36)) > 0.2).astype(np.float32)
-    state.add(rng.random((len(state.attention), count, 36)).astype(np.float32), valid, numbers)
-
-
-@pytest.mark.parametrize("stages", [1, 3])
-def test_an_unfinished_run_goes_on(tmp_path: Path, stages: int) -> None:
-    path = tmp_path / "state.npz"
-    first = State(path, SETTINGS, 36, stages)
-    add(first)
-    first.save()
-    again = State(path, SETTINGS, 36, stages)
-    assert again.samples == 5
-    assert [stage.pictures for stage in again.attention] == [5] * stages
-    add(first)
-    add(again)
-    for ours, theirs in zip(again.attention, first.attention, strict=True):
-        for name in ("sums", "counts", "padding_paid", "total_paid", "padded", "tokens", "samples"):
-            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
-    assert len({stage.total_paid for stage in again.attention}) == stages
-    again.remove()
-    assert State(path, SETTINGS, 36, stages).samples == 0
-
-
-def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "state.npz"
-    State(path, SETTINGS, 36).save()
-    with pytest.raises(InputError, match=r"other settings \(method was fastv and is himap\).*--restart"):
-        State(path, {**SETTINGS, "method": "himap"}, 36)
-    for visual_tokens, stages in ((35, 1), (36, 2)):
-        with pytest.raises(InputError, match=r"another number of visual tokens or stages: .*--restart"):
-            State(path, SETTINGS, visual_tokens, stages)
-    assert State(path, {}, 36, restart=True).samples == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive"])
-def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "state.npz"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="is no unfinished calibration"):
-        State(path, SETTINGS, 36)
-
-
-def test_pickles_are_never_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "state.npz"
-    np.savez(path, settings=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match="is no unfinished calibration"):
-        State(path, SETTINGS, 36)
-
-
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="what was measured so far cannot be written"):
-        State(tmp_path / "nowhere" / "state.npz", SETTINGS, 36).save()
 
 
 def gathered(b: float, seed: int = 0) -> Attention:

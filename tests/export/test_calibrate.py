@@ -15,13 +15,14 @@ from transformers import AutoProcessor
 
 from edgeprune.calibration import Sample
 from edgeprune.curves import ExponentialCurve, load_curve, save_curve
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, OutputError
 from edgeprune.export import calibrate as calibrating
 from edgeprune.export.calibrate import Scorer, calibrate, scoring_plan
 from edgeprune.export.families.llava import Llava
 from edgeprune.export.origin import check_curve, fingerprint, origin
 from edgeprune.export.pipeline import export
 from edgeprune.export.processor import padding_mask_for, read_preprocessing
+from edgeprune.files import only_writer
 from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.masks import visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
@@ -297,8 +298,23 @@ def test_what_was_measured_before_a_damaged_picture_is_not_lost(
 def test_too_few_pictures_and_a_batch_of_none(model: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found 12, expected at least 40"):
         run(model, pictures, tmp_path / "curve.json", limit=12)
-    with pytest.raises(InputError, match="--batch is 0"):
+    with pytest.raises(InputError, match="`batch` is 0"):
         calibrate(model, pictures, tmp_path / "curve.json", batch=0)
+
+
+def test_what_cannot_be_is_seen_before_the_model_is_loaded(pictures: Path, tmp_path: Path) -> None:
+    none = tmp_path / "no model"
+    with pytest.raises(InputError, match="unknown `trend` 'cosine'"):
+        calibrate(none, pictures, tmp_path / "curve.json", trend="cosine")  # type: ignore[arg-type]
+    photo = sorted(pictures.iterdir())[0]
+    with pytest.raises(InputError, match=f"{photo.name} are one file"):
+        calibrate(none, pictures, photo)
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{photo}\n")
+    with pytest.raises(InputError, match=r"list\.txt are one file"):
+        calibrate(none, listed, listed)
+    with only_writer(tmp_path / "curve.json"), pytest.raises(OutputError, match="another run is writing"):
+        calibrate(none, pictures, tmp_path / "curve.json")
 
 
 def belongs(model: Path, method: str = "fastv", layer: Any = None) -> Any:

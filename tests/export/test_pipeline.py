@@ -137,13 +137,26 @@ def test_without_verification_the_manifest_says_so(
 
 def test_an_earlier_bundle_needs_force(handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path) -> None:
     earlier = write_bundle(tmp_path / "out", edgeprune_version="0.0.1")
-    with pytest.raises(OutputError, match=r"exists already: .*--force"):
+    with pytest.raises(OutputError, match=r"exists already: .*`force=True`"):
         export(llama_folder, keep=0.3, output=earlier, verify=False)
     assert handmade.calls == 0
     assert read_manifest(earlier).edgeprune_version == "0.0.1"
     export(llama_folder, keep=0.3, output=earlier, verify=False, force=True)
     assert read_manifest(earlier).edgeprune_version == "0.1.0"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_models_own_folder_is_never_the_output(
+    handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(llama_folder, tmp_path / "above" / "model"))
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    (tmp_path / "link").symlink_to(model)
+    for output in (model, tmp_path / "link", tmp_path / "above", model / "..", model / "." / ".." / "model"):
+        with pytest.raises(InputError, match="is, or holds, the model's own folder"):
+            export(model, keep=0.3, output=output, verify=False, force=True)
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+    assert handmade.calls == 0
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt(), SystemExit(143)], ids=repr)
@@ -172,7 +185,7 @@ def test_a_disagreement_writes_nothing(
 
 def test_a_disk_that_fills_up(handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path) -> None:
     handmade.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(OutputError, match=r"is full: free some space or choose another -o"):
+    with pytest.raises(OutputError, match=r"is full: free some space or choose another `output`"):
         export(llama_folder, keep=0.3, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -183,14 +196,14 @@ def test_a_disk_too_small_is_known_before_anything_is_traced(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(pipeline.graph, "trace_vision", None)
-    with pytest.raises(OutputError, match=r"is full: .* GB are needed and 0\.00 GB are free"):
+    with pytest.raises(OutputError, match=r"is full: 217 kB are needed and 1 kB are free, 216 kB too little"):
         export(llama_folder, keep=0.3, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_to(llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OutputError, match="cannot be written to"):
+    with pytest.raises(OutputError, match="cannot be made"):
         export(llama_folder, keep=0.3, output=tmp_path / "file" / "out")
 
 

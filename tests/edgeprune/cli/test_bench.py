@@ -155,10 +155,10 @@ def test_json_is_the_report(cli: Cli, bench: FakeBench) -> None:
     "given", ["--runs 0", "--warmup -1", "--max-new-tokens 1", "--threads 0", "--backend abacus"]
 )
 def test_a_measurement_that_cannot_be(cli: Cli, sample_bundle: Path, given: str) -> None:
-    name, value = given.removeprefix("--").split()
+    name, value = given.split()
     message = cli("bench", sample_bundle, *given.split()).message
     assert value in message
-    assert f"--{name} is" in message or "back end" in message
+    assert f"{name} is" in message or "back end" in message
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from edgeprune.evaluation import answering
+from edgeprune.files import alone_in
 from tests.edgeprune.cli.conftest import Cli, snapshot
 from tests.edgeprune.evaluation.files import dump, lines, picture
 from tests.edgeprune.evaluation.test_comparison import Answering
@@ -66,6 +68,55 @@ def test_another_run_in_the_same_folder_is_refused(cli: Cli, bundle: Path, data:
     assert cli(*command, "--max-new-tokens", "9", "--restart").code == 0
 
 
+@pytest.mark.parametrize("restart", [[], ["--restart"]])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("predictions.jsonl", "is no file of predictions"),
+        ("result.json", "result.json exists, and no answers of an earlier evaluation beside it"),
+        ("submission.json", "submission.json exists, and no answers of an earlier evaluation beside it"),
+    ],
+)
+def test_files_of_others_in_the_folder_stay(
+    cli: Cli, bundle: Path, data: Path, name: str, message: str, restart: list[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out", name).write_text('{"mine": 1}')
+    before = snapshot(Path("out"))
+    command = ("eval", bundle, "--data", data, "--metric", "mmvet", "-o", "out", *restart)
+    assert message in cli(*command).message
+    assert snapshot(Path("out")) == before
+
+
+def test_no_output_is_an_input(cli: Cli, bundle: Path, data: Path) -> None:
+    Path("out").mkdir()
+    Path("out/result.json").symlink_to(data.absolute())
+    before = data.read_bytes()
+    message = cli("eval", bundle, "--data", data, "--metric", "exact", "-o", "out").message
+    assert "are one file" in message
+    assert data.read_bytes() == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused_at_once(cli: Cli, bundle: Path, data: Path) -> None:
+    Path("out").mkdir()
+    command = ("eval", bundle, "--data", data, "--metric", "exact", "-o", "out")
+    with alone_in(Path("out")):
+        assert "another run is writing to out: wait until it ends, or choose another --output" in (
+            cli(*command).message
+        )
+    assert not list(Path("out").iterdir())
+    assert cli(*command).code == 0
+
+
+def test_pipes_are_refused_at_once(cli: Cli, bundle: Path, data: Path) -> None:
+    os.mkfifo("fifo")
+    for options in (
+        ("--data", "fifo", "--metric", "exact"),
+        ("--data", data, "--annotations", "fifo", "--metric", "gqa"),
+    ):
+        assert "fifo is a pipe: expected a regular file" in cli("eval", bundle, *options).message
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -73,6 +124,11 @@ def test_another_run_in_the_same_folder_is_refused(cli: Cli, bundle: Path, data:
         (["--metric", "exact", "--limit", "0"], "--limit is 0"),
         (["--metric", "exact", "--batch", "0"], "--batch is 0"),
         (["--metric", "exact", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--metric", "exact", "--seed", "-1"], "--seed is -1: expected a whole number from 0"),
+        (["--metric", "exact", "--resamples", "0"], "--resamples is 0: expected a whole number from 1"),
+        (["--metric", "exact", "--resamples", str(10**12)], "--resamples is 1000000000000"),
+        (["--metric", "exact", "--frames", "0"], "--frames is 0"),
+        (["--metric", "exact", "--threads", "0"], "--threads is 0"),
         (["--metric", "exact", "--template", "x"], "the prompt template is 'x'"),
         (
             ["--metric", "exact", "--keep", "0.3"],

@@ -204,7 +204,7 @@ def test_a_wrong_value_leaves_the_earlier_bundle(
 def test_an_output_that_exists_needs_force(cli: Cli, earlier: Path) -> None:
     before = snapshot(earlier.parent)
     assert (
-        "exists already: name another folder, or add --force"
+        "exists already: choose another --output, or replace it with --force"
         in cli("export", SAMPLE_MODEL, "--keep", "0.3", "-o", earlier).message
     )
     assert snapshot(earlier.parent) == before
@@ -222,7 +222,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced_by_force(cli: Cli, tmp_path:
 def test_an_output_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     result = cli("export", SAMPLE_MODEL, "--keep", "0.3", "-o", tmp_path / "file" / "bundle")
-    assert "cannot be written to" in result.message
+    assert "cannot be made (File exists)" in result.message
 
 
 def test_a_full_disk(cli: Cli, earlier: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,7 @@ def send(number: int, tmp_path: Path) -> subprocess.Popen[str]:
     code = f"""
 import time
 from edgeprune.cli import machine
-from edgeprune.bundle import writing_to
+from edgeprune.replacing import writing_to
 def work():
     with writing_to({str(tmp_path / "bundle")!r}) as scratch:
         (scratch / "half").write_text("x")

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -167,8 +168,8 @@ def test_a_picture_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch
     path = tmp_path / "kept.png"
     path.write_bytes(b"earlier")
 
-    def fails(self: Image.Image, target: Path) -> None:
-        Path(target).write_bytes(b"half")
+    def fails(self: Image.Image, target: Any, format: str) -> None:
+        target.write(b"half")
         raise OSError("disk")
 
     monkeypatch.setattr(Image.Image, "save", fails)

@@ -280,7 +280,7 @@ def _no_height(path: Path) -> None:
         (lambda path: path.write_text("no picture"), "is not an image"),
         (lambda path: path.write_bytes(PICTURE.read_bytes()[:3000]), "truncated or damaged"),
         (lambda path: path.write_bytes(b""), "is not an image"),
-        (_no_height, "is not an image"),
+        (_no_height, "is a PNM picture (PBM, PGM, PPM): expected JPEG"),
         (_huge, "is too large"),
     ],
     ids=["missing", "folder", "text", "truncated", "empty", "no height", "huge"],

@@ -55,19 +55,19 @@ def test_an_interrupted_run_asks_only_what_is_missing(
     monkeypatch.setattr(answering, "Bundle", Counting)
     questions = sample_questions()[:8]
     path = tmp_path / "answers.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        ask(tmp_path, questions, PredictionFile(path, {}, questions), ASKING)
-    assert PredictionFile(path, {}, questions).missing == [3, 4, 5, 6, 7]
-    with pytest.raises(KeyboardInterrupt):
-        ask(tmp_path, questions, PredictionFile(path, {}, questions), ASKING)
+    for missing in ([0, 1, 2, 3, 4, 5, 6, 7], [3, 4, 5, 6, 7]):
+        with PredictionFile(path, {}, questions) as file:
+            assert file.missing == missing
+            with pytest.raises(KeyboardInterrupt):
+                ask(tmp_path, questions, file, ASKING)
     assert Counting.asked == [3, 4, 5]
 
 
 def test_a_complete_run_loads_nothing(tmp_path: Path) -> None:
     questions = sample_questions()[:1]
-    file = PredictionFile(tmp_path / "answers.jsonl", {}, questions)
-    file.append([(0, Prediction("red", 9, (), 0, 1))])
-    ask(tmp_path / "no bundle", questions, file, ASKING)
+    with PredictionFile(tmp_path / "answers.jsonl", {}, questions) as file:
+        file.append([(0, Prediction("red", 9, (), 0, 1))])
+        ask(tmp_path / "no bundle", questions, file, ASKING)
 
 
 @pytest.mark.slow
@@ -151,8 +151,9 @@ def test_settings_change_with_everything_an_answer_depends_on(
 @pytest.mark.parametrize(
     ("asking", "message"),
     [
-        (Asking(0), "--max-new-tokens is 0"),
-        (Asking(1, batch=0), "--batch is 0"),
+        (Asking(0), "`max_new_tokens` is 0"),
+        (Asking(1, batch=0), "`batch` is 0"),
+        (Asking(1, threads=-1), "`threads` is -1"),
         (Asking(1, "{question}"), r"expected one with \{images\}"),
         (Asking(1, "{images}"), r"and \{question\} where the question goes"),
     ],

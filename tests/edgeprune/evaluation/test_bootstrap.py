@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgeprune.errors import InputError
-from edgeprune.evaluation.bootstrap import interval, paired
+from edgeprune.evaluation.bootstrap import check_resampling, interval, paired
+from edgeprune.evaluation.comparison import Grid
 from edgeprune.evaluation.metrics import Tally, exact_match, mme_score
 from edgeprune.evaluation.questions import Question
 
@@ -77,6 +79,21 @@ def test_other_questions_cannot_be_paired() -> None:
         paired(tally(RIGHT), tally(RIGHT, pictures=40))
 
 
-def test_a_number_of_resamples_below_one_is_refused() -> None:
-    with pytest.raises(InputError, match="resamples is 0: expected at least 1"):
-        interval(tally(RIGHT), resamples=0)
+@pytest.mark.parametrize(
+    ("resamples", "seed", "message"),
+    [
+        (0, 0, "`resamples` is 0: expected a whole number from 1 to 1000000"),
+        (10**12, 0, "`resamples` is 1000000000000"),
+        (2.5, 0, "`resamples` is 2.5"),
+        (True, 0, "`resamples` is True"),
+        (9, -1, "`seed` is -1: expected a whole number from 0"),
+        (9, 10**30, "`seed` is 1000"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(resamples: Any, seed: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_resampling(resamples, seed)
+    with pytest.raises(InputError, match=message):
+        interval(tally(RIGHT), resamples, seed)
+    with pytest.raises(InputError, match=message):  # so that nothing is asked before
+        Grid(resamples=resamples, seed=seed)

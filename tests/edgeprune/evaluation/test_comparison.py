@@ -76,7 +76,6 @@ def test_without_the_plain_method_nothing_is_compared_with_it() -> None:
         (Grid(keeps=(1.0,)), "keep ratio of 1 prunes nothing"),
         (Grid(debias=("all",)), "unknown debias 'all': choose among none, position, padding, both"),
         (Grid(methods=()), "nothing to compare"),
-        (Grid(resamples=0), "`resamples` is 0"),
     ],
 )
 def test_what_cannot_be_compared(grid: Grid, message: str) -> None:

@@ -79,7 +79,7 @@ def test_malformed_lines_are_named(tmp_path: Path, content: str, message: str) -
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     refused("there is no file .*q.jsonl", "exact", tmp_path / "q.jsonl")
-    refused("is a folder: expected a file", "exact", tmp_path)
+    refused("is a folder: expected a regular file", "exact", tmp_path)
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     refused("is not UTF-8 text", "exact", tmp_path / "b.jsonl")
 
@@ -94,7 +94,7 @@ def test_a_missing_picture_is_named_with_its_question(tmp_path: Path) -> None:
 def test_a_limit_takes_the_first_ones(tmp_path: Path) -> None:
     data = lines(tmp_path / "q.jsonl", *({"question_id": n, "text": "?", "answer": "x"} for n in range(5)))
     assert [question.id for question in read("exact", data, limit=2)] == [0, 1]
-    refused("--limit is 0: expected at least 1", "exact", data, limit=0)
+    refused("`limit` is 0: expected a whole number of at least 1", "exact", data, limit=0)
 
 
 def test_an_unknown_metric_lists_the_known() -> None:
@@ -534,7 +534,7 @@ def test_videos_without_frames_or_answers(tmp_path: Path) -> None:
     data, frames, answers = video_files(tmp_path)
     refused("entry 1: there are no frames", "msvd-qa", data, tmp_path, answers)
     refused("holds no reference answers", "msvd-qa", data, frames)
-    refused("--frames is 0", "msvd-qa", data, frames, answers, frames=0)
+    refused("`frames` is 0", "msvd-qa", data, frames, answers, frames=0)
     refused(
         "entry 1: .*has no answer to question v_1",
         "msvd-qa",

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgeprune.runtime.engines.sidecar import read_sidecar
 from tests.conftest import SAMPLE_MODEL
 from tests.manifests import make_manifest
 from tests.runtime.engines import fakes
+from tests.runtime.test_child import running
 
 needs_rtx = pytest.mark.skipif(
     not flavours.is_installed(flavours.TENSORRT_RTX), reason="pip install 'edgeprune[rtx]'"
@@ -158,6 +160,68 @@ def test_the_timing_cache_is_read_and_written(bundle: Path, tensorrt: object, tm
     cache.write_bytes(b"other GPU")
     with pytest.raises(BackendError, match="is of another GPU or TensorRT: name another file"):
         build(bundle, flavour="tensorrt", timing_cache=cache)
+
+
+def test_a_timing_cache_that_cannot_be_is_refused_before_the_build(
+    bundle: Path, tensorrt: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_run", None)
+    os.mkfifo(tmp_path / "fifo")
+    weights = (bundle / "language.onnx").read_bytes()
+    for path, words in (
+        (tmp_path / "fifo", "the timing cache .* is a pipe: expected a regular file"),
+        (tmp_path, "is a folder"),
+        (bundle / "language.onnx", r"the output .*language\.onnx and the input .* are one file"),
+        (bundle / "edgeprune.json", "are one file"),
+    ):
+        with pytest.raises(InputError, match=words):
+            build(bundle, flavour="tensorrt", timing_cache=path)
+    with pytest.raises(OutputError, match="in a folder that exists"):
+        build(bundle, flavour="tensorrt", timing_cache=tmp_path / "none" / "times")
+    assert (bundle / "language.onnx").read_bytes() == weights
+
+
+def test_a_killed_build_takes_its_child_along(bundle: Path, tensorrt: object, tmp_path: Path) -> None:
+    module = tmp_path / "packages" / "tensorrt.py"
+    pid = tmp_path / "pid"
+    sleeping = (
+        f"\nimport os, time\nfrom pathlib import Path\n"
+        f"def build_for_long(*_):\n"
+        f"    Path({str(pid)!r}).write_text(str(os.getpid()))\n"
+        f"    time.sleep(120)\n"
+        f"Builder.build_serialized_network_to_stream = build_for_long\n"
+    )
+    module.write_text(module.read_text(encoding="utf-8") + sleeping, encoding="utf-8")
+    code = (
+        "from edgeprune.runtime.engines import build, device, memory\n"
+        "from tests.runtime.engines import fakes\n"
+        "device.is_installed = lambda: True\n"
+        "device.runtime = lambda what, extra: fakes.CUDART\n"
+        "memory.available_memory = lambda: 1 << 40\n"
+        f"build({str(bundle)!r}, flavour='tensorrt')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    try:
+        child = int(_soon(lambda: pid.exists() and pid.read_text()))
+        assert running(child)
+    finally:
+        parent.kill()
+        parent.wait()
+    _soon(lambda: not running(child))
+    assert list((bundle / "engines").iterdir())  # what it was at, which the next build removes
+    module.write_text(module.read_text(encoding="utf-8").replace(sleeping, ""), encoding="utf-8")
+    folder = build(bundle, flavour="tensorrt")
+    assert list((bundle / "engines").iterdir()) == [folder]
+
+
+def _soon(condition: Callable[[], Any]) -> Any:
+    """The condition's value as soon as it is true."""
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 def test_tensorrt_builds_for_no_other_gpu_and_for_none(

@@ -1,0 +1,136 @@
+"""An unfinished calibration on the disk, and the files that a calibration would write over."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeprune.calibration_files import Outputs, State
+from edgeprune.curves import ExponentialCurve, save_curve
+from edgeprune.errors import InputError, OutputError
+
+SETTINGS = {"method": "fastv", "grid": [6, 6]}
+
+
+def add(state: State, count: int = 5) -> None:
+    rng = np.random.default_rng(state.samples)
+    numbers = np.arange(state.samples, state.samples + count)
+    valid = (rng.random((count, 36)) > 0.2).astype(np.float32)
+    state.add(rng.random((len(state.attention), count, 36)).astype(np.float32), valid, numbers)
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_an_unfinished_run_goes_on(tmp_path: Path, stages: int) -> None:
+    path = tmp_path / "state.npz"
+    first = State(path, SETTINGS, 36, stages)
+    add(first)
+    first.save()
+    again = State(path, SETTINGS, 36, stages)
+    assert again.samples == 5
+    assert [stage.pictures for stage in again.attention] == [5] * stages
+    add(first)
+    add(again)
+    for ours, theirs in zip(again.attention, first.attention, strict=True):
+        for name in ("sums", "counts", "padding_paid", "total_paid", "padded", "tokens", "samples"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    assert len({stage.total_paid for stage in again.attention}) == stages
+    again.remove()
+    assert State(path, SETTINGS, 36, stages).samples == 0
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    State(path, SETTINGS, 36).save()
+    with pytest.raises(InputError, match=r"other settings \(method was fastv and is himap\).*`restart=True`"):
+        State(path, {**SETTINGS, "method": "himap"}, 36)
+    for visual_tokens, stages in ((35, 1), (36, 2)):
+        with pytest.raises(InputError, match=r"another number of visual tokens or stages: .*`restart=True`"):
+            State(path, SETTINGS, visual_tokens, stages)
+    assert State(path, {}, 36, restart=True).samples == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive"])
+def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no unfinished calibration"):
+        State(path, SETTINGS, 36)
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    np.savez(path, settings=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(InputError, match="is no unfinished calibration"):
+        State(path, SETTINGS, 36)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="what was measured so far cannot be written"):
+        State(tmp_path / "nowhere" / "state.npz", SETTINGS, 36).save()
+
+
+@pytest.mark.parametrize("settings", ["null", "[]", "3", "{", "[" * 100_000])
+def test_settings_of_another_form_are_refused(tmp_path: Path, settings: str) -> None:
+    path = tmp_path / "state.npz"
+    np.savez(path, settings=np.array(settings))
+    with pytest.raises(InputError, match="is no unfinished calibration"):
+        State(path, SETTINGS, 36)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.npz")
+    with pytest.raises(InputError, match="is a pipe"):
+        State(tmp_path / "state.npz", SETTINGS, 36)
+
+
+# What would be written over
+
+
+def test_outputs_go_by_the_curves_name(tmp_path: Path) -> None:
+    found = Outputs.beside(tmp_path / "a.json")
+    assert [path.name for path in (found.curve, found.report, found.plot, found.unfinished)] == [
+        "a.json",
+        "a.report.json",
+        "a.png",
+        "a.json.unfinished.npz",
+    ]
+    found.check([])
+
+
+def test_an_earlier_curve_is_written_over_with_all_beside_it(tmp_path: Path) -> None:
+    found = Outputs.beside(tmp_path / "curve.json")
+    save_curve(ExponentialCurve(b=0.01, num_tokens=36), found.curve)
+    found.report.touch()
+    found.plot.touch()
+    found.check([tmp_path / "pictures.txt"])
+
+
+@pytest.mark.parametrize("content", ["{}", "", '{"mine": 1}', json.dumps({"kind": "mine"})])
+def test_another_file_at_the_output_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "curve.json").write_text(content)
+    with pytest.raises(InputError, match=r"exists and is no bias curve: move it away"):
+        Outputs.beside(tmp_path / "curve.json").check([])
+
+
+@pytest.mark.parametrize("name", ["cat.png", "cat.report.json"])
+def test_a_file_beside_it_that_no_calibration_wrote_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=rf"{name} exists without the bias curve cat\.json"):
+        Outputs.beside(tmp_path / "cat.json").check([])
+
+
+@pytest.mark.parametrize("name", ["cat.json", "cat.png", "cat.report.json", "cat.json.unfinished.npz"])
+def test_no_output_is_an_input(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(name)
+    with pytest.raises(InputError, match="are one file"):
+        Outputs.beside(tmp_path / "cat.json").check([tmp_path / "link"])
+
+
+def test_a_folder_that_is_missing_is_seen_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="in a folder that exists"):
+        Outputs.beside(tmp_path / "none" / "curve.json").check([])
