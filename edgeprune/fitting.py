@@ -162,17 +162,17 @@ class Fit:
         if not self.slope.significant:
             return (
                 f"attention does not change with the token's index (p = {self.slope.p:.2g}): there is no "
-                "recency bias to take out; export with --debias padding"
+                "recency bias to take out; export with `debias='padding'`"
             )
         if self.trend.error >= self.flat_error:
             return (
                 "the trend is there, but on pictures it was not fitted to no curve is better than none; "
-                "export with --debias padding"
+                "export with `debias='padding'`"
             )
         if self.slope.b < 0:
             return (
                 "attention falls with the token's index, which is no recency bias: the curve would favour "
-                "late tokens; compare it with --debias padding before you use it"
+                "late tokens; compare it with `debias='padding'` before you use it"
             )
         return None
 

@@ -101,7 +101,7 @@ def verify_bundle(
     if bad := failures(checks):
         raise VerificationError(
             f"the exported graph does not agree with the original model: {bad}. "
-            "Nothing was written; --no-verify would write it all the same"
+            "Nothing was written; `verify=False` would write it all the same"
         )
     return manifest.model_copy(update={"verification": Verification(checks=tuple(checks))})
 

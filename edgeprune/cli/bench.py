@@ -15,6 +15,7 @@ from edgeprune.cli.output import (
     digits,
     print_fields,
     print_json,
+    print_reason,
     print_table,
     progress_on_stderr,
 )
@@ -120,8 +121,9 @@ def _print_report(report: BenchReport) -> None:
     fields += [("engine", f"{one.name}: {one.engine}") for one in report.variants if one.engine is not None]
     fields.append(("peak memory", report.peak_memory_metric))
     fields += [(f"speed-up over {found.over}", _speed_up_text(found)) for found in report.speed_ups]
-    fields += [("not measured", reason) for reason in report.not_measured]
     print_fields(fields)
+    for reason in report.not_measured:
+        print_reason("not measured", reason, stderr=False)
 
 
 def _speed_up_text(found: SpeedUp) -> str:

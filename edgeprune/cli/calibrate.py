@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeprune.cli.output import Json, print_fields, print_json, print_table, progress_on_stderr
+from edgeprune.cli.output import Json, print_fields, print_json, print_reason, print_table, progress_on_stderr
 from edgeprune.cli.pruning import Layer, Method, read_layers
 from edgeprune.errors import InputError, OutputError
 
@@ -142,7 +142,7 @@ def _print(found: Calibration) -> None:
     if len(found.stages) > 1:
         _print_stages(found.stages)
     if fit.advice is not None:
-        print(f"note: {fit.advice}")
+        print_reason("note", fit.advice)
 
 
 def _print_stages(stages: tuple[StageCalibration, ...]) -> None:

@@ -15,6 +15,7 @@ from edgeprune.cli.output import (
     Threads,
     print_fields,
     print_json,
+    print_reason,
     print_table,
     progress_on_stderr,
 )
@@ -329,5 +330,5 @@ def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
     header = ["selection", "keep", found.figure, "difference to the plain method", "kept", "padding"]
     print_table(header, rows, title)
     for reason in found.left_out:
-        print(f"left out: {reason}")
+        print_reason("left out", reason, stderr=False)
     print(f"written to {folder}: comparison.md, comparison.json, comparison.png, and every answer")

@@ -182,10 +182,10 @@ class _Notes(logging.Handler):
     def print(self, arguments: Sequence[str]) -> None:
         """On stderr, each once."""
         for text in dict.fromkeys(self._texts):
-            print(f"note: {_in_options(text, arguments)}", file=sys.stderr)
+            print(f"note: {in_options(text, arguments)}", file=sys.stderr)
 
 
-def _in_options(message: str, arguments: Sequence[str]) -> str:
+def in_options(message: str, arguments: Sequence[str] = ()) -> str:
     """In the words of the command line, and on one line, whatever names and foreign messages are in it."""
     command = next((name for name in arguments[:1] if name in _COMMANDS), None)
     return " ".join(with_options(message, options_of(typer.main.get_command(app), command)).split())
@@ -193,7 +193,7 @@ def _in_options(message: str, arguments: Sequence[str]) -> str:
 
 def _failed(message: str, arguments: Sequence[str], code: int = INPUT) -> int:
     # Not through rich: it would wrap the line and read brackets as markup.
-    print(f"error: {_in_options(message, arguments)}", file=sys.stderr)
+    print(f"error: {in_options(message, arguments)}", file=sys.stderr)
     return code
 
 

@@ -37,6 +37,13 @@ Threads = Annotated[
 ]
 
 
+def print_reason(what: str, reason: str, stderr: bool = True) -> None:
+    """One line from the library, with the command line's options in the place of its parameters."""
+    from edgeprune.cli.main import in_options
+
+    print(f"{what}: {in_options(reason)}", file=sys.stderr if stderr else sys.stdout)
+
+
 def print_json(kind: str, value: Mapping[str, object]) -> None:
     """One JSON object that says what it is: `format` changes when a key does."""
     text = json.dumps({"format": f"edgeprune.{kind}/1", **value}, indent=2, ensure_ascii=False)

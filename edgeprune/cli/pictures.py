@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.cli.output import check_picture_path, save_picture
 from edgeprune.errors import InputError
+from edgeprune.files import refuse_same
 
 if TYPE_CHECKING:
     from edgeprune.manifest import Manifest
@@ -47,6 +48,7 @@ def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> Non
     if not images:
         raise InputError("there is no image to draw the kept tokens on: give one with --image")
     check_picture_path(path)
+    refuse_same([path], images)
 
 
 def draw_reply(manifest: Manifest, images: Sequence[str], reply: Reply, path: Path) -> None:

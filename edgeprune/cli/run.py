@@ -17,6 +17,7 @@ from edgeprune.cli.output import (
     digits,
     print_fields,
     print_json,
+    print_reason,
     seconds_text,
 )
 from edgeprune.cli.pictures import check_drawable, draw_reply, images_of
@@ -240,7 +241,7 @@ def _ask_each(model: Model, asking: _Asking, question: str, images: list[Path], 
             replies.append({"image": str(image), "error": str(error)})
             if not as_json:
                 print(flush=True)
-                print(f"left out: {error}", file=sys.stderr)
+                print_reason("left out", str(error))
             continue
         replies.append({"image": str(image), **reply.to_dict()})
         if not as_json:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeprune.cli import summary
-from edgeprune.cli.output import Backend, Bundle, Json, print_json, progress_on_stderr
+from edgeprune.cli.output import Backend, Bundle, Json, print_json, print_reason, progress_on_stderr
 from edgeprune.errors import InputError, MissingDependencyError, VerificationError
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def verify(
         print(f"{len(manifest.files)} files match their hashes")
         summary.print_checks(checks, "compared with the original model" if against else "checked without it")
         for reason in left_out:
-            print(f"left out: {reason}", file=sys.stderr)
+            print_reason("left out", reason)
     if bad:
         raise VerificationError(
             f"the bundle {bundle} does not do what it should: {bad}; export it again, or try "

@@ -92,7 +92,7 @@ def check_pictures(questions: Sequence[Question]) -> None:
             if not picture.is_file():
                 raise InputError(
                     f"{question.where}: there is no picture {picture}: expected every picture that is asked "
-                    "about; give the right folder with --images"
+                    "about; give the right folder with `images`"
                 )
             seen.add(picture)
 
@@ -144,7 +144,7 @@ class Record:
             have = ", ".join(map(str, self.values)) or "none"
             raise InputError(
                 f"{self.where}: the field {name} is missing (found: {have}): expected a question file of "
-                "this benchmark; check --metric and the file"
+                "this benchmark; check `metric` and the file"
             )
         return self.values.get(name, default)
 
@@ -196,7 +196,7 @@ def entries(value: object, path: Path) -> Iterator[Record]:
     """
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else f"a JSON {type(value).__name__}"
-        raise InputError(f"{path} holds {found}: expected a list of questions; check --metric and the file")
+        raise InputError(f"{path} holds {found}: expected a list of questions; check `metric` and the file")
     for number, item in enumerate(value, start=1):
         where = f"{path}, entry {number}"
         if not isinstance(item, dict):
@@ -213,7 +213,7 @@ def members(value: object, path: Path) -> Iterator[tuple[str, Record]]:
     if not isinstance(value, dict) or not value:
         raise InputError(
             f"{path} holds a JSON {type(value).__name__}: expected an object with a member per question; "
-            "check --metric and the file"
+            "check `metric` and the file"
         )
     for name, item in value.items():
         if not isinstance(item, dict):

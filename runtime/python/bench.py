@@ -235,7 +235,7 @@ def run(
 def _no_baseline(bundle: str | os.PathLike[str], backend: str) -> str:
     return (
         f"what {os.fspath(bundle)} gains: an engine cannot be changed as an ONNX file can; export the model "
-        f"with --method none too, build that with --flavour {backend}, and give it as --baseline"
+        f"with `method='none'` too, build that with `flavour='{backend}'`, and give it as `baselines`"
     )
 
 

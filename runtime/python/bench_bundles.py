@@ -92,7 +92,7 @@ def _check_same_model(other: Measured, own: Measured) -> None:
     if wrong:
         raise InputError(
             f"the baseline {other.name} does not fit the bundle {own.name}: {'; '.join(wrong)}; export it "
-            "from the same model with the same options, but for --method, --keep and --debias"
+            "from the same model with the same options, but for `method`, `keep` and `debias`"
         )
 
 

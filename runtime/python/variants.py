@@ -54,8 +54,8 @@ def write_variant(name: str, bundle: Path, manifest: Manifest, target: Path) -> 
     if merging and name != PRUNED:
         raise BundleError(
             f"the graphs merge tokens before a pruning node, in {merging[0]} ({manifest.plan.describe()}), "
-            f"and would not be {name} without the node: export the model with --method none, or with "
-            "--debias none, and give those bundles as --baseline"
+            f"and would not be {name} without the node: export the model with `method='none'`, or with "
+            "`debias='none'`, and give those bundles as `baselines`"
         )
     vision, model = (_loaded(bundle, graph.file) for graph in (manifest.vision, manifest.language))
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == _PRUNE_OP]

@@ -65,7 +65,7 @@ def test_without_a_trend_it_says_so() -> None:
     found = fit(pictures(np.full(V, 0.003)))
     assert not found.slope.significant
     assert found.advice is not None
-    assert "--debias padding" in found.advice
+    assert "`debias='padding'`" in found.advice
 
 
 def test_p_is_uniform_without_a_trend() -> None:

@@ -61,7 +61,7 @@ def test_a_baseline_that_differs_in_more_than_pruning(
     message = str(caught.value)
     assert message.startswith(f"the baseline {other} does not fit the bundle {own}: {words}")
     assert message.endswith(
-        "from the same model with the same options, but for --method, --keep and --debias"
+        "from the same model with the same options, but for `method`, `keep` and `debias`"
     )
 
 

@@ -148,7 +148,7 @@ def test_a_graph_without_the_plan_s_stages_is_refused(
 @pytest.mark.parametrize("method", ["tokencarve", "illava-decoder"])
 @pytest.mark.parametrize("name", [UNPRUNED, NO_DEBIAS])
 def test_merging_before_the_node_cannot_be_taken_out(method: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=rf"in layer \d.*{method}.*--method none.* as --baseline"):
+    with pytest.raises(BundleError, match=rf"in layer \d.*{method}.*method='none'.* as `baselines`"):
         write_variant(name, tmp_path, make_manifest(method), tmp_path)
 
 

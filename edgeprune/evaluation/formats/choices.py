@@ -42,7 +42,7 @@ def _mmbench(files: Files, instruction: str) -> Iterator[Question]:
     if lacking:
         raise InputError(
             f"{files.data}, line 1: the columns {', '.join(lacking)} are missing (found: "
-            f"{', '.join(columns)}): expected MMBench's table; check --metric and the file"
+            f"{', '.join(columns)}): expected MMBench's table; check `metric` and the file"
         )
     pictures: dict[str, str] = {}
     for row in table:
@@ -145,6 +145,6 @@ def _scienceqa_turn(texts: list[str], where: str) -> str:
     if len(said) != 1 or said not in LETTERS[:5]:
         raise InputError(
             f"{where}: the second turn is {said!r:.40}: expected an option's letter as the answer; give "
-            "ScienceQA's problems.json with --annotations"
+            "ScienceQA's problems.json with `annotations`"
         )
     return said

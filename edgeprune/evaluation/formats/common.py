@@ -47,7 +47,7 @@ class Files:
         """
         if self.annotations is None:
             raise InputError(
-                f"{self.data} holds no reference answers: give {what} with --annotations, or only predict "
+                f"{self.data} holds no reference answers: give {what} with `annotations`, or only predict "
                 "where the benchmark is graded elsewhere"
             )
         return self.annotations
@@ -93,7 +93,7 @@ def answer_to(known: Mapping[str, Record], name: str, where: str, path: Path) ->
     if name not in known:
         raise InputError(
             f"{where}: {path} has no answer to question {name}: expected the annotations of these questions; "
-            "check --annotations"
+            "check `annotations`"
         )
     return known[name]
 
@@ -101,7 +101,7 @@ def answer_to(known: Mapping[str, Record], name: str, where: str, path: Path) ->
 def member(content: Any, name: str, path: Path) -> Any:
     if not isinstance(content, dict) or name not in content:
         raise InputError(
-            f"{path} has no member {name}: expected a file of this benchmark; check --metric and the file"
+            f"{path} has no member {name}: expected a file of this benchmark; check `metric` and the file"
         )
     return content[name]
 

@@ -44,7 +44,7 @@ def _frames(files: Files, name: str, where: str) -> tuple[Path, ...]:
     if not found:
         raise InputError(
             f"{where}: there are no frames of the video in {folder}: expected a folder of pictures; extract "
-            "the frames and give the folder above with --images"
+            "the frames and give the folder above with `images`"
         )
     count = min(files.frames, len(found))
     # The middles of equal parts of the video.

@@ -141,7 +141,7 @@ def textvqa(files: Files) -> list[Question]:
         if found is None:
             raise InputError(
                 f"{question.where}: {path} has no question {lines[0]!r} about picture {question.id}: "
-                "expected the annotations of these questions; check --annotations"
+                "expected the annotations of these questions; check `annotations`"
             )
         questions.append(replace(question, answers=found.strings("answers")))
     return questions

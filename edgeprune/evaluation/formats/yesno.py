@@ -47,7 +47,7 @@ def pope(files: Files) -> list[Question]:
             found = "ends" if reference is None else f"asks about {reference.text('image')}"
             raise InputError(
                 f"{question.where}: {own} {found} where the question is about {question.fields['image']}: "
-                "expected the same questions in the same order; check --annotations"
+                "expected the same questions in the same order; check `annotations`"
             )
         questions.append(_pope_label(question, reference))
     return questions
@@ -77,7 +77,7 @@ def mme(files: Files) -> list[Question]:
         if found is None:
             raise InputError(
                 f"{question.where}: {path} has no such question about {unit}: expected "
-                "MME's folder; check --annotations"
+                "MME's folder; check `annotations`"
             )
         questions.append(replace(question, answers=found.answers, unit=unit))
     return questions

@@ -332,7 +332,7 @@ class EngineBackend:
         if weights is not None:
             raise BackendError(
                 f"the back end {self.name} runs built engines, and this is a changed ONNX file: choose "
-                "--backend onnxruntime"
+                "`backend='onnxruntime'`"
             )
         manifest = read_manifest(folder)
         engines, sidecar = self.find(folder, manifest)

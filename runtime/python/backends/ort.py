@@ -252,7 +252,8 @@ class OrtBackend:
             if "NOT_IMPLEMENTED" in reason:
                 raise BackendError(
                     f"ONNX Runtime has no kernels for all of {path} here ({reason}): its CPU kernels do not "
-                    "run bfloat16, for one; export with --dtype fp16 or fp32, or choose another back end"
+                    "run bfloat16, for one; export with `dtype='fp16'` or `dtype='fp32'`, or choose another "
+                    "back end"
                 ) from error
             raise BackendError(
                 f"ONNX Runtime cannot load {path}: {reason}; try another back end, or export the bundle again"

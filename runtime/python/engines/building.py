@@ -92,13 +92,13 @@ def build(
     root = Path(os.path.abspath(bundle))
     manifest = read_manifest(root)
     limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens)
-    _check_positive("--workspace", workspace)
+    _check_positive("workspace", workspace)
     chosen = _flavour(flavour)
     trt = flavours.load(chosen, f"building engines for {chosen.title}")
     version = str(trt.__version__)
     if timing_cache is not None and chosen.builds_anywhere:
         raise InputError(
-            f"{chosen.title} measures no kernels and has no timing cache: leave out --timing-cache"
+            f"{chosen.title} measures no kernels and has no timing cache: leave out `timing_cache`"
         )
     if timing_cache is not None:
         _check_timing_cache(Path(timing_cache), root, manifest)
@@ -191,7 +191,7 @@ def _flavour(name: str | None) -> Flavour:
 
 def _check_positive(option: str, value: int | None) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{option} is {value!r}: expected at least 1 byte")
+        raise InputError(f"`{option}` is {value!r}: expected at least 1 byte")
 
 
 def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
@@ -249,7 +249,7 @@ def _how_it_ended(status: int, printed: str, job: Job, flavour: Flavour) -> str:
         return (
             f"building {job.output.name} was killed, as the system does when memory runs out: end other "
             "programs, "
-            "export with --dtype fp16, or build on a machine with more memory"
+            "export with `dtype='fp16'`, or build on a machine with more memory"
         )
     how = f"signal {-status}" if status < 0 else f"status {status}"
     last = printed.splitlines()[-1] if printed else "it printed nothing"

@@ -45,8 +45,8 @@ def compare(bundle: Path, manifest: Manifest, name: str) -> list[Check]:
     """
     if manifest.model.dtype not in _LIMITS:
         raise InputError(
-            f"ONNX Runtime's CPU kernels do not run {manifest.model.dtype}: export with --dtype fp16 or "
-            "fp32 to compare back ends"
+            f"ONNX Runtime's CPU kernels do not run {manifest.model.dtype}: export with `dtype='fp16'` or "
+            "`dtype='fp32'` to compare back ends"
         )
     backend = open_backend(name, bundle=bundle)
     return compare_backends(bundle, manifest, backend, open_backend(REFERENCE))

@@ -54,24 +54,24 @@ def resolve_limits(
         InputError: a number is too small, does not fit the model, or they contradict each other.
     """
     per_image, positions = manifest.tokens_per_image, manifest.model.max_positions
-    images = _whole("--max-images", max_images, 1, 0)
+    images = _whole("max_images", max_images, 1, 0)
     visual = images * per_image
-    prompt = _whole("--max-prompt", max_prompt, min(positions, visual + _DEFAULT_TEXT), 1)
+    prompt = _whole("max_prompt", max_prompt, min(positions, visual + _DEFAULT_TEXT), 1)
     if prompt > positions:
         raise InputError(
-            f"--max-prompt is {prompt}, and the model has {positions} positions: give at most that"
+            f"`max_prompt` is {prompt}, and the model has {positions} positions: give at most that"
         )
     if visual >= prompt:
         raise InputError(
             f"{images} pictures are {visual} visual tokens, and a prompt of at most {prompt} tokens has no "
             "room "
-            f"for them and a question: raise --max-prompt (up to {positions}) or lower --max-images"
+            f"for them and a question: raise `max_prompt` (up to {positions}) or lower `max_images`"
         )
     return Limits(
-        batch=_whole("--max-batch", max_batch, 1, 1),
+        batch=_whole("max_batch", max_batch, 1, 1),
         prompt=prompt,
         images=images,
-        new_tokens=_whole("--max-new-tokens", max_new_tokens, DEFAULT_NEW_TOKENS, 1),
+        new_tokens=_whole("max_new_tokens", max_new_tokens, DEFAULT_NEW_TOKENS, 1),
     )
 
 
@@ -79,7 +79,7 @@ def _whole(option: str, value: int | None, default: int, least: int) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{option} is {value!r}: expected a whole number of at least {least}")
+        raise InputError(f"`{option}` is {value!r}: expected a whole number of at least {least}")
     return value
 
 
@@ -97,9 +97,9 @@ def check_topk(manifest: Manifest, limits: Limits) -> None:
             raise InputError(
                 f"pruning stage {number} would keep {counts.kept} of the visual tokens of {limits.images} "
                 "pictures, and "
-                f"without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower --max-images, export "
+                f"without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower `max_images`, export "
                 "with a "
-                "lower --keep, or build with the plugin (--flavour tensorrt --plugin on)"
+                "lower `keep`, or build with the plugin (`flavour='tensorrt'`, `plugin='on'`)"
             )
 
 

@@ -73,15 +73,15 @@ def check(manifest: Manifest, flavour: Flavour, gpu: Gpu | None, gpu_free: int |
         raise InputError(
             f"building takes about {needed / 1e9:.1f} GB of memory for {weights / 1e9:.1f} GB of weights in "
             f"{manifest.model.layers} layers, and {available / 1e9:.1f} GB are available: end other "
-            "programs, export with --dtype fp16, build on a larger machine of the same kind, or add --force "
-            "to try it"
+            "programs, export with `dtype='fp16'`, build on a larger machine of the same kind, or add "
+            "`force=True` to try it"
         )
     on_gpu = int(_TIMES_WEIGHTS_ON_GPU * weights)
     if gpu is not None and gpu_free is not None and not gpu.shares_host_memory and on_gpu > gpu_free:
         raise InputError(
             f"building takes about {on_gpu / 1e9:.1f} GB of the GPU's memory, and {gpu_free / 1e9:.1f} GB "
             "are free: "
-            "end what else runs on it, export with --dtype fp16, or add --force to try it"
+            "end what else runs on it, export with `dtype='fp16'`, or add `force=True` to try it"
         )
     return needed
 

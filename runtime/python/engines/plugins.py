@@ -70,7 +70,7 @@ def choose(wish: Wish, flavour: Flavour, version: str, prunes: bool) -> Path | N
         InputError: the plugin was asked for and cannot be had.
     """
     if wish not in ("auto", "on", "off"):
-        raise InputError(f"--plugin is {wish!r}: expected auto, on or off")
+        raise InputError(f"`plugin` is {wish!r}: expected auto, on or off")
     if wish == "off" or not prunes:
         return None
     why_not = None
@@ -88,7 +88,7 @@ def choose(wish: Wish, flavour: Flavour, version: str, prunes: bool) -> Path | N
                 f"or set {ENVIRONMENT} to it"
             )
     if wish == "on" and why_not is not None:
-        raise InputError(f"--plugin on: {why_not}; --plugin off takes the function body instead")
+        raise InputError(f"`plugin='on'`: {why_not}; `plugin='off'` takes the function body instead")
     return library
 
 
@@ -162,5 +162,5 @@ def check_layers(trt: Any, network: Any, stages: int) -> None:
         raise BackendError(
             f"the graph has {stages} pruning nodes, and TensorRT made {found} plugin layers of them: build "
             "with "
-            "--plugin off, and report it"
+            "`plugin='off'`, and report it"
         )

@@ -48,11 +48,11 @@ def resolve_targets(flavour: Flavour, trt: Any, wanted: Sequence[str]) -> Target
         BackendError: there is no GPU here, and one is needed.
     """
     if not wanted:
-        raise InputError(f"no --target: give {CURRENT}, or {', '.join(KNOWN)}")
+        raise InputError(f"no `targets`: give {CURRENT}, or {', '.join(KNOWN)}")
     for name in wanted:
         if name != CURRENT and not re.fullmatch(r"sm\d{2,3}", name):
             known = ", ".join(f"{sm} ({gpus})" for sm, gpus in KNOWN.items())
-            raise InputError(f"--target {name!r} is no GPU architecture: expected {CURRENT}, {known}")
+            raise InputError(f"`targets` {name!r} is no GPU architecture: expected {CURRENT}, {known}")
     if flavour.builds_anywhere:
         return _anywhere(flavour, trt, wanted)
     return _here(flavour, wanted)
@@ -63,11 +63,11 @@ def _anywhere(flavour: Flavour, trt: Any, wanted: Sequence[str]) -> Targets:
     names = []
     for name in wanted:
         if name == CURRENT:
-            gpu = device.read_gpu(device.runtime(f"--target {CURRENT}", flavour.extra))
+            gpu = device.read_gpu(device.runtime(f"`targets` {CURRENT}", flavour.extra))
             if gpu is None:
                 raise BackendError(
                     f"{device.NO_GPU}; to build for another machine's GPU name it: "
-                    f"--target {' or '.join(able)}"
+                    f"`targets` {' or '.join(able)}"
                 )
             name = gpu.target
         if name not in able:
@@ -89,7 +89,7 @@ def _here(flavour: Flavour, wanted: Sequence[str]) -> Targets:
         raise BackendError(
             f"{flavour.title} builds on the GPU that the engine is for, and {device.NO_GPU}; run this "
             "command on the "
-            "target machine, or build for desktop GPUs with --flavour tensorrt-rtx"
+            "target machine, or build for desktop GPUs with `flavour='tensorrt-rtx'`"
         )
     for name in wanted:
         if name not in (CURRENT, gpu.target):

@@ -233,6 +233,24 @@ def test_a_drawing_is_refused_before_the_model_is_loaded(
     assert model.loaded is None
 
 
+@pytest.mark.parametrize("command", ["run", "inspect"])
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_no_drawing_replaces_the_image_it_is_of(
+    cli: Cli, model: FakeModel, bundle: Path, tmp_path: Path, command: str, link: str | None
+) -> None:
+    photo, drawing = tmp_path / "photo.png", tmp_path / "kept.png"
+    shutil.copyfile(PICTURE, photo)
+    before = photo.read_bytes()
+    if link is None:
+        drawing = tmp_path / "." / "photo.png"
+    else:
+        getattr(drawing, link)(photo)
+    message = cli(command, bundle, "--image", photo, "--prompt", "what?", "--draw", drawing).message
+    assert "are one file: expected the output to be another" in message
+    assert photo.read_bytes() == before
+    assert model.loaded is None
+
+
 # With the sample model
 
 

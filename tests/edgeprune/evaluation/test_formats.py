@@ -88,7 +88,7 @@ def test_a_missing_picture_is_named_with_its_question(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     record = {"question_id": 1, "text": "?", "answer": "x"}
     data = lines(tmp_path / "q.jsonl", {**record, "image": "a.png"}, {**record, "image": "b.png"})
-    refused(r"line 2: there is no picture .*b\.png.*--images", "exact", data)
+    refused(r"line 2: there is no picture .*b\.png.*`images`", "exact", data)
 
 
 def test_a_limit_takes_the_first_ones(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_gqa_without_the_answer_to_a_question(tmp_path: Path) -> None:
         None,
         dump(tmp_path / "testdev.json", GQA),
     )
-    refused("holds no reference answers.*--annotations", "gqa", data)
+    refused("holds no reference answers.*`annotations`", "gqa", data)
     refused(
         "holds a JSON list: expected an object with a member",
         "gqa",

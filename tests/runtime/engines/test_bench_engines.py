@@ -90,7 +90,7 @@ def test_an_engine_alone_is_measured_and_says_what_is_open(
     assert report.speed_ups == ()
     (reason,) = report.not_measured
     assert f"what {own} gains" in reason
-    assert "--method none too, build that with --flavour tensorrt, and give it as --baseline" in reason
+    assert "`method='none'` too, build that with `flavour='tensorrt'`, and give it as `baselines`" in reason
 
 
 def test_a_bundle_without_an_engine_names_the_command(built: Built) -> None:

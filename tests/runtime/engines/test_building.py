@@ -125,7 +125,7 @@ def test_a_plugin_library_for_another_major_version_is_not_loaded(
 def test_a_node_that_does_not_become_a_plugin_layer_is_an_error(tensorrt: object) -> None:
     network = fakes._Network()
     with pytest.raises(
-        BackendError, match=r"1 pruning nodes, and TensorRT made 0 plugin layers.*--plugin off"
+        BackendError, match=r"1 pruning nodes, and TensorRT made 0 plugin layers.*`plugin='off'`"
     ):
         plugins.check_layers(fakes, network, 1)
 
@@ -144,7 +144,7 @@ def test_a_plugin_that_cannot_be_had(
     monkeypatch.setattr(plugins, "find_library", lambda: None)
     assert plugins.choose("auto", flavour, version, True) is None
     assert plugins.choose("on", flavour, version, False) is None  # nothing is pruned
-    with pytest.raises(InputError, match=f"--plugin on: .*{words}.*--plugin off takes the function body"):
+    with pytest.raises(InputError, match=f"`plugin='on'`: .*{words}.*`plugin='off'` takes the function body"):
         plugins.choose("on", flavour, version, True)
 
 
@@ -230,7 +230,7 @@ def test_tensorrt_builds_for_no_other_gpu_and_for_none(
     with pytest.raises(InputError, match=r"here sm89 \(Fake GPU\), not for sm87: run this command on"):
         build(bundle, flavour="tensorrt", targets=["sm87"])
     monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(gpus=0))
-    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*--flavour tensorrt-rtx"):
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*`flavour='tensorrt-rtx'`"):
         build(bundle, flavour="tensorrt")
 
 
@@ -238,7 +238,7 @@ def test_too_little_memory_is_said_before_and_force_tries(
     bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 300_000_000)
-    with pytest.raises(InputError, match=r"takes about 0\.4 GB .*0\.3 GB are available.*--force"):
+    with pytest.raises(InputError, match=r"takes about 0\.4 GB .*0\.3 GB are available.*`force=True`"):
         build(bundle, flavour="tensorrt")
     assert not (bundle / "engines").exists()
     assert build(bundle, flavour="tensorrt", force=True).is_dir()
@@ -346,10 +346,10 @@ def test_an_earlier_engine_stays_when_a_build_fails(
     ("options", "words"),
     [
         ({"flavour": "abacus"}, "no flavour 'abacus': choose one of tensorrt, tensorrt-rtx"),
-        ({"workspace": 0}, "--workspace is 0: expected at least 1 byte"),
-        ({"plugin": "maybe"}, "--plugin is 'maybe': expected auto, on or off"),
-        ({"targets": ["turing"]}, r"--target 'turing' is no GPU architecture: .*sm87 \(Jetson Orin\)"),
-        ({"targets": []}, "no --target"),
+        ({"workspace": 0}, "`workspace` is 0: expected at least 1 byte"),
+        ({"plugin": "maybe"}, "`plugin` is 'maybe': expected auto, on or off"),
+        ({"targets": ["turing"]}, r"`targets` 'turing' is no GPU architecture: .*sm87 \(Jetson Orin\)"),
+        ({"targets": []}, "no `targets`"),
     ],
 )
 def test_wrong_options(bundle: Path, tensorrt: object, options: dict[str, Any], words: str) -> None:
@@ -416,7 +416,7 @@ def test_rtx_refuses_what_it_cannot_do(bundle: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="has no timing cache: leave out"):
         build(bundle, **RTX, timing_cache="times")
     monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.FakeCudart(gpus=0))
-    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*for another machine.*--target sm75"):
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*for another machine.*sm75"):
         build(bundle, flavour="tensorrt-rtx")
     monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.FakeCudart(target="sm90", name="H100"))
     with pytest.raises(InputError, match="cannot build for sm90"):

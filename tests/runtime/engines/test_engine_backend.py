@@ -131,7 +131,7 @@ def test_what_the_profiles_do_not_take_names_the_command(
 
 def test_a_full_gpu_is_one_sentence(bundle: Path, cudart: fakes.FakeCudart) -> None:
     cudart.capacity = 100_000
-    with pytest.raises(BackendError, match=r"^the GPU has no .* left .*--max-prompt"):
+    with pytest.raises(BackendError, match=r"^the GPU has no .* left .*`max_prompt`"):
         edgeprune.load(bundle, "tensorrt")
 
 
@@ -193,7 +193,7 @@ def test_options_and_missing_things(
 def test_bench_variants_need_another_back_end(bundle: Path, tmp_path: Path) -> None:
     backend = backends.open_backend("tensorrt")
     manifest = edgeprune.load(bundle, "onnxruntime").manifest
-    with pytest.raises(BackendError, match=r"runs built engines.*--backend onnxruntime"):
+    with pytest.raises(BackendError, match=r"runs built engines.*`backend='onnxruntime'`"):
         backend.load(tmp_path, manifest.language, weights=bundle)
 
 

@@ -27,11 +27,11 @@ def test_defaults_are_one_prompt_with_one_picture() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_batch": 0}, "--max-batch is 0: expected a whole number of at least 1"),
-        ({"max_images": -1}, "--max-images is -1"),
-        ({"max_new_tokens": True}, "--max-new-tokens is True"),
+        ({"max_batch": 0}, "`max_batch` is 0: expected a whole number of at least 1"),
+        ({"max_images": -1}, "`max_images` is -1"),
+        ({"max_new_tokens": True}, "`max_new_tokens` is True"),
         ({"max_prompt": POSITIONS + 1}, f"the model has {POSITIONS} positions"),
-        ({"max_prompt": 16}, "1 pictures are 16 visual tokens.*no room.*raise --max-prompt"),
+        ({"max_prompt": 16}, "1 pictures are 16 visual tokens.*no room.*raise `max_prompt`"),
         ({"max_prompt": 40, "max_images": 3}, "3 pictures are 48 visual tokens"),
     ],
 )
@@ -82,5 +82,5 @@ def test_more_than_topk_selects_is_refused_before_it_is_built() -> None:
     )
     fits = resolve_limits(roomy, max_images=images)
     check_topk(roomy, fits)
-    with pytest.raises(InputError, match=r"would keep 3\d+ of .*at most 3839: lower --max-images"):
+    with pytest.raises(InputError, match=r"would keep 3\d+ of .*at most 3839: lower `max_images`"):
         check_topk(roomy, fits.model_copy(update={"images": images + 2}))
