@@ -1,4 +1,4 @@
-"""Fuzz targets: manifests, safetensors headers, and graphs that are altered at random must be read or refused.
+"""Fuzz targets: manifests, safetensors headers and graphs, altered at random, must be read or refused.
 
 Each target takes a seed and a count and returns how often each outcome came: "accepted", "refused" (an error
 for the user, on one printable line), or else the name of the exception, which is a bug. Print a table with
@@ -9,6 +9,7 @@ for the user, on one printable line), or else the name of the exception, which i
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import struct
@@ -127,19 +128,19 @@ def _counted(once: Callable[[], None], count: int) -> Outcomes:
 def _change(rng: random.Random, root: Any) -> None:
     """Puts something else in the place of a value, takes one away, adds or doubles one."""
     holders = list(_holders(root))
-    holder, key = rng.choice(holders) if holders else (root, None)
-    value: Any = rng.choice(_JSON)
-    kind = rng.random()
-    if key is None:
+    if not holders:
         return
+    holder, key = rng.choice(holders)
+    value = copy.deepcopy(rng.choice([rng.choice(_JSON), rng.choice(_JSON), holder[key]]))
+    kind = rng.random()
     if kind < 0.7:
         holder[key] = value
     elif kind < 0.8:
         del holder[key]
     elif isinstance(holder, dict):
-        holder[rng.choice(_WORDS)] = rng.choice([value, holder[key]])
+        holder[rng.choice(_WORDS)] = value
     else:
-        holder.insert(rng.randrange(len(holder) + 1), rng.choice([value, holder[key]]))
+        holder.insert(rng.randrange(len(holder) + 1), value)
 
 
 def _holders(value: Any) -> Iterator[tuple[Any, Any]]:
