@@ -19,10 +19,10 @@ PICTURE := samples/pictures/wide.png
 QUESTION := what shape is green
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test plugins lint types format constraints clean
+.PHONY: help setup demo test plugins plugins-sanitized lint types format constraints clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP) ## make the virtual environment .venv and install everything into it
 
@@ -50,6 +50,10 @@ plugins: ## build the TensorRT plugin for one architecture and run its tests (Te
 	cmake -S plugins -B $(PLUGINS) $(PLUGIN_FLAGS) $(if $(TensorRT_ROOT),-DTensorRT_ROOT=$(TensorRT_ROOT))
 	cmake --build $(PLUGINS) -j2
 	ctest --test-dir $(PLUGINS) --output-on-failure
+
+# Host code alone: the sanitizers see nothing of a GPU.
+plugins-sanitized: ## build what runs on the CPU with the address and undefined-behaviour sanitizers, and run its tests
+	$(MAKE) plugins PLUGINS=build/plugins-sanitized PLUGIN_FLAGS="-DEDGEPRUNE_CUDA=OFF -DEDGEPRUNE_SANITIZE=ON"
 
 lint: $(STAMP) types ## check style and types
 	$(BIN)/ruff check .

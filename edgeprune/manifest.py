@@ -153,11 +153,11 @@ class Generation(Part):
     """
 
     do_sample: Flag = False
-    temperature: float = Field(strict=True, default=1.0, gt=0, le=1e6)
+    temperature: float = Field(strict=True, default=1.0, ge=1e-30, le=1e6)
     top_k: int = Field(strict=True, default=50, ge=0, le=1 << 24)
     top_p: float = Field(strict=True, default=1.0, gt=0, le=1)
     min_p: float = Field(strict=True, default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(strict=True, default=1.0, gt=0, le=1e6)
+    repetition_penalty: float = Field(strict=True, default=1.0, ge=1e-6, le=1e6)
     no_repeat_ngram_size: int = Field(strict=True, default=0, ge=0, le=1 << 24)
 
 

@@ -5,7 +5,6 @@ What the runtime cannot reproduce exactly is refused here by name, never approxi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from edgeprune import json_file
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.manifest import PaddingMask, Preprocessing, Prompt
 
@@ -348,7 +348,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json_file.read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): copy it again") from error
     if not isinstance(raw, dict):

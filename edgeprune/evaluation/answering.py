@@ -69,6 +69,9 @@ class Bundle:
         folder: the bundle.
         asking: how.
         mask: puts another padding mask in the place of a picture's own; None leaves it.
+
+    Raises:
+        InputError: the bundle has no chat template, and none is given. Also as `load`.
     """
 
     def __init__(self, folder: Path, asking: Asking, mask: Mask | None = None) -> None:
@@ -80,6 +83,12 @@ class Bundle:
         self._model: Any = load(folder, asking.backend, **options)
         self.backend: str = self._model.backend_name
         manifest = self._model.manifest
+        if asking.template is None and manifest.prompt.chat_template is None:
+            raise InputError(
+                f"the bundle {folder} has no chat template that questions could go through: give the "
+                f"`template` that the model knows, with {IMAGES_PLACE} and {QUESTION_PLACE} in their places, "
+                f"such as 'USER: {IMAGES_PLACE}{QUESTION_PLACE} ASSISTANT:'"
+            )
         self._words: Any = PromptEncoder(
             folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
         )

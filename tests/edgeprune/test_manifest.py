@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +24,7 @@ from edgeprune.manifest import (
     failures,
 )
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage
+from tests.hostile import Place, places, with_value, wrong_values
 from tests.manifests import make_manifest
 
 
@@ -127,8 +126,6 @@ METHODS_SHOWN = ("fastv", "illava", "none")
 # Floats that only people read.
 _FREE = {("verification", "checks", 0, "value"), ("verification", "checks", 0, "limit")}
 
-Place = tuple[str | int, ...]
-
 
 def full_manifest(method: str = "fastv") -> dict[str, Any]:
     """A manifest in JSON that leaves no field empty that can be filled."""
@@ -145,40 +142,6 @@ def full_manifest(method: str = "fastv") -> dict[str, Any]:
     changed = base.model_copy(update=parts)
     raw: dict[str, Any] = json.loads(changed.model_dump_json())
     return raw
-
-
-def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every leaf of JSON and where it stands; of long lists the first and the last one."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from places(part, (*place, key))
-    elif isinstance(value, list):
-        for number in sorted({0, len(value) - 1} if value else ()):
-            yield from places(value[number], (*place, number))
-    else:
-        yield place, value
-
-
-def with_value(raw: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
-    changed = copy.deepcopy(raw)
-    part: Any = changed
-    for key in place[:-1]:
-        part = part[key]
-    part[place[-1]] = value
-    return changed
-
-
-def wrong_values(value: Any) -> list[Any]:
-    """What cannot stand where a value of this type does."""
-    if isinstance(value, bool):
-        return [None, 1, "yes", []]
-    if isinstance(value, int):
-        return [-(10**30), -1, 2**40, 10**30, "1", 1.5, True, math.nan, []]
-    if isinstance(value, float):
-        return [math.nan, math.inf, -math.inf, 1e300, "0.5", []]
-    if isinstance(value, str):
-        return [f"a{char}b" for char in "\0\x1b\x7f\x9b\u202e\u2028\ud800"] + ["x" * 100_000, 7, []]
-    return []
 
 
 def refused(raw: dict[str, Any]) -> str | None:

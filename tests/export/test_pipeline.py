@@ -27,7 +27,7 @@ from edgeprune.progress import Silent
 from edgeprune.scratch import PARTIAL
 from tests.export.conftest import CURVE, Exported
 from tests.manifests import FILES, make_manifest, write_bundle
-from tests.tiny import llava_config
+from tests.tiny import llava_config, save_llava
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "keep of 0": ({"keep": 0.0}, r"keep ratio is 0\.0: expected a number above 0"),
@@ -294,6 +294,24 @@ def test_bad_options_are_refused_before_a_model_is_fetched(monkeypatch: pytest.M
         options, message = BAD_OPTIONS[name]
         with pytest.raises(InputError, match=message):
             export("somebody/llava", **{"keep": 0.3, **options})
+
+
+@pytest.mark.slow
+def test_a_head_of_its_own_beside_a_config_that_ties_is_exported(tmp_path: Path) -> None:
+    """The comparison with Hugging Face's model, which takes the stored head, holds."""
+    from safetensors.torch import load_file, save_file
+
+    folder = save_llava(tmp_path / "model", "llama")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    (head,) = [name for name in tensors if name.endswith("lm_head.weight")]
+    (embedding,) = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    save_file({**tensors, head: tensors[embedding].flip(0)}, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    bundle = export(folder, keep=0.3, output=tmp_path / "out")
+    assert all(check.holds for check in read_manifest(bundle).verification.checks)
 
 
 def test_most_bytes_decide_the_dtype(tmp_path: Path) -> None:

@@ -209,7 +209,12 @@ def test_no_image_processor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("{", "is not valid JSON"), ("[]", "holds list: expected a JSON object")]
+    ("text", "what"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds list: expected a JSON object"),
+        ("[" * 50_000, r"is not valid JSON \(it is nested too deeply\)"),
+    ],
 )
 def test_broken_json(text: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(text)

@@ -14,7 +14,7 @@ import pytest
 
 from edgeprune.cli import standalone
 from edgeprune.curves import TabulatedCurve
-from edgeprune.manifest import Check
+from edgeprune.manifest import MANIFEST_NAME, Check
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli
 from tests.edgeprune.cli.fakes import make_reply
@@ -53,6 +53,27 @@ def test_an_altered_file(cli: Cli, copy: Path) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     assert "model.safetensors does not match its SHA-256 sum" in cli("verify", copy).message
+
+
+def test_weights_that_nothing_follows_from(cli: Cli, copy: Path) -> None:
+    path = copy / "model.safetensors"
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(content[:start] + b"\xff" * (len(content) - start))  # every number is NaN
+    relist(copy, "model.safetensors")
+    result = cli("verify", copy)
+    assert result.code != 0
+    assert "error: the model computed logits" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_weights_that_are_in_no_list(cli: Cli, copy: Path) -> None:
+    path = copy / MANIFEST_NAME
+    raw = json.loads(path.read_text())
+    raw["files"] = [entry for entry in raw["files"] if entry["path"] != "model.safetensors"]
+    path.write_text(json.dumps(raw))
+    message = cli("verify", copy).message
+    assert "keeps weights in model.safetensors, which edgeprune.json does not list" in message
 
 
 def test_a_graph_that_is_none(cli: Cli, copy: Path) -> None:

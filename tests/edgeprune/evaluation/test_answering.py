@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeprune.bundle import read_manifest, write_manifest
 from edgeprune.errors import InputError
 from edgeprune.evaluation import answering
 from edgeprune.evaluation.answering import Asking, Bundle, ask, settings_of
@@ -102,6 +104,16 @@ def test_a_mask_decides_what_is_kept_and_padding_is_still_counted(sample_bundle:
 
 
 @pytest.mark.slow
+def test_a_bundle_without_chat_template_asks_for_a_template(sample_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(sample_bundle, tmp_path / "bundle")
+    manifest = read_manifest(copy)
+    without = manifest.prompt.model_copy(update={"chat_template": None})
+    write_manifest(copy, manifest.model_copy(update={"prompt": without}))
+    with pytest.raises(InputError, match=r"has no chat template .*give the `template` .*\{images\}"):
+        Bundle(copy, ASKING)
+    Bundle(copy, Asking(4, "{images}{question}", threads=1))
+
+
 def test_a_template_replaces_the_chat_template(sample_bundle: Path) -> None:
     """The model's own form, written out, gives its answers; another form gives others."""
     questions = list(enumerate(sample_questions()[:6]))

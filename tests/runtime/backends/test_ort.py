@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from edgeprune.errors import BackendError
+from edgeprune.errors import BackendError, BundleError
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
@@ -160,6 +160,17 @@ def test_a_file_that_is_no_graph_gets_one_message(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"cannot load .*graph\.onnx") as caught:
         backend.load(tmp_path, SPEC)
     assert "\n" not in str(caught.value)
+
+
+def test_an_input_of_a_type_that_no_bundle_has_is_refused(tmp_path: Path) -> None:
+    whole = helper.make_tensor_sequence_value_info("new", TensorProto.FLOAT, None)
+    for given, node in (
+        (whole, helper.make_node("ConcatFromSequence", ["new"], ["present"], axis=0)),
+        (value("new", TensorProto.DOUBLE, 2), helper.make_node("Cast", ["new"], ["present"], to=1)),
+    ):
+        folder = write(tmp_path, [node], [given], [value("present", TensorProto.FLOAT, "n")])
+        with pytest.raises(BundleError, match=r"graph\.onnx has the input or output new of type .*export"):
+            open_backend("onnxruntime").load(folder, SPEC)
 
 
 def test_a_type_without_kernels_is_told_with_the_way_out(tmp_path: Path) -> None:

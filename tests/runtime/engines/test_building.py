@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from edgeprune.bundle import read_manifest
-from edgeprune.errors import BackendError, InputError, MissingDependencyError, OutputError
+from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError, OutputError
 from edgeprune.manifest import DType, Manifest
 from edgeprune.runtime.engines import build, building, device, flavours, memory, plugins
 from edgeprune.runtime.engines.sidecar import read_sidecar
@@ -336,6 +337,34 @@ def test_an_earlier_engine_stays_when_a_build_fails(
         build(bundle, flavour="tensorrt")
     assert [path.name for path in (bundle / "engines").iterdir()] == [folder.name]
     assert (folder / "engine.json").read_bytes() == before
+
+
+ALTERED: dict[str, tuple[str, Callable[[bytearray], bytes]]] = {
+    "random weights": ("model.safetensors", lambda b: bytes(b[:-4096]) + random.Random(0).randbytes(4096)),
+    "weights of zeros": ("model.safetensors", lambda b: bytes(b[:-4096]) + bytes(4096)),
+    "a random tokenizer": ("tokenizer.json", lambda b: random.Random(0).randbytes(len(b))),
+    "another graph": ("vision.onnx", lambda b: bytes(b[:-1]) + b"x"),
+    "a bit in language.onnx": ("language.onnx", lambda b: bytes([*b[:999], b[999] ^ 4, *b[1000:]])),
+    "a bit in vision.onnx": ("vision.onnx", lambda b: bytes([b[0] ^ 1, *b[1:]])),
+    "a bit in tokenizer.json": ("tokenizer.json", lambda b: bytes([*b[:-1], b[-1] ^ 2])),
+    "a bit in chat_template.jinja": ("chat_template.jinja", lambda b: bytes([*b[:99], b[99] ^ 2, *b[100:]])),
+    "a bit in model.safetensors": ("model.safetensors", lambda b: bytes(b[:-1]) + bytes([b[-1] ^ 64])),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_no_engines_are_built_of_an_altered_bundle(
+    bundle: Path, tensorrt: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, altered = ALTERED[name]
+    content = (bundle / file).read_bytes()
+    (bundle / file).write_bytes(altered(bytearray(content)))
+    assert (bundle / file).stat().st_size == len(content)
+    # As of files that are too large to be hashed at every load.
+    monkeypatch.setattr("edgeprune.bundle._QUICK_FILE", 0)
+    with pytest.raises(BundleError, match=rf"{file} (does not match its SHA-256 sum|is no ONNX graph)"):
+        build(bundle, flavour="tensorrt")
+    assert not (bundle / "engines").exists()
 
 
 # --- Bad input

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from edgeprune.runtime.engines.limits import Limits
 from edgeprune.runtime.engines.sidecar import (
     EngineFile,
     Here,
+    PluginLibrary,
     Sidecar,
     bundle_hash,
     find_engines,
     has_engines,
     misfits,
+    read_sidecar,
     this_platform,
 )
+from tests.hostile import places, with_value, wrong_values
 from tests.runtime.fakes import fake_manifest
 
 MANIFEST = fake_manifest(
@@ -120,6 +124,35 @@ def test_a_truncated_or_missing_engine(tmp_path: Path) -> None:
 def test_a_damaged_sidecar(tmp_path: Path, content: str, words: str) -> None:
     (write(tmp_path) / SIDECAR_NAME).write_text(content, encoding="utf-8")
     with pytest.raises(BackendError, match=f"{SIDECAR_NAME} {words}"):
+        find_engines(tmp_path, MANIFEST, HERE)
+
+
+def test_no_value_of_a_sidecar_can_be_anything(tmp_path: Path) -> None:
+    plugin = PluginLibrary(file="x.so", sha256="d" * 64)
+    full = FITTING.model_copy(update={"gpu": "RTX 4090", "plugin": plugin, "workspace_bytes": 1 << 20})
+    raw = json.loads(full.model_dump_json())
+    path = write(tmp_path) / SIDECAR_NAME
+    for place, value in places(raw):
+        for wrong in wrong_values(value):
+            path.write_text(json.dumps(with_value(raw, place, wrong)), encoding="utf-8")
+            with pytest.raises(BackendError, match=r"cannot be read|written by a newer") as caught:
+                read_sidecar(path.parent)
+            assert str(caught.value).isprintable()
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    assert read_sidecar(path.parent) == full
+
+
+def test_a_pipe_in_place_of_a_sidecar_does_not_hang(tmp_path: Path) -> None:
+    path = write(tmp_path) / SIDECAR_NAME
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BackendError, match=r"is a pipe: expected a regular file"):
+        find_engines(tmp_path, MANIFEST, HERE)
+
+
+def test_an_altered_engine(tmp_path: Path) -> None:
+    (write(tmp_path) / "x.engine").write_bytes(b"124")
+    with pytest.raises(BackendError, match=r"x\.engine does not match its SHA-256 .*edgeprune build"):
         find_engines(tmp_path, MANIFEST, HERE)
 
 
