@@ -54,7 +54,7 @@ def test_figures_and_files(cli: Cli, calls: list[dict[str, Any]]) -> None:
     assert "exponential (chosen)" in result.out
     assert "not significant" in result.out
     assert "note: attention does not change with the token's index" in result.err
-    assert "--debias padding" in result.out
+    assert "--debias padding" in result.err
     assert "written: c.json, c.report.json, c.png" in result.out
     assert json.loads(Path("c.report.json").read_text())["stages"][0]["significant"] is False
     assert "selection" not in result.out
