@@ -63,6 +63,7 @@ HUGE = {
     "tojson": "{{ {'a': {'b': 1}} | tojson(indent=100000000) }}",
     "tojson with a text": "{{ [[1]] | tojson(indent='a' * 4000000) }}",
     "percent": "{{ '%1000000000d' % 1 }}",
+    "percent with zeros": "{{ '%0000000000999999999d' % 1 }}",
     "percent star": "{{ '%*d' % (1000000000, 1) }}",
     "percent name": "{{ '%(a)1000000000d' % {'a': 1} }}",
     "format filter": "{{ '%1000000000d' | format(1) }}",
