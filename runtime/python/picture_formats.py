@@ -151,6 +151,8 @@ def _tiff_held(picture: Any) -> int:
     if any(tile[0] != "raw" for tile in picture.tile):
         bits = tags.get(258, (1,))
         pixel = max(4, -(-max(len(bits), tags.get(277, 1)) * max(bits) // 8))
-        strip = width * min(tags.get(278, height), height)
+        # As stored: the picture's own size may be that after turning.
+        across, down = tags.get(256, width), tags.get(257, height)
+        strip = across * min(tags.get(278, down), down)
         held += max(strip, tags.get(322, 0) * tags.get(323, 0)) * pixel
     return int(held)
