@@ -151,8 +151,8 @@ def _check_target(target: Path, folder: Path) -> None:
     for what, path in (("model's folder", folder), ("output", target)):
         if not is_utf8(path):
             raise InputError(
-                f"the name of the {what}, {os.fsencode(path)!r}, is not UTF-8, as the libraries for the files "
-                "in it need: rename it, or link to it under another name"
+                f"the name of the {what}, {os.fsencode(path)!r}, is not UTF-8: expected one that is, for the "
+                "libraries that open its files; rename it, or link to it under another name"
             )
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
         raise InputError(
