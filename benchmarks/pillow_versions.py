@@ -2,8 +2,8 @@
 
     python -m benchmarks.pillow_versions [VERSION ...]
 
-Installs each release from PyPI into a folder of its own, puts that in front of the installed one, and runs the
-tests of recorded bytes, of reading pictures and of padding masks with it. Exits with 1 where one fails.
+Installs each release from PyPI into a folder of its own, puts that in front of the installed one, and runs
+the tests of recorded bytes, of reading pictures and of padding masks with it. Exits with 1 where one fails.
 """
 
 from __future__ import annotations
