@@ -196,6 +196,15 @@ def test_too_elongated_to_letterbox() -> None:
         preprocess(np.zeros((9000, 1, 3), np.uint8), spec(resize_shortest_edge=None, **LETTERBOX))
 
 
+def test_too_elongated_to_resize_the_width_first() -> None:
+    """Between the two steps such a picture has its own height and the tower's width."""
+    column = np.zeros((200_000, 1, 3), np.uint8)
+    ours = spec(resize_shortest_edge=None, center_crop=None, resize_to=(336, 336))
+    with pytest.raises(InputError, match=r"1 x 200000 pixels and would become 336 x 200000 on its way"):
+        preprocess(column, ours)
+    assert preprocess(column[:199_000], ours).shape == (3, 336, 336)
+
+
 def test_no_mask_without_letterbox_or_without_the_wish() -> None:
     for ours, mask in ((spec(), SHARE), (spec(**LETTERBOX), PaddingMask(kind="none"))):
         valid = visual_valid(900, 10, ours, mask)
