@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from edgeprune.errors import BundleError, InputError
-from edgeprune.files import open_regular
+from edgeprune.files import read_regular
 
 # Characters, list entries and steps, all together: some hundred times the longest prompt.
 MAX_WORK = 1 << 26
@@ -116,8 +116,7 @@ def read_template(path: Path) -> Template:
     """
     name = f"the chat template {path}"
     try:
-        with open_regular(path, "the chat template") as file:
-            source = file.read(4 * MAX_TEMPLATE_LENGTH + 1).decode("utf-8")
+        source = read_regular(path, "the chat template", 4 * MAX_TEMPLATE_LENGTH).decode("utf-8")
     except (OSError, ValueError, InputError) as error:
         raise BundleError(f"{name} cannot be read ({error}): copy the bundle again") from error
     return Template(source, name)
