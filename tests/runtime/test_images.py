@@ -340,6 +340,16 @@ def test_a_jpeg_far_too_large_is_shrunk_while_it_is_decoded(monkeypatch: pytest.
     assert opened.size == (120, 80)
 
 
+def test_a_pil_image_that_is_decoded_already_costs_its_result_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 1)
+    for form in ("JPEG", "PNG", "TIFF"):
+        opened = Image.open(io.BytesIO(encoded(Image.fromarray(noise()), form)))
+        with pytest.raises(InputError, match="the PIL image is too large"):
+            load_image(opened)
+        opened.load()
+        assert load_image(opened).shape == (6, 9, 3)
+
+
 def test_a_file_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(noise()))
     monkeypatch.setattr(images, "MAX_FILE_BYTES", len(data) - 1)
