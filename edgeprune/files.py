@@ -76,6 +76,19 @@ def is_utf8(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def need_utf8(path: str | os.PathLike[str], what: str) -> None:
+    """Refuses a path that other libraries and processes could not take.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    if not is_utf8(path):
+        raise InputError(
+            f"the name of {what}, {os.fsencode(path)!r}, is not UTF-8: expected one that is, for the "
+            "libraries that open its files; rename it, or link to it under another name"
+        )
+
+
 @contextmanager
 def utf8_named(folder: Path) -> Iterator[Path]:
     """The folder itself, or where its name is not UTF-8, a link to it for as long as the context lasts."""
