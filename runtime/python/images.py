@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -163,14 +163,17 @@ def _to_rgb(picture: ImageFile.ImageFile, name: str, file_bytes: int) -> NDArray
 
 def _cost(picture: ImageFile.ImageFile, file_bytes: int, scale: int, name: str) -> int:
     try:
-        return decoding_bytes(picture, file_bytes, scale)
+        with _no_warnings():
+            return decoding_bytes(picture, file_bytes, scale)
     except Exception as error:  # fields of the header that are none
         raise InputError(f"{name} is not a whole image ({error}): use an undamaged copy") from error
 
 
 def _decoded(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
-        picture.load()
+        # TIFF reads its fields only now, and warns of them; the others need not wait for each other.
+        with _no_warnings() if picture.format == "TIFF" else nullcontext():
+            picture.load()
         return rgb(picture, _orientation(picture))
     except Exception as error:  # as above, of damaged data; most often OSError "image file is truncated"
         raise InputError(

@@ -357,6 +357,23 @@ def test_a_file_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
         load_image(data)
 
 
+def test_damaged_fields_of_a_tiff_are_no_warnings(recwarn: pytest.WarningsRecorder) -> None:
+    """They are read one by one, when they are asked for: while opening, judging or decoding."""
+    data = bytearray(encoded(Image.fromarray(noise()), "TIFF", tiffinfo={305: "x" * 40, 284: 1}))
+    start = int.from_bytes(data[4:8], "little")
+    outcomes = set()
+    for field in range(int.from_bytes(data[start : start + 2], "little")):
+        at = start + 2 + 12 * field
+        altered = data[: at + 4] + b"\xff\xff\xff\x7f" + data[at + 8 :]
+        try:
+            load_image(bytes(altered))
+            outcomes.add("read")
+        except InputError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("size", [(3, 1 << 19), (1 << 19, 3), (1100, 1000)])
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
 def test_bands_do_not_show(size: tuple[int, int], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
