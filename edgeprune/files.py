@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from edgeprune import scratch
@@ -64,6 +65,40 @@ def read_regular(path: str | os.PathLike[str], what: str = "the file", limit: in
                 "check that it is the right file"
             )
         return file.read()
+
+
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Whether a path's name can be written as UTF-8, which libraries outside Python demand."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def need_utf8(path: str | os.PathLike[str], what: str) -> None:
+    """Refuses a path that other libraries and processes could not take.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    if not is_utf8(path):
+        raise InputError(
+            f"the name of {what}, {os.fsencode(path)!r}, is not UTF-8: expected one that is, for the "
+            "libraries that open its files; rename it, or link to it under another name"
+        )
+
+
+@contextmanager
+def utf8_named(folder: Path) -> Iterator[Path]:
+    """The folder itself, or where its name is not UTF-8, a link to it for as long as the context lasts."""
+    if is_utf8(folder):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="edgeprune-") as place:
+        link = Path(place) / "folder"
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        yield link
 
 
 def write_text(path: Path, text: str, what: str = "the file") -> None:

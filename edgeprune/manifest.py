@@ -81,6 +81,7 @@ class Preprocessing(Part):
 
     The steps run in the order of the fields. `resize` is either to a fixed (height, width) or so that the
     shortest edge has a given length; `pad_to_square` letterboxes with `pad_color` before resizing.
+    Resizing takes the width first and then the height, with 8 bits between them, as Pillow did until 12.3.
     `resample` is Pillow's filter number (0 nearest, 1 lanczos, 2 bilinear, 3 bicubic).
     """
 

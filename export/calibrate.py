@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoProcessor
-from transformers.image_utils import load_image
 
 from edgeprune.calibration import (
     Calibration,
@@ -37,6 +36,7 @@ from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.masks import visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
+from edgeprune.runtime.images import load_image
 
 _SAVE_EVERY = 16
 """Batches between two writings of the state."""
@@ -187,7 +187,7 @@ class Scorer:
         Raises:
             InputError: a picture cannot be read.
         """
-        pictures = [_opened(sample.picture) for sample in samples]
+        pictures = [Image.fromarray(load_image(sample.picture)) for sample in samples]
         given = self._processor(
             images=pictures,
             text=[self._text(sample.prompt) for sample in samples],
@@ -210,10 +210,3 @@ class Scorer:
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return text
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return load_image(str(path))
-    except Exception as error:  # Pillow's plugins raise errors of many kinds on damaged files
-        raise InputError(f"the picture {path} cannot be read ({error}): use an undamaged copy") from error

@@ -27,6 +27,7 @@ from edgeprune.export.generation import read_generation
 from edgeprune.export.origin import check_curve, model_name, origin
 from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.fields import first_fault
+from edgeprune.files import need_utf8
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
 from edgeprune.manifest import (
@@ -145,7 +146,10 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _check_target(target: Path, folder: Path) -> None:
-    """Refuses to write a bundle in the place of the model, or of a folder that holds it."""
+    """Refuses to write a bundle in the place of the model, or of a folder that holds it, or under a name that
+    the libraries which read and write the files cannot take."""
+    need_utf8(folder, "the model's folder")
+    need_utf8(target, "the output")
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
         raise InputError(
             f"the output {target} is, or holds, the model's own folder {folder}: choose another `output`"

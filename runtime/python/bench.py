@@ -25,6 +25,7 @@ from edgeprune import errors
 from edgeprune.bundle import read_manifest
 from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, EdgepruneError
+from edgeprune.files import need_utf8
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
 from edgeprune.memory import available_memory
@@ -176,6 +177,8 @@ def run(
     check_count("max_new_tokens", max_new_tokens, least=2)  # the time per token is of those after the first
     listener = progress or Silent()
     manifest = read_manifest(bundle)
+    for folder in (bundle, *baselines):
+        need_utf8(folder, "the bundle")  # its workers are told in JSON
     options: dict[str, Any] = {} if threads is None else {"threads": threads}
     opened = open_backend(backend, bundle=Path(bundle), **options)
     pictures = [_drawn()] if images is None else [load_image(image) for image in images]

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -74,7 +74,7 @@ def load_image(source: Picture) -> NDArray[np.uint8]:
         return _decode(io.BytesIO(source), "the bytes handed in")
     if isinstance(source, (str, os.PathLike)):
         with _opened(source) as file:
-            return _decode(file, os.fspath(source))
+            return _decode(file, os.fsdecode(source))
     if hasattr(source, "read"):
         name = f"the file object {getattr(source, 'name', type(source).__name__)}"
         return _decode(_seekable(source, name), name)
@@ -86,7 +86,7 @@ def load_image(source: Picture) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if name.startswith(("http://", "https://", "data:")):
         raise InputError(f"the picture {name[:80]} is not a local file: download it first and give its path")
     try:
@@ -142,8 +142,9 @@ def _from_pil(picture: Image.Image) -> NDArray[np.uint8]:
             f"{name} is opened from a {picture.format} file: expected {EXPECTED}, or an image of no "
             "file; hand over a copy, as picture.copy() makes one"
         )
-    # Not drafted: that would change an object that is not ours.
-    _check_size(*picture.size, decoding_bytes(picture, 0), name)
+    # Not drafted: that would change an object that is not ours. Without tiles it is decoded, unless a WebP.
+    waiting = bool(picture.tile) or picture.format == "WEBP"
+    _check_size(*picture.size, _cost(picture, 0, 1, name) if waiting else 0, name)
     return _decoded(picture, name)
 
 
@@ -151,23 +152,28 @@ def _to_rgb(picture: ImageFile.ImageFile, name: str, file_bytes: int) -> NDArray
     width, height = picture.size
 
     def fits(scale: int) -> bool:
-        cost = decoding_bytes(picture, file_bytes, scale)
-        return _fits(-(-width // scale), -(-height // scale), cost)
+        return _fits(-(-width // scale), -(-height // scale), _cost(picture, file_bytes, scale, name))
 
-    try:
-        scale = next(filter(fits, (1, 2, 4, 8) if picture.format in JPEG else (1,)), 1)
-        if scale > 1:
-            picture.draft(None, (max(1, width // scale), max(1, height // scale)))
-        cost = 0 if scale > 1 else decoding_bytes(picture, file_bytes)
-    except Exception as error:
-        raise InputError(f"{name} is not a whole image ({error}): use an undamaged copy") from error
-    _check_size(*picture.size, cost, name)
+    scale = next(filter(fits, (1, 2, 4, 8) if picture.format in JPEG else (1,)), 1)
+    if scale > 1:
+        picture.draft(None, (max(1, width // scale), max(1, height // scale)))
+    _check_size(*picture.size, 0 if scale > 1 else _cost(picture, file_bytes, 1, name), name)
     return _decoded(picture, name)
+
+
+def _cost(picture: ImageFile.ImageFile, file_bytes: int, scale: int, name: str) -> int:
+    try:
+        with _no_warnings():
+            return decoding_bytes(picture, file_bytes, scale)
+    except Exception as error:  # fields of the header that are none
+        raise InputError(f"{name} is not a whole image ({error}): use an undamaged copy") from error
 
 
 def _decoded(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
-        picture.load()
+        # TIFF reads its fields only now, and warns of them; the others need not wait for each other.
+        with _no_warnings() if picture.format == "TIFF" else nullcontext():
+            picture.load()
         return rgb(picture, _orientation(picture))
     except Exception as error:  # as above, of damaged data; most often OSError "image file is truncated"
         raise InputError(

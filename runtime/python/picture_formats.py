@@ -69,8 +69,8 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N
 _RGB_BYTES = 3
 # WebP's decoder keeps two canvases of 4 bytes a pixel, beside the pixels that it hands over.
 _WEBP_HELD = 12
-# GIF's and BMP's decoders keep rows, or one picture of a byte a pixel that is copied once.
-_PALETTE_HELD = 2
+# The others keep rows, or (GIF, BMP) a picture of a byte a pixel that is copied once.
+_ROWS_HELD = 2
 
 
 def kind_of(head: bytes) -> str:
@@ -101,16 +101,14 @@ def decoding_bytes(picture: ImageFile.ImageFile, file_bytes: int, scale: int = 1
         scale: the picture is decoded at one `scale`-th of its width and height, which JPEG can.
     """
     width, height = (-(-side // scale) for side in picture.size)
-    held = {
-        "JPEG": _jpeg_held,
-        "MPO": _jpeg_held,
-        "TIFF": _tiff_held,
-        "WEBP": lambda _: width * height * _WEBP_HELD + 2 * file_bytes,
-        "GIF": lambda _: width * height * _PALETTE_HELD,
-        "BMP": lambda _: width * height * _PALETTE_HELD,
-    }.get(str(picture.format), lambda _: 0)(picture)
-    if picture.format == "TIFF":
-        held += file_bytes
+    if picture.format in JPEG:
+        held = _jpeg_held(picture)
+    elif picture.format == "TIFF":
+        held = _tiff_held(picture) + file_bytes
+    elif picture.format == "WEBP":
+        held = width * height * _WEBP_HELD + 2 * file_bytes
+    else:
+        held = width * height * _ROWS_HELD
     stored = _MODE_BYTES.get(picture.mode, 4)
     return width * height * stored + max(held, width * height * _RGB_BYTES)
 
@@ -153,6 +151,8 @@ def _tiff_held(picture: Any) -> int:
     if any(tile[0] != "raw" for tile in picture.tile):
         bits = tags.get(258, (1,))
         pixel = max(4, -(-max(len(bits), tags.get(277, 1)) * max(bits) // 8))
-        strip = width * min(tags.get(278, height), height)
+        # As stored: the picture's own size may be that after turning.
+        across, down = tags.get(256, width), tags.get(257, height)
+        strip = across * min(tags.get(278, down), down)
         held += max(strip, tags.get(322, 0) * tags.get(323, 0)) * pixel
     return int(held)

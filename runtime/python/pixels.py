@@ -58,7 +58,7 @@ def _converter(picture: Image.Image) -> Any:
     """What makes uint8 [h, w, 3] or [h, w, 1] of a band of this picture."""
     key = picture.info.get("transparency")
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
-        if picture.getextrema()[1] < _DARK:  # type: ignore[operator]  # two numbers, as there is one band
+        if _range(picture)[1] < _DARK:
             note(
                 "a 16-bit grey picture uses the darkest sixteenth of its range alone and is read as that "
                 "dark: scale its values to 0..65535 first where they mean something brighter"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, MappingView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from edgeprune.errors import BundleError, InputError
-from edgeprune.files import open_regular
+from edgeprune.files import read_regular
 
 # Characters, list entries and steps, all together: some hundred times the longest prompt.
 MAX_WORK = 1 << 26
@@ -116,8 +116,7 @@ def read_template(path: Path) -> Template:
     """
     name = f"the chat template {path}"
     try:
-        with open_regular(path, "the chat template") as file:
-            source = file.read(4 * MAX_TEMPLATE_LENGTH + 1).decode("utf-8")
+        source = read_regular(path, "the chat template", 4 * MAX_TEMPLATE_LENGTH).decode("utf-8")
     except (OSError, ValueError, InputError) as error:
         raise BundleError(f"{name} cannot be read ({error}): copy the bundle again") from error
     return Template(source, name)
@@ -169,8 +168,8 @@ def _size(value: Any) -> int:
             total += len(one)
         elif isinstance(one, dict):
             waiting += [*one.keys(), *one.values()]
-        elif isinstance(one, (list, tuple, MappingView)):
-            waiting += one
+        elif isinstance(one, (list, tuple, KeysView, ValuesView, ItemsView)):
+            waiting += list(one)
         if waiting:
             total += _ENTRY
             if total + len(waiting) * _ENTRY > MAX_WORK:
@@ -194,7 +193,7 @@ def _check_format(form: str | bytes, values: Any) -> None:
 
 def _check_spec(spec: str) -> None:
     for number in re.findall(r"\d+", spec):
-        _check_width(int(number[:9]), "field width")
+        _check_width(int(number.lstrip("0")[:9] or 0), "field width")
 
 
 def _check_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -209,7 +208,8 @@ def _check_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         for width in given:
             _check_width(width, "width")
         if name == "expandtabs":
-            _spend(len(owner) * 8 + owner.count("\t" if isinstance(owner, str) else b"\t") * _MAX_WIDTH)
+            tabs = owner.count("\t") if isinstance(owner, str) else owner.count(b"\t")
+            _spend(len(owner) * 8 + tabs * _MAX_WIDTH)
     elif name == "replace" and len(given) >= 2:
         _check_replace(owner, given[0], given[1])
     elif name == "join" and given:
@@ -325,9 +325,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         text, is_map = value.__self__, value.__name__ == "format_map"
 
         def formatted(*args: Any, **kwargs: Any) -> str:
-            if is_map:
-                args, kwargs = (), args[0]
-            return str(_Formatter(self).vformat(text, args, kwargs))
+            values = ((), args[0]) if is_map else (args, kwargs)
+            return str(_Formatter(self).vformat(text, *values))
 
         return formatted
 

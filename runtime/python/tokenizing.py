@@ -10,8 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgeprune.errors import BundleError, EdgepruneError, InputError
-from edgeprune.files import open_regular
+from edgeprune.errors import BundleError, InputError
+from edgeprune.files import read_regular
 
 # The largest published ones have some 35 MB.
 MAX_TOKENIZER_BYTES = 1 << 27
@@ -23,8 +23,9 @@ MAX_GROWTH = 256
 class BundleTokenizer:
     """Reads `tokenizer.json`; text to ids and back, without truncation or padding.
 
-    The file is data, but its regular expressions can go wild: they end in an error once they have tried for
-    long, but how long one call takes cannot be bounded from here. How far it makes text grow can.
+    The file is data, but its regular expressions can go wild. They end in an error once they have tried for
+    long (the library then writes lines of its own to stderr), but how long one call takes cannot be bounded
+    from here. How far it makes text grow can.
 
     Args:
         path: the file. Its folders' names may be any bytes.
@@ -36,7 +37,7 @@ class BundleTokenizer:
     def __init__(self, path: Path) -> None:
         self._name = f"the tokenizer {path}"
         with self._contained("cannot be read"):
-            content = self._content(path)
+            content = read_regular(path, "the tokenizer", MAX_TOKENIZER_BYTES)
             _check_growth(json.loads(content), self._name)
             # Not by its path, which the library takes as UTF-8 alone.
             self._tokenizer = Tokenizer.from_buffer(content)
@@ -66,20 +67,11 @@ class BundleTokenizer:
             text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def _content(self, path: Path) -> bytes:
-        with open_regular(path, "the tokenizer") as file:
-            content = file.read(MAX_TOKENIZER_BYTES + 1)
-        if len(content) > MAX_TOKENIZER_BYTES:
-            raise BundleError(
-                f"{self._name} is larger than {MAX_TOKENIZER_BYTES} bytes: do not use this bundle"
-            )
-        return content
-
     @contextmanager
     def _contained(self, problem: str) -> Iterator[None]:
         try:
             yield
-        except EdgepruneError:
+        except BundleError:
             raise
         except BaseException as error:
             # The library raises plain Exception; a panic in it is a BaseException of no module to import.

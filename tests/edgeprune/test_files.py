@@ -13,10 +13,12 @@ import pytest
 from edgeprune.errors import InputError, OutputError
 from edgeprune.files import (
     alone_in,
+    is_utf8,
     only_writer,
     open_regular,
     read_regular,
     refuse_same,
+    utf8_named,
     write_bytes,
     write_text,
 )
@@ -163,3 +165,18 @@ def test_an_output_has_one_writer(tmp_path: Path) -> None:
         with only_writer(tmp_path / "other.json"):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_under_a_name_that_is_utf8(tmp_path: Path) -> None:
+    with utf8_named(tmp_path) as named:
+        assert named == tmp_path
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en"))
+    odd.mkdir()
+    (odd / "x").write_text("there")
+    assert is_utf8(tmp_path / "gr\xfcn")
+    assert not is_utf8(odd)
+    with utf8_named(odd) as named:
+        assert is_utf8(named)
+        assert (named / "x").read_text() == "there"
+    assert not named.exists()
+    assert (odd / "x").exists()

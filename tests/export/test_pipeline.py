@@ -235,6 +235,19 @@ def test_a_folders_name_is_made_fit_to_be_shown(tmp_path: Path) -> None:
     assert model_name(folder) == "two_lines_[31m"
 
 
+def test_folders_whose_names_the_libraries_cannot_take(llama_folder: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en"))
+    shutil.copytree(llama_folder, odd)
+    with pytest.raises(
+        InputError, match=r"the name of the model's folder, b'.*\\xe9en', is not UTF-8: expected"
+    ):
+        export(odd, output=tmp_path / "out")
+    with pytest.raises(
+        InputError, match=r"the name of the output, b'.*\\xe9en-out', is not UTF-8: .*rename it"
+    ):
+        export(llama_folder, output=f"{odd}-out")
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "field"),
     [

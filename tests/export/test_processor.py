@@ -45,6 +45,8 @@ LLAVA_15 = {
     "rescale_factor": 0.00392156862745098,
     "size": {"shortest_edge": 336},
 }
+pytestmark = pytest.mark.usefixtures("width_first")
+
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content[0].text }}{% endfor %}"
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "user", "what", "is", "the", "star"]
 

@@ -27,7 +27,7 @@ from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.bench_bundles import bundles_as_they_are
 from edgeprune.runtime.bench_worker import Run, Worker
 from edgeprune.runtime.variants import NO_DEBIAS, PRUNED, UNPRUNED
-from tests.manifests import make_manifest
+from tests.manifests import make_manifest, write_bundle
 
 RUN = Run(
     prompt_tokens=20,
@@ -265,3 +265,12 @@ def test_padding_is_not_counted_where_only_a_tower_merges() -> None:
 def test_numbers_have_to_make_sense(sample_bundle: Path, option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="expected a whole number of at least"):
         bench.run(sample_bundle, **{"backend": "onnxruntime", **option})
+
+
+def test_a_bundle_whose_name_the_workers_cannot_be_told(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en"))
+    write_bundle(odd)
+    with pytest.raises(
+        InputError, match=r"the name of the bundle, b'.*\\xe9en', is not UTF-8: expected one that"
+    ):
+        bench.run(odd)

@@ -67,7 +67,7 @@ def unpruned(unpruned_bundle: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def reference() -> tuple[Any, Any]:
+def reference(width_first: None) -> tuple[Any, Any]:
     model = LlavaForConditionalGeneration.from_pretrained(SAMPLE_MODEL, local_files_only=True).eval()
     # Neither side may end early, so that several decode steps are compared.
     model.generation_config.eos_token_id = None

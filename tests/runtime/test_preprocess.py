@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from edgeprune.runtime import preprocess as module
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.preprocess import preprocess
 
+pytestmark = pytest.mark.usefixtures("width_first")
+
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = {
     "square": (40, 40),
@@ -33,23 +34,6 @@ SIZES = {
     "odd": (33, 32),
 }
 SHARE = PaddingMask(kind="share", threshold=0.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def width_first() -> Iterator[None]:
-    """Hugging Face's processors on a Pillow that resizes the width first, as all did until 12.3.
-
-    From 13 on, Pillow takes the height first where that shrinks more, and with it they give other bytes.
-    """
-    resize = Image.Image.resize
-
-    def in_order(self: Image.Image, size: Any, *arguments: Any, **options: Any) -> Image.Image:
-        narrow = resize(self, (size[0], self.height), *arguments, **options)
-        return resize(narrow, tuple(size), *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image.Image, "resize", in_order)
-        yield
 
 
 def spec(side: int = 336, **changes: Any) -> Preprocessing:
@@ -194,6 +178,15 @@ def test_too_elongated_to_letterbox() -> None:
         preprocess(strip, spec(**LETTERBOX))
     with pytest.raises(InputError, match=r"is 1 x 9000 pixels and would become 9000 x 9000"):
         preprocess(np.zeros((9000, 1, 3), np.uint8), spec(resize_shortest_edge=None, **LETTERBOX))
+
+
+def test_too_elongated_to_resize_the_width_first() -> None:
+    """Between the two steps such a picture has its own height and the tower's width."""
+    column = np.zeros((200_000, 1, 3), np.uint8)
+    ours = spec(resize_shortest_edge=None, center_crop=None, resize_to=(336, 336))
+    with pytest.raises(InputError, match=r"1 x 200000 pixels and would become 336 x 200000 on its way"):
+        preprocess(column, ours)
+    assert preprocess(column[:199_000], ours).shape == (3, 336, 336)
 
 
 def test_no_mask_without_letterbox_or_without_the_wish() -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.fields import first_fault, shown
+from edgeprune.files import utf8_named
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.memory import PeakMemory, host_peak_memory
@@ -237,16 +238,17 @@ class OrtBackend:
         settings.intra_op_num_threads = self.options.threads or 0
         # A pattern is kept for every shape ever met, and each decode step has another one.
         settings.enable_mem_pattern = False
-        source: str | bytes = str(path)
-        if weights is not None:
-            settings.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(weights)
-            )
-            source = path.read_bytes()
         try:
-            session = onnxruntime.InferenceSession(
-                source, settings, providers=self._providers(), disabled_optimizers=_NOT_WANTED
-            )
+            with utf8_named(folder if weights is None else weights) as named:
+                source: str | bytes = str(named / spec.file)
+                if weights is not None:
+                    settings.add_session_config_entry(
+                        "session.model_external_initializers_file_folder_path", str(named)
+                    )
+                    source = path.read_bytes()
+                session = onnxruntime.InferenceSession(
+                    source, settings, providers=self._providers(), disabled_optimizers=_NOT_WANTED
+                )
         except Exception as error:  # as in run()
             reason = " ".join(str(error).split())
             if "NOT_IMPLEMENTED" in reason:

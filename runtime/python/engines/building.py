@@ -15,7 +15,7 @@ from typing import Literal
 import edgeprune
 from edgeprune.bundle import check_files, read_manifest, sha256_of
 from edgeprune.errors import BackendError, InputError, OutputError
-from edgeprune.files import refuse_same, write_text
+from edgeprune.files import need_utf8, refuse_same, write_text
 from edgeprune.manifest import MANIFEST_NAME, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
@@ -91,6 +91,7 @@ def build(
     progress = progress or Silent()
     root = Path(os.path.abspath(bundle))
     manifest = read_manifest(root)
+    need_utf8(root, "the bundle")  # the worker is told in JSON, and TensorRT takes no other
     limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens)
     _check_positive("workspace", workspace)
     chosen = _flavour(flavour)

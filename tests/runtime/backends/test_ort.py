@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,18 @@ def test_weights_are_found_in_another_folder(tmp_path: Path) -> None:
         backend.load(away, SPEC)
     graph = backend.load(away, SPEC, weights=home)
     np.testing.assert_array_equal(graph.run({"x": ones(1, 2)}, ["y"])["y"].numpy(), [[11, 21]])
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """ONNX Runtime takes no such path, neither of a graph nor of its weights."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en"))
+    odd.mkdir()
+    weighted(odd)
+    backend = open_backend("onnxruntime", threads=1)
+    beside = backend.load(odd, SPEC)
+    (odd / "graph.onnx").rename(tmp_path / "graph.onnx")
+    for graph in (beside, backend.load(tmp_path, SPEC, weights=odd)):
+        np.testing.assert_array_equal(graph.run({"x": ones(1, 2)}, ["y"])["y"].numpy(), [[11, 21]])
 
 
 def test_threads_reach_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
