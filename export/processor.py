@@ -5,7 +5,6 @@ What the runtime cannot reproduce exactly is refused here by name, never approxi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -21,7 +20,9 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from edgeprune import json_file
 from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.files import read_regular
 from edgeprune.manifest import PaddingMask, Preprocessing, Prompt
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -288,7 +289,7 @@ def _chat_template(folder: Path, processor: dict[str, Any], tokenizer: PreTraine
     candidates = (
         processor.get("chat_template"),
         (read_json(folder / "chat_template.json") or {}).get("chat_template"),
-        jinja.read_text(encoding="utf-8") if jinja.is_file() else None,
+        _text_of(jinja) if jinja.is_file() else None,
         tokenizer.chat_template,
     )
     for template in candidates:
@@ -339,6 +340,13 @@ def _text(token: Any) -> str | None:
     return None if token is None else str(token)
 
 
+def _text_of(path: Path) -> str:
+    try:
+        return read_regular(path, "the chat template").decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): copy it again") from error
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no such file.
 
@@ -348,7 +356,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json_file.read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): copy it again") from error
     if not isinstance(raw, dict):
