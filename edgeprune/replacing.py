@@ -43,7 +43,7 @@ def writing_to(
     """
     named = Path(os.path.abspath(output))
     scratch.sweep(named.parent)
-    place = Path(os.path.realpath(named)) if named.is_dir() else named
+    place = Path(os.path.realpath(named)) if os.path.isdir(named) else named
     if os.path.lexists(place):
         if not force:
             raise OutputError(
@@ -82,8 +82,8 @@ def _check_replaceable(place: Path, kind: Kind) -> None:
     foreign = foreign_files(place, kind)
     if foreign is None:
         raise OutputError(
-            f"{place} exists and was not written by edgeprune (it has no {kind.marker} that lists its "
-            "files): move it away, because only what edgeprune wrote is replaced"
+            f"{place} exists and was not written by edgeprune (it {kind.lacking}): move it away, because "
+            "only what edgeprune wrote is replaced"
         )
     busy = [name for name in foreign if scratch.is_scratch(name.rstrip("/").rpartition("/")[2])]
     if busy:
@@ -112,6 +112,7 @@ def _put_in_place(partial: Path, place: Path, force: bool, kind: Kind) -> None:
             raise OutputError(f"another run uses {place}: wait until it ends") from error
         except OSError:  # no locks here
             pass
+        replaced = os.stat(place)
         earlier = partial if _exchange(partial, place) else _set_aside(partial, place)
         flush(place.parent)
         scratch.discard(earlier)
@@ -120,7 +121,8 @@ def _put_in_place(partial: Path, place: Path, force: bool, kind: Kind) -> None:
             f"the engines in {place / ENGINES} ({shown(built)}) were built from the replaced bundle and went "
             "with it: build them again"
         )
-    if earlier.exists():
+    # By that name there may be another run's already.
+    if earlier.exists() and os.path.samestat(os.stat(earlier), replaced):
         note(f"the replaced folder could not be removed as a whole; what is left of it lies in {earlier}")
 
 
