@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from edgeprune.fields import Count, Flag, Layer, Line, Part, Tokens
 from edgeprune.selection import kept_count
 
 
@@ -107,7 +109,7 @@ def stage_counts(reached: int, keep: int, merge: Merge) -> StageCounts:
     return StageCounts(reached, kept, appended)
 
 
-class PruningStage(BaseModel):
+class PruningStage(Part):
     """One selection of visual tokens.
 
     Attributes:
@@ -122,16 +124,14 @@ class PruningStage(BaseModel):
         seed: of the pseudo-random numbers, for `Ranking.RANDOM`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layer: int = Field(ge=1)
-    score_layer: int | None = Field(ge=0)
+    layer: Annotated[Layer, Field(ge=1)]
+    score_layer: Layer | None
     rows: ScoringRows = ScoringRows.LAST_TOKEN
-    keep: int = Field(ge=1, le=10000)
+    keep: Annotated[int, Field(strict=True, ge=1, le=10000)]
     debias: tuple[Debias, ...] = ()
     merge: Merge = Merge.DROP
     ranking: Ranking = Ranking.ATTENTION
-    seed: int = Field(default=0, ge=0)
+    seed: Count = 0
 
     @model_validator(mode="after")
     def _scored_in_time(self) -> PruningStage:
@@ -180,7 +180,7 @@ class PruningStage(BaseModel):
         return stage_counts(reached, self.keep, self.merge)
 
 
-class TowerStage(BaseModel):
+class TowerStage(Part):
     """One merging of a picture's visual tokens inside the vision tower.
 
     The tokens that receive least attention, the mean over heads and over all rows, are averaged into the
@@ -191,13 +191,11 @@ class TowerStage(BaseModel):
         kept: how many of one picture's tokens stay.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layer: int = Field(ge=0)
-    kept: int = Field(ge=1)
+    layer: Layer
+    kept: Tokens
 
 
-class PruningPlan(BaseModel):
+class PruningPlan(Part):
     """The stages of a method, in the order the layers meet them. No stage: nothing is pruned.
 
     Attributes:
@@ -209,13 +207,11 @@ class PruningPlan(BaseModel):
             that stay, so that all layers' caches have one length.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str
+    method: Line
     stages: tuple[PruningStage, ...] = ()
     tower: tuple[TowerStage, ...] = ()
     positions: Positions = Positions.PRESERVED
-    trims_earlier_caches: bool = False
+    trims_earlier_caches: Flag = False
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> PruningPlan:

@@ -478,20 +478,35 @@ def _host_dtype(spec: TensorSpec) -> type[np.generic]:
     return np.int64 if spec.dtype == "int64" else np.float32
 
 
+def _fits(found: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
+    """Whether shapes are as long, and equal where both are fixed."""
+    if len(found) != len(wanted):
+        return False
+    pairs = zip(found, wanted, strict=True)
+    return all(have == want for have, want in pairs if isinstance(have, int) and isinstance(want, int))
+
+
 def _check_interface(
     graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], manifest: Manifest
 ) -> None:
     for kind, wanted, found in (("input", inputs, graph.inputs), ("output", outputs, graph.outputs)):
-        have = {(spec.name, spec.dtype) for spec in found}
+        have = {(spec.name, spec.dtype): spec.shape for spec in found}
         for spec in wanted:
-            if (spec.name, spec.dtype) in have:
+            shape = have.get((spec.name, spec.dtype))
+            if shape is not None and _fits(shape, spec.shape):
                 continue
+            source = manifest.model.source
+            if shape is not None:
+                raise BundleError(
+                    f"the graph's {kind} {spec.name} has the shape {list(shape)}, and {source}'s manifest "
+                    f"says {list(spec.shape)}: the files do not belong together; export the bundle again"
+                )
             if spec.name.startswith("kept_index."):
                 raise PruningError(
                     f"the plan prunes ({manifest.plan.describe()}), but the language graph has no "
                     f"{spec.name}: it would run unpruned; export the bundle again"
                 )
             raise BundleError(
-                f"the graph has no {kind} {spec.name} of type {spec.dtype}, which {manifest.model.source}'s "
-                "manifest names: the files do not belong together; export the bundle again"
+                f"the graph has no {kind} {spec.name} of type {spec.dtype}, which {source}'s manifest "
+                "names: the files do not belong together; export the bundle again"
             )

@@ -445,3 +445,33 @@ def test_a_model_may_rule_tokens_out_by_minus_infinity() -> None:
 
     backend.language.tamper = spoil
     assert len(generate(session, prompt_inputs(1, 6), tokens=3)[0].token_ids) <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("logits", ("batch", VOCAB + 1)),
+        ("visual_embeds", ("batch", "visual", 33)),
+        ("past_key.0", ("batch", 2, 8)),
+        ("position_ids", (3, "batch", "sequence")),
+    ],
+)
+def test_a_graph_of_other_shapes_is_refused(name: str, shape: tuple[int | str, ...]) -> None:
+    manifest = fake_manifest()
+    backend = FakeBackend(manifest)
+    for kind in ("inputs", "outputs"):
+        specs = getattr(backend.language, kind)
+        changed = [spec.model_copy(update={"shape": shape}) if spec.name == name else spec for spec in specs]
+        setattr(backend.language, kind, tuple(changed))
+    with pytest.raises(BundleError, match=rf"{name} has the shape .*: the files do not belong together"):
+        Session(backend, Path("nowhere"), manifest)
+
+
+def test_axes_without_a_fixed_size_may_be_called_anything() -> None:
+    manifest = fake_manifest()
+    backend = FakeBackend(manifest)
+    backend.language.inputs = tuple(
+        spec.model_copy(update={"shape": tuple("" if isinstance(axis, str) else axis for axis in spec.shape)})
+        for spec in backend.language.inputs
+    )
+    Session(backend, Path("nowhere"), manifest)
