@@ -48,7 +48,7 @@ def copy_with_sha256(source: Path, target: Path, progress: Progress | None = Non
     """Copies a file and hashes it in the same pass, in constant memory."""
     digest = hashlib.sha256()
     size = 0
-    with source.open("rb") as reader, target.open("wb") as writer:
+    with open_regular(source) as reader, target.open("wb") as writer:
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
             writer.write(chunk)

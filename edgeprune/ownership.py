@@ -29,38 +29,46 @@ class Kind:
     """A kind of folder that edgeprune writes.
 
     Attributes:
-        marker: the file that lists the others.
-        listed: from the marker's content the names of all files, the marker apart; any exception says that it
-            is no such list.
+        marker: the JSON file that tells of the others.
+        listed: from the marker's content the names of all other files; an exception, that it is none of ours.
+        lacking: of a folder that is of another kind, for messages: "it ...".
     """
 
     marker: str
     listed: Callable[[Mapping[str, Any]], list[str]]
+    lacking: str
 
     def files(self, folder: Path) -> frozenset[str] | None:
-        """The names that the folder's marker accounts for; None where the folder is not of this kind.
-
-        Lists of an older or newer edgeprune count too, so no more is read than what all have had.
-        """
+        """The names that the folder's marker accounts for; None where the folder is not of this kind."""
         try:
-            raw = json.loads(read_regular(folder / self.marker))
-            version = raw["schema_version"]
-            if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-                return None
-            names = self.listed(raw)
+            names = self.listed(json.loads(read_regular(folder / self.marker)))
         except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
         return frozenset([self.marker, *names]) if all(isinstance(name, str) for name in names) else None
 
 
-BUNDLE_FOLDER = Kind(MANIFEST_NAME, lambda raw: [entry["path"] for entry in raw["files"]])
-ENGINE_FOLDER = Kind(
-    SIDECAR_NAME,
-    lambda raw: [
-        *(engine["path"] for engine in raw["engines"].values()),
-        *(f"{which}.{RUNTIME_CACHE}" for which in raw["engines"]),
-    ],
-)
+# Lists of an older or newer edgeprune count too, so no more is read than what all have had.
+
+
+def _check_version(raw: Mapping[str, Any]) -> None:
+    version = raw["schema_version"]
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(version)
+
+
+def _of_manifest(raw: Mapping[str, Any]) -> list[str]:
+    _check_version(raw)
+    return [entry["path"] for entry in raw["files"]]
+
+
+def _of_sidecar(raw: Mapping[str, Any]) -> list[str]:
+    _check_version(raw)
+    engines = raw["engines"]
+    return [*(one["path"] for one in engines.values()), *(f"{which}.{RUNTIME_CACHE}" for which in engines)]
+
+
+BUNDLE_FOLDER = Kind(MANIFEST_NAME, _of_manifest, f"has no {MANIFEST_NAME} that lists its files")
+ENGINE_FOLDER = Kind(SIDECAR_NAME, _of_sidecar, f"has no {SIDECAR_NAME} that lists its files")
 
 
 def engines_of(bundle: Path) -> list[str]:

@@ -82,8 +82,8 @@ def _check_replaceable(place: Path, kind: Kind) -> None:
     foreign = foreign_files(place, kind)
     if foreign is None:
         raise OutputError(
-            f"{place} exists and was not written by edgeprune (it has no {kind.marker} that lists its "
-            "files): move it away, because only what edgeprune wrote is replaced"
+            f"{place} exists and was not written by edgeprune (it {kind.lacking}): move it away, because "
+            "only what edgeprune wrote is replaced"
         )
     busy = [name for name in foreign if scratch.is_scratch(name.rstrip("/").rpartition("/")[2])]
     if busy:

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgeprune.curves import BiasCurve, FittedTo
 from edgeprune.errors import InputError
 from edgeprune.export.weights import checkpoint_files
+from edgeprune.files import open_regular
 from edgeprune.plans import PruningPlan
 
 _ENDS = 1 << 20
@@ -35,8 +36,8 @@ def fingerprint(folder: Path) -> str:
     """Short text that changes with a model's weights: their files' sizes, first and last megabyte."""
     found = hashlib.sha256()
     for path in checkpoint_files(folder):
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path, "the checkpoint") as file:
+            size = os.fstat(file.fileno()).st_size
             found.update(f"{size} ".encode())
             found.update(file.read(_ENDS))
             file.seek(max(0, size - _ENDS))

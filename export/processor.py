@@ -22,6 +22,7 @@ from transformers.image_utils import (
 
 from edgeprune import json_file
 from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.files import read_regular
 from edgeprune.manifest import PaddingMask, Preprocessing, Prompt
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -288,7 +289,7 @@ def _chat_template(folder: Path, processor: dict[str, Any], tokenizer: PreTraine
     candidates = (
         processor.get("chat_template"),
         (read_json(folder / "chat_template.json") or {}).get("chat_template"),
-        jinja.read_text(encoding="utf-8") if jinja.is_file() else None,
+        _text_of(jinja) if jinja.is_file() else None,
         tokenizer.chat_template,
     )
     for template in candidates:
@@ -337,6 +338,13 @@ def _eos_and_pad(
 
 def _text(token: Any) -> str | None:
     return None if token is None else str(token)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_regular(path, "the chat template").decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): copy it again") from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

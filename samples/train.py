@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import shutil
 import sys
-import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import OutputError
+from edgeprune.ownership import Kind
+from edgeprune.replacing import writing_to
 
 if __package__ in (None, ""):  # run as a script: make the package `samples` importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Train the sample model on drawn pictures.")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder to write; a LLaVA there is replaced"
+        "-o", "--output", type=Path, required=True, help="folder to write; a sample model there is replaced"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the initial weights and sketches (default: 0)"
@@ -51,15 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    temporary = Path(tempfile.mkdtemp(prefix=f".{options.output.name}-", dir=options.output.parent))
     try:
-        _train(options, temporary)
-        if options.output.exists():
-            shutil.rmtree(options.output)
-        temporary.chmod(0o755)
-        temporary.rename(options.output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with writing_to(options.output, force=True, kind=_SAMPLE_MODEL) as folder:
+            _train(options, folder)
+    except OutputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"wrote {options.output} after {(time.perf_counter() - began) / 60:.1f} minutes", flush=True)
     return 0
 
@@ -76,18 +76,26 @@ def _problem(options: argparse.Namespace) -> str | None:
         return f"--batch must be at least 1, not {options.batch}"
     if not options.output.parent.is_dir():
         return f"{options.output.parent} is not a folder; create it first"
-    if options.output.exists() and not _is_llava(options.output):
-        return f"{options.output} exists and is not a LLaVA folder; it is not replaced"
     return None
 
 
-def _is_llava(folder: Path) -> bool:
-    """Whether replacing the folder loses nothing but an earlier sample model."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "llava"
+def _files_of(config: Mapping[str, Any]) -> list[str]:
+    """What lies beside the config of a sample model; ValueError where it is another model's."""
+    from samples.model import WIDTH
+
+    if config["model_type"] != "llava" or config["text_config"]["hidden_size"] != WIDTH:
+        raise ValueError(config["model_type"])
+    return [
+        "chat_template.jinja",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+_SAMPLE_MODEL = Kind("config.json", _files_of, "is no sample model")
 
 
 def _train(options: argparse.Namespace, folder: Path) -> None:

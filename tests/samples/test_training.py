@@ -81,13 +81,16 @@ def test_train_refuses_arguments_in_one_sentence(tmp_path, capsys, arguments, me
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-@pytest.mark.parametrize("text", [None, "not json", "[]", json.dumps({"model_type": "llama"})])
-def test_train_never_replaces_what_is_no_llava(tmp_path, capsys, text):
+OTHERS = ({"model_type": "llama"}, {"model_type": "llava", "text_config": {"hidden_size": 4096}})
+
+
+@pytest.mark.parametrize("text", [None, "not json", "[]", *map(json.dumps, OTHERS)])
+def test_train_never_replaces_what_is_no_sample_model(tmp_path, capsys, text):
     (tmp_path / "precious").write_text("keep me")
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     assert train.main(["-o", str(tmp_path)]) == 1
-    assert "is not a LLaVA folder" in capsys.readouterr().err
+    assert "was not written by edgeprune (it is no sample model)" in capsys.readouterr().err
     assert (tmp_path / "precious").exists()
 
 
