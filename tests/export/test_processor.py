@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -353,14 +352,6 @@ def test_places_of_the_chat_template(tmp_path: Path, bundle: Path) -> None:
     assert_read("json")
     (folder / "processor_config.json").write_text(json.dumps({"chat_template": "processor"}))
     assert_read("processor")
-
-
-def test_a_chat_template_that_is_no_text(model: Path, bundle: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(model, tmp_path / "copy"))
-    (folder / "processor_config.json").unlink(missing_ok=True)
-    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"chat_template\.jinja cannot be read .*: copy it again"):
-        read_prompt(folder, config(), bundle)
 
 
 def test_tokens_that_the_template_names(tmp_path: Path, bundle: Path) -> None:
