@@ -17,6 +17,7 @@ from edgeprune.units import bytes_text
 MAX_READ = 100_000_000
 """Bytes of a file that is read as a whole: more than any configuration, index or header has."""
 
+_NO_FLUSHING = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -111,15 +112,16 @@ def flush(path: Path) -> None:
     Raises:
         OSError: the disk failed or is full.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        # Some file systems flush no folders.
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+        # Some file systems flush no folders, and one that may be written to need not be readable.
+        if not path.is_dir() or error.errno not in _NO_FLUSHING:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def flush_all(folder: Path) -> None:

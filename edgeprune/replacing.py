@@ -43,7 +43,7 @@ def writing_to(
     """
     named = Path(os.path.abspath(output))
     scratch.sweep(named.parent)
-    place = Path(os.path.realpath(named)) if named.is_dir() else named
+    place = Path(os.path.realpath(named)) if os.path.isdir(named) else named
     if os.path.lexists(place):
         if not force:
             raise OutputError(

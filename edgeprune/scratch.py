@@ -139,7 +139,13 @@ def _made_and_locked(path: Path) -> int:
             continue
         except OSError:  # no locks here
             return os.open(path, _FLAGS)
-    raise BlockingIOError(errno.EAGAIN, "another run is writing to it")
+    try:
+        os.close(lock(path))
+    except BlockingIOError:
+        raise
+    except OSError:  # a link, or no locks here
+        pass
+    raise FileExistsError(errno.EEXIST, f"{path.name} is in the way: remove it if no other run uses it")
 
 
 @contextmanager

@@ -456,6 +456,34 @@ def test_without_locks_everything_is_written_and_nothing_swept(
 # What cannot be written
 
 
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f".out{PARTIAL}").symlink_to(tmp_path)
+    monkeypatch.setattr(scratch, "_PAUSE", 0)
+    not_begun(tmp_path / "out", f"cannot be written to .*out{PARTIAL} is in the way: remove it")
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
+    for force in (False, True):
+        not_begun(tmp_path / ("n" * 250), "cannot be written to .File name too long", force=force)
+        not_begun(tmp_path / ("n" * 300), "cannot be written to .File name too long", force=force)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES])
+def test_a_folder_that_cannot_be_flushed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    fsync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, "no folders")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    replace(tmp_path / "out")
+    assert (tmp_path / "out" / "new").exists()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, code: int) -> None:
     with pytest.raises(OutputError, match=r"disk of .* is full"):
