@@ -112,6 +112,7 @@ def _put_in_place(partial: Path, place: Path, force: bool, kind: Kind) -> None:
             raise OutputError(f"another run uses {place}: wait until it ends") from error
         except OSError:  # no locks here
             pass
+        replaced = os.stat(place)
         earlier = partial if _exchange(partial, place) else _set_aside(partial, place)
         flush(place.parent)
         scratch.discard(earlier)
@@ -120,7 +121,8 @@ def _put_in_place(partial: Path, place: Path, force: bool, kind: Kind) -> None:
             f"the engines in {place / ENGINES} ({shown(built)}) were built from the replaced bundle and went "
             "with it: build them again"
         )
-    if earlier.exists():
+    # By that name there may be another run's already.
+    if earlier.exists() and os.path.samestat(os.stat(earlier), replaced):
         note(f"the replaced folder could not be removed as a whole; what is left of it lies in {earlier}")
 
 

@@ -141,8 +141,8 @@ def _made_and_locked(path: Path) -> int:
             return os.open(path, _FLAGS)
     try:
         os.close(lock(path))
-    except BlockingIOError:
-        raise
+    except (BlockingIOError, FileNotFoundError):
+        raise BlockingIOError(errno.EAGAIN, "another run writes to it") from None
     except OSError:  # a link, or no locks here
         pass
     raise FileExistsError(errno.EEXIST, f"{path.name} is in the way: remove it if no other run uses it")

@@ -367,6 +367,18 @@ def test_a_mount_point_is_refused_before_the_work(bundle: Path, monkeypatch: pyt
     not_begun(bundle, "is a mount point", force=True)
 
 
+def test_what_cannot_be_removed_of_the_replaced_one_is_said(
+    bundle: Path, steps: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda path, **options: None)
+        replace(bundle)
+    (left,) = hidden(bundle.parent)
+    assert f"what is left of it lies in {bundle.parent / left}" in caplog.text
+    replace(bundle)
+    assert not hidden(bundle.parent)
+
+
 # What others left, and what they use
 
 
