@@ -34,7 +34,19 @@ from edgeprune.ownership import ENGINE_FOLDER, Kind
 from edgeprune.scratch import is_scratch
 
 OLD, NEW, NOTHING, BROKEN = "as before", "as after", "nothing", "broken"
-_EVENTS = ("open", "os.", "shutil.", "fcntl.flock")
+# Python's audit events of what changes a file or a folder, or looks at one.
+_EVENTS = {
+    "open",
+    "os.listdir",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.scandir",
+    "os.truncate",
+}
+# Removing a tree names what is in a folder that is open.
+_BY_NAME = {"os.remove", "os.rmdir"}
 _PARTS = ("one", "two", "sub/three")
 _QUESTIONS = [Question(id=number, where="", prompt="?") for number in range(4)]
 
@@ -227,15 +239,14 @@ class _Clock:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not event.startswith(_EVENTS):
-            return
-        named = [os.fspath(value) for value in arguments[:2] if isinstance(value, (str, bytes, os.PathLike))]
-        texts = [os.fsdecode(name) for name in named]
-        # Without a slash: a name in a folder that is open, as removing a tree has them.
-        if event == "fcntl.flock" or any(
-            text.startswith(self._folder) or os.sep not in text for text in texts
-        ):
+        if event == "fcntl.flock":
             self.tick()
+        elif event in _EVENTS:
+            values = [value for value in arguments[:2] if isinstance(value, (str, bytes, os.PathLike))]
+            names = [os.fsdecode(value) for value in values]
+            below = any(name.startswith(self._folder) for name in names)
+            if below or (event in _BY_NAME and os.sep not in names[0]):
+                self.tick()
 
     def start(self) -> None:
         """From now on; also where Python tells of nothing by itself."""
@@ -316,6 +327,7 @@ def kill_everywhere(write: Write, work: Path, every: int = 1) -> Found:
             found.states[BROKEN] += 1
         found.left += sum(is_scratch(path.name) for path in folder.rglob("*"))
         shutil.rmtree(folder)
+        print(f"{write.name}: killed {found.moments} times", file=sys.stderr, flush=True)
 
 
 def table(found: list[Found]) -> str:
