@@ -185,8 +185,8 @@ def writes() -> list[Write]:
     ]
 
 
-def export_of(model: Path) -> list[Write]:
-    """A real export, new and replacing an earlier one."""
+def export_of(model: Path, work: Path) -> list[Write]:
+    """A real export, new and replacing an earlier one, which lies in `work`."""
     import edgeprune
     from edgeprune.bundle import read_manifest
     from edgeprune.errors import BundleError
@@ -207,13 +207,11 @@ def export_of(model: Path) -> list[Write]:
     def new_state(folder: Path) -> str:
         return OLD if (found := state(folder)) == NOTHING else found
 
-    with tempfile.TemporaryDirectory() as work:
-        done(Path(work))
-        done(Path(work), 0.6)
-        (old,) = [Path(shutil.copytree(Path(work) / "out", Path(tempfile.mkdtemp()) / "out"))]
-        shutil.rmtree(Path(work) / "out")
-        done(Path(work))
-        new_plan = read_manifest(Path(work) / "out").plan.describe()
+    for name, keep in (("earlier", 0.6), ("later", 0.3)):
+        (work / name).mkdir()
+        done(work / name, keep)
+    old = work / "earlier" / "out"
+    new_plan = read_manifest(work / "later" / "out").plan.describe()
     return [
         Write("export of a new bundle", lambda folder: None, done, new_state),
         Write("export with force", lambda folder: _copied(old, folder / "out"), done, state),
@@ -351,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kills-") as work:
         found = [kill_everywhere(write, Path(work)) for write in writes()]
         if options.export is not None:
-            real = export_of(options.export)
+            real = export_of(options.export, Path(work))
             found += [kill_everywhere(write, Path(work), options.every) for write in real]
     print(table(found))
     return int(any(one.states[BROKEN] or one.left for one in found))
