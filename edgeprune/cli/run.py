@@ -198,6 +198,8 @@ def _converse(model: Model, asking: _Asking, question: str | None, images: list[
     """Questions and answers in turn; the images belong to the first question."""
     messages: list[dict[str, Any]] = list(asking.system)
     typing = sys.stdin.isatty()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8")  # whatever the locale, as everywhere
     while True:
         if question is None:
             question = _next_line(typing)

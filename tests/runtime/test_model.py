@@ -147,6 +147,15 @@ def test_penalties_equal_hugging_face(
     assert [reply.token_ids for reply in by_default] == [reply.token_ids for reply in found]
 
 
+def test_a_prompt_that_skips_the_chat_template_is_noted(
+    pruned: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    pruned.generate("what shape is cyan", images=paths("wide.png"), max_new_tokens=1)
+    assert not caplog.messages
+    pruned.generate(text("what shape is cyan", 1), images=paths("wide.png"), max_new_tokens=1)
+    assert caplog.messages == ["a prompt that holds <image> is used as it stands, without the chat template"]
+
+
 def test_it_answers_and_ends(pruned: Model) -> None:
     reply = pruned.generate("what shape is cyan", images=paths("wide.png"))
     assert reply.text.strip() == "hourglass"

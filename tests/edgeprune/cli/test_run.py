@@ -149,6 +149,16 @@ def test_a_conversation_goes_on_until_the_input_ends(
     assert messages[3]["content"] == [{"type": "text", "text": "and how large?"}]
 
 
+@pytest.mark.parametrize("content", [b"caf\xe9?\n", b"fine?\n\xff\n"])
+def test_a_line_of_a_conversation_that_is_not_text(
+    cli: Cli, model: FakeModel, bundle: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="latin-1"))
+    result = cli("run", bundle, "--chat")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("error: the question on stdin is not text")
+
+
 def test_a_question_is_asked_about_each_image_of_a_folder(
     cli: Cli, model: FakeModel, bundle: Path, tmp_path: Path
 ) -> None:
