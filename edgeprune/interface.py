@@ -1,13 +1,17 @@
-"""The interface of a bundle's graphs: inputs and outputs by name, dtype and shape, as model and plan demand.
+"""What crosses between a bundle's graphs and whoever runs them: names, dtypes, shapes, and what is fed.
 
-The exporter makes graphs of exactly this interface, and a manifest that names another one is refused.
+The exporter makes graphs of exactly this interface, a manifest that names another one is refused, and the
+runtime, the comparisons and the engines take every name from here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeprune.fields import Line, Part
@@ -15,6 +19,73 @@ from edgeprune.fields import Line, Part
 if TYPE_CHECKING:
     from edgeprune.manifest import DType, ModelInfo
     from edgeprune.plans import PruningPlan
+
+# The operator of a pruning stage, one node each.
+OP_DOMAIN, OP_NAME = "com.edgeprune", "DebiasedTokenPrune"
+
+# The vision graph.
+PIXEL_VALUES, VISUAL_EMBEDS, VISUAL_PLACE = "pixel_values", "visual_embeds", "visual_place"
+# The language graph, with VISUAL_EMBEDS.
+INPUT_IDS, VISUAL_INDEX, VISUAL_VALID = "input_ids", "visual_index", "visual_valid"
+POSITION_IDS, ATTENTION_MASK, LOGITS = "position_ids", "attention_mask", "logits"
+CACHE_KINDS = ("key", "value")
+_PAST, _PRESENT = "past_", "present_"
+
+
+def tower_score(stage: int) -> str:
+    """Output of the vision graph: what a tower's stage merges by, float32 [images, tokens before it]."""
+    return f"tower_score.{stage}"
+
+
+def kept_index(stage: int) -> str:
+    """Output: the positions that a stage kept, int64 [B, S']."""
+    return f"kept_index.{stage}"
+
+
+def score(stage: int) -> str:
+    """Output: the attention that a stage's scoring rows pay each position, float32 [B, S]."""
+    return f"score.{stage}"
+
+
+def past(kind: str, layer: int) -> str:
+    """Input: a layer's cache, `kind` being one of `CACHE_KINDS`, [B, kv heads, P of its group, head dim]."""
+    return f"{_PAST}{kind}.{layer}"
+
+
+def past_mask(group: int) -> str:
+    """Input: which tokens of a cache group are real, int64 [B, P]."""
+    return f"{_PAST}mask.{group}"
+
+
+def past_axis(group: int) -> str:
+    """The name of the axis P of a cache group."""
+    return f"{_PAST}{group}"
+
+
+def present(kind: str, layer: int) -> str:
+    """Output: the cache with the new tokens, [B, kv heads, P + S', head dim]."""
+    return f"{_PRESENT}{kind}.{layer}"
+
+
+def present_mask(group: int) -> str:
+    """Output: the mask with the new tokens, int64 [B, P + S']."""
+    return f"{_PRESENT}mask.{group}"
+
+
+def is_past(name: str) -> bool:
+    """Whether an input carries what an earlier run gave out."""
+    return name.startswith(_PAST)
+
+
+def is_present(name: str) -> bool:
+    """Whether an output is carried on to the next run."""
+    return name.startswith(_PRESENT)
+
+
+def is_cache(name: str) -> bool:
+    """Whether an input or output holds keys or values."""
+    return name.startswith(tuple(f"{time}{kind}." for time in (_PAST, _PRESENT) for kind in CACHE_KINDS))
+
 
 ElementType = Literal["float32", "float16", "bfloat16", "int64"]
 
@@ -49,28 +120,24 @@ def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
     groups = len(plan.stages) + 1
     heads = (info.kv_heads, info.head_dim)
     inputs = [
-        _spec("input_ids", "int64", "batch", "sequence"),
-        _spec("visual_embeds", dtype, "batch", "visual", info.hidden_size),
-        _spec("visual_index", "int64", "batch", "visual"),
-        _spec("visual_valid", "float32", "batch", "visual"),
-        _spec("position_ids", "int64", "batch", "sequence"),
-        _spec("attention_mask", "int64", "batch", "sequence"),
-        *(_spec(f"past_mask.{g}", "int64", "batch", f"past_{g}") for g in range(groups)),
+        _spec(INPUT_IDS, "int64", "batch", "sequence"),
+        _spec(VISUAL_EMBEDS, dtype, "batch", "visual", info.hidden_size),
+        _spec(VISUAL_INDEX, "int64", "batch", "visual"),
+        _spec(VISUAL_VALID, "float32", "batch", "visual"),
+        _spec(POSITION_IDS, "int64", "batch", "sequence"),
+        _spec(ATTENTION_MASK, "int64", "batch", "sequence"),
+        *(_spec(past_mask(g), "int64", "batch", past_axis(g)) for g in range(groups)),
     ]
-    outputs = [_spec("logits", "float32", "batch", info.vocab_size)]
-    outputs += [_spec(f"kept_index.{s}", "int64", "batch", f"kept_{s + 1}") for s in range(len(plan.stages))]
-    outputs += [
-        _spec(f"score.{s}", "float32", "batch", f"kept_{s}" if s else "sequence")
-        for s in range(len(plan.stages))
-    ]
-    outputs += [_spec(f"present_mask.{g}", "int64", "batch", f"present_{g}") for g in range(groups)]
-    for kind in ("key", "value"):
+    stages = range(len(plan.stages))
+    outputs = [_spec(LOGITS, "float32", "batch", info.vocab_size)]
+    outputs += [_spec(kept_index(s), "int64", "batch", f"kept_{s + 1}") for s in stages]
+    outputs += [_spec(score(s), "float32", "batch", f"kept_{s}" if s else "sequence") for s in stages]
+    outputs += [_spec(present_mask(g), "int64", "batch", f"present_{g}") for g in range(groups)]
+    for kind in CACHE_KINDS:
         for layer in range(info.layers):
             g = plan.group_of_layer(layer)
-            inputs.append(_spec(f"past_{kind}.{layer}", dtype, "batch", heads[0], f"past_{g}", heads[1]))
-            outputs.append(
-                _spec(f"present_{kind}.{layer}", dtype, "batch", heads[0], f"present_{g}", heads[1])
-            )
+            inputs.append(_spec(past(kind, layer), dtype, "batch", heads[0], past_axis(g), heads[1]))
+            outputs.append(_spec(present(kind, layer), dtype, "batch", heads[0], f"present_{g}", heads[1]))
     return Interface(tuple(inputs), tuple(outputs))
 
 
@@ -79,10 +146,78 @@ def vision_interface(
 ) -> Interface:
     """Names, dtypes and shapes of the vision graph; where the tower merges, also places and scores."""
     dtype, tokens = _ELEMENTS[info.dtype], plan.tokens_per_image(places)
-    outputs = [_spec("visual_embeds", dtype, "images", tokens, info.hidden_size)]
+    outputs = [_spec(VISUAL_EMBEDS, dtype, "images", tokens, info.hidden_size)]
     if plan.tower:
-        outputs.append(_spec("visual_place", "int64", "images", tokens))
+        outputs.append(_spec(VISUAL_PLACE, "int64", "images", tokens))
     for number, stage in enumerate(plan.tower):
-        outputs.append(_spec(f"tower_score.{number}", "float32", "images", places))
+        outputs.append(_spec(tower_score(number), "float32", "images", places))
         places = stage.kept
-    return Interface((_spec("pixel_values", dtype, "images", 3, *image_size),), tuple(outputs))
+    return Interface((_spec(PIXEL_VALUES, dtype, "images", 3, *image_size),), tuple(outputs))
+
+
+Cache = TypeVar("Cache")
+_NUMPY: dict[ElementType, type[np.generic]] = {
+    "int64": np.int64,
+    "float16": np.float16,
+    "float32": np.float32,
+    # NumPy has none; back ends bring float32 to it.
+    "bfloat16": np.float32,
+}
+
+
+def first_feeds(
+    inputs: Iterable[TensorSpec],
+    input_ids: NDArray[np.int64],
+    attention_mask: NDArray[np.int64],
+    visual_index: NDArray[np.int64],
+    visual_valid: NDArray[np.float32],
+    visual_embeds: Any,
+) -> dict[str, Any]:
+    """What the language graph is fed first: prompts, padded on the left to one length, and empty caches.
+
+    Args:
+        inputs: of the language graph.
+        input_ids, attention_mask: int64 [B, S].
+        visual_index: int64 [B, V].
+        visual_valid: float32 [B, V].
+        visual_embeds: [B, V, D], an array or a back end's tensor.
+    """
+    return {
+        INPUT_IDS: input_ids,
+        VISUAL_EMBEDS: visual_embeds,
+        VISUAL_INDEX: visual_index,
+        VISUAL_VALID: visual_valid,
+        # Padding has position 0, where it is masked anyhow; real tokens count from 0.
+        POSITION_IDS: np.maximum(np.cumsum(attention_mask, axis=1) - 1, 0),
+        ATTENTION_MASK: attention_mask,
+        **{spec.name: _empty(spec, len(input_ids)) for spec in inputs if is_past(spec.name)},
+    }
+
+
+def next_feeds(
+    inputs: Sequence[TensorSpec],
+    tokens: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    outputs: Mapping[str, Cache],
+) -> dict[str, Any]:
+    """What the language graph is fed next: one token a prompt, nothing visual, and the caches carried on.
+
+    Args:
+        inputs: of the language graph.
+        tokens, positions: int64 [B], positions in the unpruned sequence.
+        outputs: of the run before; what is no cache is passed over.
+    """
+    visual = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID)
+    return {
+        INPUT_IDS: tokens[:, None],
+        **{spec.name: _empty(spec, len(tokens)) for spec in inputs if spec.name in visual},
+        POSITION_IDS: positions[:, None],
+        ATTENTION_MASK: np.ones((len(tokens), 1), dtype=np.int64),
+        **{_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if is_present(name)},
+    }
+
+
+def _empty(spec: TensorSpec, batch: int) -> NDArray[Any]:
+    """A tensor whose open axes, other than the batch, are 0 long."""
+    sizes = [axis if isinstance(axis, int) else batch if axis == "batch" else 0 for axis in spec.shape]
+    return np.zeros(sizes, dtype=_NUMPY[spec.dtype])

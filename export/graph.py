@@ -20,7 +20,7 @@ from torch.export import Dim
 
 from edgeprune.export.decoder import PrunedDecoder
 from edgeprune.export.op import translation
-from edgeprune.interface import ElementType, Interface, TensorSpec
+from edgeprune.interface import ElementType, Interface, TensorSpec, past_axis
 from edgeprune.manifest import DType
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
@@ -59,7 +59,7 @@ _SMALLEST = {"batch": 1, "sequence": 1}
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:
-    sizes = _SIZES | {f"past_{group}": size for group, size in enumerate(_PAST_SIZES)}
+    sizes = _SIZES | {past_axis(group): size for group, size in enumerate(_PAST_SIZES)}
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
     return torch.zeros(shape, dtype=_ELEMENTS[spec.dtype])
 

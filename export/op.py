@@ -13,10 +13,10 @@ import torch
 from onnx import defs, helper, parser
 
 from edgeprune.export import indexing, information
+from edgeprune.interface import OP_DOMAIN, OP_NAME
 from edgeprune.selection import kept_count
 
-DOMAIN = "com.edgeprune"
-OP_NAME = "DebiasedTokenPrune"
+DOMAIN = OP_DOMAIN
 OP_VERSION = 1
 KEEP_ATTRIBUTE = "keep_per_10000"
 

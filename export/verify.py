@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeprune import interface
 from edgeprune.curves import tile_weights
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.export.decoder import PrunedDecoder
@@ -167,7 +168,7 @@ class _Seen:
 
 
 def _see(session: Any, module: Any, case: Case, dtype: torch.dtype) -> _Seen:
-    found = session.run(None, {"pixel_values": case.pixel_values.astype(_numpy(dtype))})
+    found = session.run(None, {interface.PIXEL_VALUES: case.pixel_values.astype(_numpy(dtype))})
     pixels = torch.from_numpy(case.pixel_values).to(dtype)
     with torch.no_grad():
         if len(found) == 1:
@@ -227,14 +228,14 @@ def _compare_language(
             expected = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
         wanted = {name: _to_numpy(value) for name, value in feeds.items()}
         found = dict(zip(names, session.run(None, wanted), strict=True))
-        logits = expected["logits"]
+        logits = expected[interface.LOGITS]
         spread = max(1.0, float(logits.std()))
         phase = "decode" if step else "prefill"
         # A step's caches are the same on both sides; a prefill's selections need not be, to the last token.
         rows = _same_selection(found, expected, stages) if step == 0 else slice(None)
         record(
             f"{phase} logits, graph against torch",
-            _apart(found["logits"][rows], logits[rows]) / spread,
+            _apart(found[interface.LOGITS][rows], logits[rows]) / spread,
             LOGIT_LIMITS[kind],
         )
         if step == 0:
@@ -244,12 +245,12 @@ def _compare_language(
                     _apart(logits.numpy(), hf_logits) / spread,
                     LOGIT_LIMITS[kind],
                 )
-            visual = _to_numpy(feeds["visual_index"])
+            visual = _to_numpy(feeds[interface.VISUAL_INDEX])
             for stage, planned in enumerate(manifest.plan.stages):
-                kept = found[f"kept_index.{stage}"]
+                kept = found[interface.kept_index(stage)]
                 record(
                     "kept tokens, graph against torch",
-                    _differing(kept, expected[f"kept_index.{stage}"].numpy()),
+                    _differing(kept, expected[interface.kept_index(stage)].numpy()),
                     KEPT_LIMITS[kind],
                 )
                 curve, valid = decoder.bias_curve.numpy(), case.visual_valid
@@ -257,58 +258,48 @@ def _compare_language(
                     curve = np.ones_like(curve)
                 if stage or planned.ranking is Ranking.RANK_FUSION:
                     valid = np.ones(visual.shape, dtype=np.float32)
-                score = found[f"score.{stage}"]
+                score = found[interface.score(stage)]
                 chosen = select(score, visual, valid, curve, planned.keep)
                 appended = planned.counts(visual.shape[1]).appended
                 lacking = _lacking(kept, chosen.kept_index, visual, appended)
                 record("kept tokens, graph against numpy", lacking, 0.0)
                 visual = _still_visual(kept, visual)
             if stages and hf_score is not None:
-                apart = _apart(found["score.0"], hf_score)
+                apart = _apart(found[interface.score(0)], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
         feeds = _next_feeds(feeds, expected, manifest)
 
 
 def first_feeds(case: Case, manifest: Manifest, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
     """The prefill's inputs, in the graph's order."""
-    batch, _ = case.input_ids.shape
-    visual = case.visual_valid.shape[1]
-    mask = torch.from_numpy(case.attention_mask)
+    batch, visual = case.visual_valid.shape
     columns = [np.flatnonzero(row == manifest.prompt.image_token_id) for row in case.input_ids]
-    values: dict[str, torch.Tensor] = {
-        "input_ids": torch.from_numpy(case.input_ids),
-        "visual_embeds": embeds.reshape(batch, visual, -1),
-        "visual_index": torch.from_numpy(np.stack(columns).astype(np.int64)),
-        "visual_valid": torch.from_numpy(case.visual_valid),
-        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
-        "attention_mask": mask,
-    }
-    dtype = TORCH_DTYPES[manifest.model.dtype]
-    heads = (manifest.model.kv_heads, manifest.model.head_dim)
-    for spec in manifest.language.inputs:
-        if spec.name.startswith("past_mask."):
-            values[spec.name] = torch.zeros(batch, 0, dtype=torch.int64)
-        elif spec.name.startswith("past_"):
-            values[spec.name] = torch.zeros(batch, heads[0], 0, heads[1], dtype=dtype)
-    return values
+    return _tensors(
+        interface.first_feeds(
+            manifest.language.inputs,
+            case.input_ids,
+            case.attention_mask,
+            np.stack(columns).astype(np.int64),
+            case.visual_valid,
+            embeds.reshape(batch, visual, -1),
+        )
+    )
 
 
 def _next_feeds(
     feeds: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor], manifest: Manifest
 ) -> dict[str, torch.Tensor]:
     """A decode step: the greedy token, an empty visual input, the caches carried on."""
-    batch = feeds["input_ids"].shape[0]
-    following = dict(feeds)
-    following["input_ids"] = outputs["logits"].argmax(-1, keepdim=True)
-    following["visual_embeds"] = feeds["visual_embeds"][:, :0]
-    following["visual_index"] = feeds["visual_index"][:, :0]
-    following["visual_valid"] = feeds["visual_valid"][:, :0]
-    following["position_ids"] = feeds["position_ids"][:, -1:] + 1
-    following["attention_mask"] = torch.ones(batch, 1, dtype=torch.int64)
-    for name in feeds:
-        if name.startswith("past_"):
-            following[name] = outputs["present_" + name.removeprefix("past_")]
-    return following
+    tokens = outputs[interface.LOGITS].argmax(-1).numpy()
+    positions = feeds[interface.POSITION_IDS][:, -1].numpy() + 1
+    return _tensors(interface.next_feeds(manifest.language.inputs, tokens, positions, outputs))
+
+
+def _tensors(feeds: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {
+        name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+        for name, value in feeds.items()
+    }
 
 
 def _huggingface(
@@ -465,7 +456,7 @@ def _same_selection(found: dict[str, Array], expected: dict[str, torch.Tensor], 
     """
     if not stages:
         return slice(None)
-    names = [f"kept_index.{stage}" for stage in range(stages)]
+    names = [interface.kept_index(stage) for stage in range(stages)]
     if any(found[name].shape != tuple(expected[name].shape) for name in names):
         return slice(None)
     same = np.all([(found[name] == expected[name].numpy()).all(axis=1) for name in names], axis=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import VerificationError
+from edgeprune.interface import OP_DOMAIN, OP_NAME
 from edgeprune.manifest import Check, Manifest
 from edgeprune.onnx_files import external_files
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from edgeprune.runtime import StageResult
 
-_OP_DOMAIN, _OP_NAME = "com.edgeprune", "DebiasedTokenPrune"
 _NEW_TOKENS = 4
 
 
@@ -40,8 +40,8 @@ def check_graphs(bundle: Path, manifest: Manifest) -> list[Check]:
             raise VerificationError(
                 f"{path} is not a valid ONNX graph ({error}): export the bundle again"
             ) from error
-        nodes = sum((node.domain, node.op_type) == (_OP_DOMAIN, _OP_NAME) for node in model.graph.node)
-        bodies = sum((body.domain, body.name) == (_OP_DOMAIN, _OP_NAME) for body in model.functions)
+        nodes = sum((node.domain, node.op_type) == (OP_DOMAIN, OP_NAME) for node in model.graph.node)
+        bodies = sum((body.domain, body.name) == (OP_DOMAIN, OP_NAME) for body in model.functions)
         checks += [
             _equal(f"{graph.file}: pruning nodes besides the plan's", abs(nodes - stages)),
             _equal(f"{graph.file}: pruning nodes without a function body", nodes if not bodies else 0),

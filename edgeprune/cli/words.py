@@ -13,8 +13,6 @@ from typing import Any
 # Parameters of the library that commands name otherwise. True and False stand for a flag's two sides.
 _OTHERWISE = {
     "verify=False": "--no-verify",
-    "padding_mask=False": "--debias position",
-    "curve='none'": "--debias padding",
     "targets": "--target",
     "baselines": "--baseline",
 }

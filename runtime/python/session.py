@@ -17,7 +17,20 @@ from numpy.typing import NDArray
 
 from edgeprune.checks import check_count
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
-from edgeprune.interface import TensorSpec
+from edgeprune.interface import (
+    LOGITS,
+    PIXEL_VALUES,
+    VISUAL_EMBEDS,
+    VISUAL_PLACE,
+    TensorSpec,
+    first_feeds,
+    is_cache,
+    is_present,
+    kept_index,
+    next_feeds,
+    present_mask,
+    score,
+)
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
@@ -91,9 +104,9 @@ class Session:
         _check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
         _check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
-        self._present = [name for name in names if name.startswith("present_")]
+        self._present = [name for name in names if is_present(name)]
         stages = range(len(manifest.plan.stages))
-        self._traces = [f"{kind}.{stage}" for kind in ("kept_index", "score") for stage in stages]
+        self._traces = [name(stage) for name in (kept_index, score) for stage in stages]
 
     def check(self, prompt: PromptInputs) -> None:
         """Refuses a prompt that the graphs cannot take.
@@ -183,18 +196,16 @@ class Session:
         embeds, places = self._see(prompts)
         self.backend.synchronize()
         seen = perf_counter()
-        feeds = {
-            "input_ids": batch.input_ids,
-            "visual_embeds": embeds,
-            "visual_index": batch.visual_index,
-            "visual_valid": self._selectable(batch, places),
-            # Padding has position 0, where it is masked anyhow; real tokens count from 0.
-            "position_ids": np.maximum(np.cumsum(batch.attention_mask, axis=1) - 1, 0),
-            "attention_mask": batch.attention_mask,
-            **self._empty_caches(len(prompts)),
-        }
-        found = self._language.run(feeds, ["logits", *self._traces, *self._present])
-        logits = found["logits"].numpy()
+        feeds = first_feeds(
+            self.manifest.language.inputs,
+            batch.input_ids,
+            batch.attention_mask,
+            batch.visual_index,
+            self._selectable(batch, places),
+            embeds,
+        )
+        found = self._language.run(feeds, [LOGITS, *self._traces, *self._present])
+        logits = found[LOGITS].numpy()
         read = perf_counter()
         self._check_finite(logits)
         stages = stage_results(
@@ -281,12 +292,12 @@ class Session:
             return np.zeros((batch, 0, width), dtype=np.float32), np.zeros((batch, 0), dtype=np.int64)
         pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
         merges = bool(self.manifest.plan.tower)
-        names = ["visual_embeds", "visual_place"] if merges else ["visual_embeds"]
-        found = self._vision.run({"pixel_values": pixels}, names)
-        embeds = found["visual_embeds"].reshape(batch, visual, width)
+        names = [VISUAL_EMBEDS, VISUAL_PLACE] if merges else [VISUAL_EMBEDS]
+        found = self._vision.run({PIXEL_VALUES: pixels}, names)
+        embeds = found[VISUAL_EMBEDS].reshape(batch, visual, width)
         if not merges:
             return embeds, np.broadcast_to(np.arange(visual), (batch, visual))
-        place = found["visual_place"].numpy().reshape(batch, pictures, -1)
+        place = found[VISUAL_PLACE].numpy().reshape(batch, pictures, -1)
         if place.shape[2] * pictures != visual or (np.diff(place, axis=2) <= 0).any():
             raise PruningError(
                 f"the vision tower left {place.shape[2]} tokens of a picture: expected {visual // pictures}, "
@@ -306,18 +317,10 @@ class Session:
             "it again with `dtype='fp32'` or `dtype='bf16'`"
         )
 
-    def _empty_caches(self, batch: int) -> dict[str, Array]:
-        """The first past of every layer and group: its open axes, other than the batch, are 0 long."""
-        return {
-            spec.name: np.zeros([_size(axis, batch) for axis in spec.shape], dtype=_host_dtype(spec))
-            for spec in self.manifest.language.inputs
-            if spec.name.startswith("past_")
-        }
-
     def _check_caches(self, caches: dict[str, Tensor], sequence: int, visual: int) -> None:
         """The caches are the proof that later layers really saw fewer tokens."""
         for group, expected in enumerate(self.manifest.plan.cache_lengths(sequence, visual)):
-            found = caches[f"present_mask.{group}"].shape[1]
+            found = caches[present_mask(group)].shape[1]
             if found != expected:
                 raise PruningError(
                     f"the caches of layer group {group} hold {found} tokens: expected {expected} "
@@ -351,32 +354,20 @@ class Decoding:
         self._session = session
         self._caches = caches
         self._positions = lengths
-        batch, width = len(lengths), session.manifest.model.hidden_size
-        self._nothing_visual: dict[str, Array] = {
-            "visual_embeds": np.zeros((batch, 0, width), dtype=np.float32),
-            "visual_index": np.zeros((batch, 0), dtype=np.int64),
-            "visual_valid": np.zeros((batch, 0), dtype=np.float32),
-        }
 
     @property
     def cache_bytes(self) -> int:
         """Keys and values of all layers, the whole batch."""
-        kinds = ("present_key.", "present_value.")
-        return sum(tensor.nbytes for name, tensor in self._caches.items() if name.startswith(kinds))
+        return sum(tensor.nbytes for name, tensor in self._caches.items() if is_cache(name))
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Reads one token per prompt, int64 [B]; returns the next logits, float32 [B, vocab]."""
         last = self._session.manifest.model.max_positions - 1
-        feeds: dict[str, Tensor | Array] = {
-            "input_ids": tokens[:, None],
-            **self._nothing_visual,
-            # A prompt that has ended may run past the range while others of its batch go on.
-            "position_ids": np.minimum(self._positions, last)[:, None],
-            "attention_mask": np.ones((len(tokens), 1), dtype=np.int64),
-            **{"past_" + name.removeprefix("present_"): tensor for name, tensor in self._caches.items()},
-        }
-        found = self._session._language.run(feeds, ["logits", *self._caches])
-        self.logits = found.pop("logits").numpy()
+        # A prompt that has ended may run past the range while others of its batch go on.
+        positions = np.minimum(self._positions, last)
+        feeds = next_feeds(self._session.manifest.language.inputs, tokens, positions, self._caches)
+        found = self._session._language.run(feeds, [LOGITS, *self._caches])
+        self.logits = found.pop(LOGITS).numpy()
         self._session._check_finite(self.logits)
         self._caches = found
         self._positions = self._positions + 1
@@ -467,17 +458,6 @@ def _batches(visual_tokens: Sequence[int], size: int) -> list[list[int]]:
     return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
 
 
-def _size(axis: int | str, batch: int) -> int:
-    if isinstance(axis, int):
-        return axis
-    return batch if axis == "batch" else 0
-
-
-def _host_dtype(spec: TensorSpec) -> type[np.generic]:
-    """What an empty array of the input is made of on the host; the back end brings floats to the dtype."""
-    return np.int64 if spec.dtype == "int64" else np.float32
-
-
 def _fits(found: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
     """Whether shapes are as long, and equal where both are fixed."""
     if len(found) != len(wanted):
@@ -501,7 +481,7 @@ def _check_interface(
                     f"the graph's {kind} {spec.name} has the shape {list(shape)}, and {source}'s manifest "
                     f"says {list(spec.shape)}: the files do not belong together; export the bundle again"
                 )
-            if spec.name.startswith("kept_index."):
+            if spec.name in map(kept_index, range(len(manifest.plan.stages))):
                 raise PruningError(
                     f"the plan prunes ({manifest.plan.describe()}), but the language graph has no "
                     f"{spec.name}: it would run unpruned; export the bundle again"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune import interface as names
 from edgeprune.errors import PruningError
 from edgeprune.plans import PruningPlan
 from edgeprune.selection import select_visual
@@ -92,7 +93,7 @@ def stage_results(
     identity = np.full((batch, sequence), -1, dtype=np.int64)
     np.put_along_axis(identity, visual_index, places, axis=1)
     for number, stage in enumerate(plan.stages):
-        kept_index, score = traces[f"kept_index.{number}"], traces[f"score.{number}"]
+        kept_index, score = traces[names.kept_index(number)], traces[names.score(number)]
         counts = stage.counts(visual)
         expected = counts.after
         length = identity.shape[1] - visual + expected

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import BundleError, MissingDependencyError
-from edgeprune.interface import language_interface
+from edgeprune.interface import OP_DOMAIN, OP_NAME, language_interface, past_mask
 from edgeprune.manifest import CacheGroup, GraphSpec, Manifest
 from edgeprune.onnx_files import external_files
 from edgeprune.plans import Merge, PruningPlan
 
 PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
 
-_PRUNE_OP = ("com.edgeprune", "DebiasedTokenPrune")
+_PRUNE_OP = (OP_DOMAIN, OP_NAME)
 # Averaging into kept tokens happens in front of the node, and would stay without it.
 _MERGED_BEFORE = (Merge.NEAREST, Merge.SURVIVOR)
 # Inputs and outputs that are there because of pruning stages.
@@ -130,7 +130,7 @@ def _remove_stages(model: Any, nodes: list[Any]) -> None:
 
     graph = model.graph
     # All layers see the same tokens, so they share the first group's key mask.
-    renamed = {value.name: "past_mask.0" for value in graph.input if _ADDED.match(value.name)}
+    renamed = {value.name: past_mask(0) for value in graph.input if _ADDED.match(value.name)}
     kept = []
     for node in graph.node:
         for place, name in enumerate(node.input):

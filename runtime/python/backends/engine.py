@@ -22,7 +22,7 @@ import numpy as np
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import read_regular, write_bytes
-from edgeprune.interface import TensorSpec
+from edgeprune.interface import TensorSpec, is_cache, is_past, past_mask
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import RUNTIME_CACHE
@@ -181,7 +181,7 @@ class EngineGraph:
         self._inputs = {
             tensor.name: _Input(gpu, tensor, self._capacity(tensor))
             for tensor in self.inputs
-            if tensor.name in expected and not tensor.name.startswith("past_")
+            if tensor.name in expected and not is_past(tensor.name)
         }
         # A past of 0 tokens has no elements, and yet needs an address.
         self._nothing = gpu.allocate(1)
@@ -190,7 +190,7 @@ class EngineGraph:
         sizes = _largest_outputs(contexts, self.inputs, self.outputs, profiles)
         self._buffers = {name: [gpu.allocate(size) for _ in range(_BUFFERS)] for name, size in sizes.items()}
         self._turn = 0
-        pasts = [profile["past_mask.0"].most[1] for profile in profiles if "past_mask.0" in profile]
+        pasts = [profile[past_mask(0)].most[1] for profile in profiles if past_mask(0) in profile]
         self.max_length = max(pasts) + 1 if pasts else None
 
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
@@ -262,7 +262,7 @@ class EngineGraph:
                 return number
             problems.append(problem)
         # A prompt is judged by the first profile, a step by the one whose past fits.
-        past = any(shape[2] > 0 for name, shape in shapes.items() if name.startswith("past_key"))
+        past = any(shape[2] > 0 for name, shape in shapes.items() if is_past(name) and is_cache(name))
         name, axis, size = problems[-1 if past else 0]
         raise BackendError(self._advise(name, axis, size))
 

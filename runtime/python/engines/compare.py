@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
+from edgeprune.interface import INPUT_IDS, LOGITS, VISUAL_EMBEDS, first_feeds, next_feeds, tower_score
 from edgeprune.manifest import Check, Manifest
 from edgeprune.runtime.backends import AUTO, Backend, available, is_ready, open_backend
 from edgeprune.runtime.backends.base import Graph
@@ -66,7 +67,7 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
     names = [spec.name for spec in manifest.language.outputs]
     feeds = _prompt(manifest, seen[manifest.vision.outputs[0].name], rng)
     results = comparison.run("prefill", found, feeds, names)
-    length = feeds["input_ids"].shape[1]
+    length = feeds[INPUT_IDS].shape[1]
     for step in range(_STEPS):
         feeds = _step(manifest, results, length + step)
         results = comparison.run(f"decode step {step + 1}", found, feeds, names)
@@ -92,7 +93,7 @@ class _Comparison:
             # Means of other weights: only the scores, which are compared too, say how far apart they are.
             label = f"{self._name}: {what}, tokens merged in another order, so visual_embeds is not compared"
             self.checks.append(Check(name=label, value=1.0, limit=1.0))
-            names = [name for name in names if name != "visual_embeds"]
+            names = [name for name in names if name != VISUAL_EMBEDS]
         for name in names:
             kind = name.partition(".")[0]
             if kept_apart and kind.startswith("present"):
@@ -115,7 +116,7 @@ class _Comparison:
 
 def _merged_apart(tested: _Arrays, expected: _Arrays) -> bool:
     """Whether a vision tower's scores, equal up to rounding, come in another order: it is what merges."""
-    scores = [name for name in expected if name.startswith("tower_score.")]
+    scores = [name for name in expected if name.startswith(tower_score(0).removesuffix("0"))]
     if any(tested[name].shape != expected[name].shape for name in scores):
         return False  # told by the scores themselves
     return not all(np.array_equal(_order(tested[name]), _order(expected[name])) for name in scores)
@@ -150,35 +151,17 @@ def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) 
     ids = np.concatenate([words[: _TEXT // 2], np.full(visual, image), words[_TEXT // 2 :]])[None]
     valid = np.ones((1, visual), dtype=np.float32)
     valid[:, : visual // 8] = 0
-    return {
-        "input_ids": ids.astype(np.int64),
-        "visual_embeds": embeds,
-        "visual_index": np.nonzero(ids == image)[1][None].astype(np.int64),
-        "visual_valid": valid,
-        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
-        "attention_mask": np.ones_like(ids, dtype=np.int64),
-        **{
-            spec.name: _empty(spec.shape, spec.dtype)
-            for spec in manifest.language.inputs
-            if spec.name.startswith("past_")
-        },
-    }
+    return first_feeds(
+        manifest.language.inputs,
+        ids.astype(np.int64),
+        np.ones_like(ids, dtype=np.int64),
+        np.nonzero(ids == image)[1][None].astype(np.int64),
+        valid,
+        embeds,
+    )
 
 
 def _step(manifest: Manifest, results: _Arrays, position: int) -> _Arrays:
     """The next token, the likeliest, after the caches of `results`."""
-    past = {
-        "past_" + name.removeprefix("present_"): value
-        for name, value in results.items()
-        if name.startswith("present_")
-    }
-    one = np.ones((1, 1), dtype=np.int64)
-    shapes = {spec.name: (spec.shape, spec.dtype) for spec in manifest.language.inputs}
-    nothing = {name: _empty(*shapes[name]) for name in ("visual_embeds", "visual_index", "visual_valid")}
-    token = results["logits"].argmax(axis=1)[:, None].astype(np.int64)
-    return {"input_ids": token, "position_ids": one * position, "attention_mask": one, **nothing, **past}
-
-
-def _empty(shape: tuple[int | str, ...], dtype: str) -> NDArray[Any]:
-    sizes = [axis if isinstance(axis, int) else 1 if axis == "batch" else 0 for axis in shape]
-    return np.zeros(sizes, dtype=np.int64 if dtype == "int64" else np.float32)
+    token = results[LOGITS].argmax(axis=1).astype(np.int64)
+    return next_feeds(manifest.language.inputs, token, np.full(1, position), results)

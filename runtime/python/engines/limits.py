@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from edgeprune.errors import InputError
 from edgeprune.fields import Count, Part, Tokens
+from edgeprune.interface import past_axis
 from edgeprune.manifest import GraphSpec, Manifest
 
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
@@ -118,7 +119,6 @@ def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
 
 
 _Axes: TypeAlias = "dict[str, tuple[int, int, int]]"
-_PAST = "past_"
 
 
 def _prefill_axes(manifest: Manifest, limits: Limits) -> _Axes:
@@ -128,7 +128,7 @@ def _prefill_axes(manifest: Manifest, limits: Limits) -> _Axes:
         "batch": (1, 1, limits.batch),
         "sequence": (1, usual, limits.prompt),
         "visual": (0, visual, most),  # a prompt may come without pictures
-        **{_PAST + str(group): (0, 0, 0) for group in range(len(manifest.cache_groups))},
+        **{past_axis(group): (0, 0, 0) for group in range(len(manifest.cache_groups))},
     }
 
 
@@ -150,7 +150,7 @@ def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
             dropped, visual = dropped + visual - after, after
         middle = max(1, usual - dropped) + limits.new_tokens // 2
         # At most the whole prompt, in every group: without pictures nothing is dropped.
-        axes[_PAST + str(group)] = (1, min(middle, most), most)
+        axes[past_axis(group)] = (1, min(middle, most), most)
     return axes
 
 

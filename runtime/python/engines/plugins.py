@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeprune.errors import BackendError, InputError, MissingDependencyError
+from edgeprune.interface import OP_NAME
 from edgeprune.runtime.engines.flavours import Flavour, numbers
 
 Wish = Literal["auto", "on", "off"]
 
 LIBRARY = "libedgeprune_plugins.so"
 ENVIRONMENT = "EDGEPRUNE_PLUGINS"
-OP_NAME = "DebiasedTokenPrune"
 
 # IPluginV3 as the library implements it; older ones would need the sources of another interface.
 _OLDEST = (10, 3)
