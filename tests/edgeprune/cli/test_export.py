@@ -95,11 +95,12 @@ def test_shares_and_layers_of_several_selections(cli: Cli, exporter: FakeExporte
     assert exporter.arguments["layer"] == (8, 16, 24)
 
 
-def test_fractions_are_handed_on_as_they_are(cli: Cli, exporter: FakeExporter) -> None:
-    assert cli("export", "some/model", "--keep", "192/576").code == 0
-    assert exporter.arguments["keep"] == "192/576"
-    assert cli("export", "some/model", "--method", "himap", "--keep", "115/576, 0.1").code == 0
-    assert exporter.arguments["keep"] == ("115/576", 0.1)
+@pytest.mark.parametrize(
+    ("text", "keep"), [("192/576", "192/576"), ("115/576, 0.1", ("115/576", 0.1))], ids=str
+)
+def test_fractions_are_handed_on_as_they_are(cli: Cli, exporter: FakeExporter, text: str, keep: Any) -> None:
+    assert cli("export", "some/model", "--method", "himap", "--keep", text).code == 0
+    assert exporter.arguments["keep"] == keep
 
 
 def test_the_help_lists_every_method(cli: Cli) -> None:
