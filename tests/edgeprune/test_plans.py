@@ -121,6 +121,12 @@ def test_a_tower_merges_as_published() -> None:
     )
 
 
+def test_a_towers_published_setting_can_be_given() -> None:
+    given = METHODS["illava"].plan(32, ("361/729", "2527/7290"), visual_tokens=576, tower_layers=23)
+    assert given == METHODS["illava"].plan(32, visual_tokens=576, tower_layers=23)
+    assert (given.tokens_per_image(576), given.stages[0].keep) == (285, 7000)
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (12, [2, 3, 4, 5]), (23, [4, 5, 6, 7])],
