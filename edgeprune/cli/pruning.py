@@ -48,8 +48,8 @@ Curve = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|PRESET",
-        help="Bias curve: a JSON file or a preset's name; by default the published one, in LLaVA-1.5 7B and 13B "
-        "alone.",
+        help="Bias curve: a JSON file or a preset's name; by default the published one, in LLaVA-1.5 7B "
+        "and 13B alone.",
     ),
 ]
 
