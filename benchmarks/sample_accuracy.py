@@ -72,7 +72,7 @@ class Variant:
 
     Attributes:
         name: as in the report.
-        curve: the exported graph's bias curve: "none", "preset" (the method's default) or "measured".
+        curve: the exported graph's bias curve: "none", "preset" (the published one, resampled) or "measured".
         mask: what the graph gets as its padding mask: "ones", "picture" (the true one), or a random
             selection from all tokens ("random") or from the content tokens ("random content").
     """

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: make the packages `benchmarks` and `samples` importable
@@ -45,7 +46,7 @@ def variants() -> dict[str, StagedMethod]:
     published = method_by_name(METHOD)
     assert isinstance(published, StagedMethod)
     last = replace(published, rows=(ScoringRows.LAST_TOKEN,))
-    once = replace(published, at=(2,), shares=(0.5,), depth=None)
+    once = replace(published, at=(2,), shares=(Fraction(1, 2),), depth=None)
     return {
         "as published": published,
         "all text behind the picture rates": replace(published, rows=(ScoringRows.TEXT_AFTER_IMAGE,)),

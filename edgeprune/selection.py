@@ -17,44 +17,77 @@ valid, padded ones fill the remaining places, lowest index first, and `Selection
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import Decimal
+from fractions import Fraction
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edgeprune.errors import InputError
 
+Share: TypeAlias = "float | str | Fraction"
+
 _LOWEST = np.finfo(np.float32).min
 _WHOLE = 10_000
+_LEAST = Decimal("1e-6")
 
 
-def keep_per_10000(keep: float | str) -> int:
+def read_share(keep: Share) -> Fraction:
+    """The keep ratio exactly as it was written: 3/10 for 0.3 and for "0.3", 1/3 for "192/576".
+
+    Args:
+        keep: the share kept, 0 < keep <= 1, as a number, or as text: a number or a fraction of two whole
+            ones. Below a millionth it counts as a millionth.
+
+    Raises:
+        InputError: not a number, NaN, or outside the range.
+    """
+    share: Decimal | Fraction
+    try:
+        if isinstance(keep, Fraction):
+            share = keep
+        elif isinstance(keep, str) and "/" in keep:
+            top, bottom = map(int, keep.split("/"))
+            share = Fraction(top, bottom)
+        else:
+            # Decimal reads 0.00015 as it was written; the binary float lies a little beside the half.
+            share = Decimal(keep.strip() if isinstance(keep, str) else repr(float(keep)))
+    except (ArithmeticError, TypeError, ValueError):
+        share = Decimal("NaN")
+    if isinstance(keep, bool) or (isinstance(share, Decimal) and share.is_nan()):
+        raise InputError(
+            f"the keep ratio is {keep!r}: expected a number above 0 and at most 1; give the share of visual "
+            "tokens to keep, for example 0.3 or 192/576"
+        )
+    if not 0 < share <= 1:
+        percent = isinstance(share, Decimal) and 1 < share <= 100
+        hint = f"{share / 100} keeps {share} %" if percent else "give a share, for example 0.3"
+        raise InputError(f"the keep ratio is {keep}: expected a number above 0 and at most 1; {hint}")
+    # A decimal may have an exponent of a billion, whose fraction no memory would hold.
+    return Fraction(max(share, _LEAST)) if isinstance(share, Decimal) else share
+
+
+def keep_per_10000(keep: Share) -> int:
     """The keep ratio as the exact integer that the graph carries, so that every back end rounds alike.
 
     Args:
-        keep: the share kept, 0 < keep <= 1, as a number or as text.
+        keep: as for `read_share`.
 
     Returns:
         The nearest number of ten-thousandths, halves rounded up, at least 1: 3000 for 0.3.
 
     Raises:
-        InputError: not a number, NaN, or outside the range.
+        InputError: as `read_share`.
     """
-    # Decimal reads 0.00015 as it was written; the binary float lies a little beside the half.
-    try:
-        share = Decimal(keep.strip() if isinstance(keep, str) else repr(float(keep)))
-    except (InvalidOperation, TypeError, ValueError, OverflowError):
-        share = Decimal("NaN")
-    if isinstance(keep, bool) or share.is_nan():
-        raise InputError(
-            f"the keep ratio is {keep!r}: expected a number above 0 and at most 1; give the share of visual "
-            "tokens to keep, for example 0.3"
-        )
-    if not 0 < share <= 1:
-        hint = f"{share / 100} keeps {share} %" if 1 < share <= 100 else "give a share, for example 0.3"
-        raise InputError(f"the keep ratio is {keep}: expected a number above 0 and at most 1; {hint}")
-    return max(1, int((share * _WHOLE).to_integral_value(ROUND_HALF_UP)))
+    return nearest_count(_WHOLE, read_share(keep))
+
+
+def nearest_count(visual_tokens: int, share: Fraction) -> int:
+    """A share of so many tokens, rounded half up, at least 1."""
+    return max(1, math.floor(visual_tokens * share + Fraction(1, 2)))
 
 
 def kept_count(visual_tokens: int, keep: int) -> int:

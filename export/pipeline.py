@@ -41,10 +41,10 @@ from edgeprune.manifest import (
     ModelInfo,
     Verification,
 )
-from edgeprune.plans import Keep, PruningPlan, method_by_name
+from edgeprune.plans import Keep, PruningPlan, keep_ratios, method_by_name, plan_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.replacing import need_space, writing_to
-from edgeprune.selection import keep_per_10000
+from edgeprune.selection import read_share
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
 
@@ -85,7 +85,7 @@ def export(
         model: a folder in Hugging Face's layout, or a hub id.
         keep: the share of visual tokens that the layers behind the first selection see on average, 0 < keep
             <= 1; 1 gives the unpruned graph. A sequence is the share of each selection, of all visual tokens;
-            None is the method's published setting.
+            text such as "192/576" is a fraction, read exactly; None is the method's published setting.
         output: the bundle's folder; by default named after model, method and keep, in the current folder.
         method: the pruning method, one of `edgeprune.plans.METHODS`; "none" for the unpruned graph.
         layer: prune before this decoder layer, or these where the method has several selections; None is the
@@ -138,8 +138,8 @@ def _check_options(options: ExportOptions) -> None:
             f"the dtype {options.dtype!r} is not supported: choose one of {', '.join(graph.TORCH_DTYPES)}"
         )
     method_by_name(options.method)
-    if isinstance(options.keep, (int, float)):
-        keep_per_10000(options.keep)
+    for share in keep_ratios(options.keep):
+        read_share(share)
     check_wish(options.method, read_debias(options.debias), options.curve)
     if options.method == "none":
         _check_nothing_asked(options)
@@ -172,11 +172,7 @@ def _check_nothing_asked(options: ExportOptions) -> None:
 def default_output(model: str | os.PathLike[str], options: ExportOptions) -> Path:
     """The folder name a bundle gets when none is given."""
     name = model_name(model).rsplit("/", 1)[-1]
-    given = [] if options.keep is None else options.keep
-    shares = list(given) if isinstance(given, Sequence) else [given]
-    suffix = "-".join([options.method, *(f"{share:g}" for share in shares)])
-    if options.method == "none":
-        suffix = "unpruned"
+    suffix = "unpruned" if options.method == "none" else plan_name(options.method, options.keep)
     return Path(f"{name}-{suffix}")
 
 

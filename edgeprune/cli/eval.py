@@ -140,7 +140,7 @@ def evaluate(
     from edgeprune.manifest import MANIFEST_NAME
     from edgeprune.plans import method_by_name
     from edgeprune.plotting import need_matplotlib
-    from edgeprune.selection import keep_per_10000
+    from edgeprune.selection import read_share
 
     benchmark = benchmark_by_name(metric)
     is_bundle = (Path(target) / MANIFEST_NAME).is_file()
@@ -160,12 +160,9 @@ def evaluate(
         method_by_name(method or "fastv")
         check_wish(method or "fastv", read_debias(debias), curve)
         pruning = Pruning(method or "fastv", read_shares(keep), read_layers(layer), curve, debias)
-    shares = _listed(keeps)
-    for share in shares:
-        keep_per_10000(share)
     grid = Grid(
         methods=tuple(_listed(methods)),
-        keeps=tuple(float(share) for share in shares),
+        keeps=tuple(float(read_share(share)) for share in _listed(keeps)),
         debias=tuple(_listed(debiases)),
         layer=read_layers(layer),
         curve=curve,

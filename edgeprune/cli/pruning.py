@@ -15,7 +15,7 @@ Keep = Annotated[
         metavar="SHARE[,...]",
         help="Share of visual tokens that the layers behind the first selection see on average, above 0 "
         "and at most 1; 1 does not prune. Several: the share that each selection keeps, of all visual "
-        "tokens. By default the method's published setting.",
+        "tokens. Fractions such as 192/576 are read exactly. By default the method's published setting.",
     ),
 ]
 Method = Annotated[
@@ -48,8 +48,8 @@ Curve = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|PRESET",
-        help="Bias curve: a JSON file or a preset's name; by default the published one for LLaVA-1.5, "
-        "which those are fitted to.",
+        help="Bias curve: a JSON file or a preset's name; by default the published one, in LLaVA-1.5 7B "
+        "and 13B alone.",
     ),
 ]
 
@@ -58,16 +58,17 @@ def read_shares(text: str | None) -> KeepRatios:
     """One keep ratio, or several; checked as text, so that a message shows what was typed.
 
     Raises:
-        InputError: a share is no number above 0 and at most 1.
+        InputError: a share is no number above 0 and at most 1, and no fraction.
     """
-    from edgeprune.selection import keep_per_10000
+    from edgeprune.selection import read_share
 
     if text is None:
         return None
-    parts = text.split(",")
+    parts = [part.strip() for part in text.split(",")]
     for part in parts:
-        keep_per_10000(part)
-    return float(text) if len(parts) == 1 else tuple(map(float, parts))
+        read_share(part)
+    shares = [part if "/" in part else float(part) for part in parts]
+    return shares[0] if len(shares) == 1 else tuple(shares)
 
 
 def read_layers(text: str | None) -> int | tuple[int, ...] | None:

@@ -278,7 +278,10 @@ def _outcome(
 def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:
     """Why a way would only repeat another one, or None."""
     if way.has_curve and not has_curve:
-        return f"{way.method} has no bias curve of its own, so position debiasing is left out: give `curve`"
+        return (
+            f"no bias curve of {way.method} is fitted to this model, so position debiasing is left out: give "
+            "`curve`"
+        )
     if way.mask in ("own", "content") and not has_mask:
         return "the model does not letterbox pictures, so what concerns padding is left out"
     return None

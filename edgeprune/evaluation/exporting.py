@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeprune import __version__
 from edgeprune.files import make_folder, read_regular
-from edgeprune.plans import Keep
+from edgeprune.plans import Keep, plan_name
 from edgeprune.progress import Progress
 
 
@@ -24,9 +24,7 @@ class Pruning:
 
     def name(self) -> str:
         """In short, for people and as part of a folder's name."""
-        keep = () if self.keep is None else self.keep
-        shares = (keep,) if isinstance(keep, (int, float)) else keep
-        return "-".join([self.method, *(f"{share:g}" for share in shares)])
+        return plan_name(self.method, self.keep)
 
 
 UNPRUNED = Pruning("none")

@@ -5,7 +5,15 @@ A *method* is a small object that, for a given number of decoder layers and a ke
 nothing else in the project knows a method by name.
 """
 
-from edgeprune.plans.methods import METHODS, Keep, Method, StagedMethod, method_by_name
+from edgeprune.plans.methods import (
+    METHODS,
+    Keep,
+    Method,
+    StagedMethod,
+    keep_ratios,
+    method_by_name,
+    plan_name,
+)
 from edgeprune.plans.plan import (
     Debias,
     Merge,
@@ -34,7 +42,9 @@ __all__ = [
     "StageCounts",
     "StagedMethod",
     "TowerStage",
+    "keep_ratios",
     "method_by_name",
+    "plan_name",
     "random_scores",
     "recycled_count",
 ]

@@ -4,14 +4,17 @@
 first selection see on average. For a method with one selection that is the share it keeps. A method with
 several keeps more at the first and less at the last, in its published proportions, so that one keep ratio
 costs about the same in every method. A list gives the share of every selection, of all visual tokens,
-itself; None is the method's published setting. Means of dropped tokens, which a method may append, are not
-counted in it, as they are not in the published budgets.
+itself; None is the method's published setting. A share is a number, or a fraction such as "192/576". Means
+of dropped tokens, which a method may append, are not counted in it, as they are not in the published
+budgets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol, TypeAlias
 
 from edgeprune.errors import InputError
@@ -25,9 +28,9 @@ from edgeprune.plans.plan import (
     TowerStage,
     stage_counts,
 )
-from edgeprune.selection import keep_per_10000, kept_count
+from edgeprune.selection import Share, keep_per_10000, kept_count, nearest_count, read_share
 
-Keep: TypeAlias = "float | Sequence[float] | None"
+Keep: TypeAlias = "Share | Sequence[Share] | None"
 
 _WHOLE = 10_000
 
@@ -66,12 +69,20 @@ class Method(Protocol):
         ...
 
 
-def _nearest(visual_tokens: int, share: int) -> int:
-    return kept_count(visual_tokens, share)
+def keep_ratios(keep: Keep) -> list[Share]:
+    """The numbers that were given: none, one or several."""
+    if isinstance(keep, Sequence) and not isinstance(keep, str):
+        return list(keep)
+    return [] if keep is None else [keep]
 
 
-def _floor(visual_tokens: int, share: int) -> int:
-    return max(1, visual_tokens * share // _WHOLE)
+def plan_name(method: str, keep: Keep) -> str:
+    """Method and keep ratios in short, for people and as part of a file's name."""
+    return "-".join([method, *(f"{float(read_share(share)):g}" for share in keep_ratios(keep))])
+
+
+def _floor(visual_tokens: int, share: Fraction) -> int:
+    return max(1, math.floor(visual_tokens * share))
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,14 @@ class StagedMethod:
         rows: the scoring rows of each selection.
         own_projections: scored by the layer behind the selection rather than the one before it.
         ranking, merge, positions, trims_earlier_caches: as in a plan.
-        whole: the number of tokens for a share in ten-thousandths of all visual tokens.
+        whole: the number of tokens for a share of all visual tokens.
         tower: the layers of a tower of `tower_depth` layers in which it merges tokens, as many in each; what
             they leave is then the first of `shares`.
     """
 
     name: str
     at: tuple[int, ...]
-    shares: tuple[float, ...]
+    shares: tuple[Fraction, ...]
     depth: int | None = None
     rows: tuple[ScoringRows, ...] = (ScoringRows.LAST_TOKEN,)
     own_projections: bool = False
@@ -101,7 +112,7 @@ class StagedMethod:
     merge: Merge = Merge.DROP
     positions: Positions = Positions.PRESERVED
     trims_earlier_caches: bool = False
-    whole: Callable[[int, int], int] = _nearest
+    whole: Callable[[int, Fraction], int] = nearest_count
     tower: tuple[int, ...] = ()
     tower_depth: int = 0
 
@@ -116,16 +127,17 @@ class StagedMethod:
     ) -> PruningPlan:
         """See `Method.plan`."""
         # Before the layers: a wrong number is the likelier mistake.
-        shares = self._given_shares(keep)
+        given = self._given_shares(keep)
         at = self._layers(layers, layer)
-        exact: Sequence[float]  # in the shares' proportions, before rounding
-        if isinstance(shares, int):
+        exact: Sequence[float | Fraction]  # in the shares' proportions, before rounding
+        if isinstance(given, Fraction):
             # What a tower leaves is what the decoder sees from its first layer on.
-            exact = _spread([0, *at] if self.tower else at, self.shares, shares / _WHOLE, layers)
-            # One selection takes the number as it was given; a computed one is rounded like it.
-            shares = [shares] if len(exact) == 1 else [keep_per_10000(share) for share in exact]
+            exact = _spread([0, *at] if self.tower else at, self.shares, float(given), layers)
+            # One selection takes the number as it was given; computed ones are whole ten-thousandths.
+            rounded = [Fraction(keep_per_10000(share), _WHOLE) for share in exact]
+            shares = [given] if len(exact) == 1 else rounded
         else:
-            exact = self.shares if keep is None else shares
+            exact = shares = given
         if seed < 0:
             raise InputError(f"the seed is {seed}: expected a whole number of at least 0")
         tower: tuple[TowerStage, ...] = ()
@@ -134,7 +146,7 @@ class StagedMethod:
                 raise ValueError(f"{self.name} needs the number of a picture's visual tokens")
             tower = self._tower(tower_layers, visual_tokens, shares[0])
             # Of what the tower leaves, not of the picture.
-            shares = [keep_per_10000(min(1.0, share / exact[0])) for share in exact[1:]]
+            shares = [read_share(min(1.0, share / exact[0])) for share in exact[1:]]
             visual_tokens = None
         stages: list[PruningStage] = []
         for number, share in enumerate(self._relative(shares, visual_tokens)):
@@ -162,13 +174,11 @@ class StagedMethod:
             trims_earlier_caches=self.trims_earlier_caches,
         )
 
-    def _given_shares(self, keep: Keep) -> int | list[int]:
-        """In ten-thousandths: the average, or the share of each selection."""
-        if keep is None:
-            return [keep_per_10000(share) for share in self.shares]
-        if not isinstance(keep, Sequence) or isinstance(keep, str):
-            return keep_per_10000(keep)
-        shares = [keep_per_10000(share) for share in keep]
+    def _given_shares(self, keep: Keep) -> Fraction | list[Fraction]:
+        """The average, or the share of each selection."""
+        shares = list(self.shares) if keep is None else [read_share(share) for share in keep_ratios(keep)]
+        if isinstance(keep, str) or not (keep is None or isinstance(keep, Sequence)):
+            return shares[0]
         if len(shares) != len(self.shares):
             first = ", the first of them its merging in the vision tower" if self.tower else ""
             raise InputError(
@@ -177,9 +187,10 @@ class StagedMethod:
                 "average over the layers behind the first"
             )
         if shares != sorted(shares, reverse=True):
+            given = ", ".join(map(str, keep_ratios(keep)))
             raise InputError(
-                f"the keep ratios {', '.join(map(str, keep))} rise: each is a share of all visual tokens, so "
-                "none can be above the one before it"
+                f"the keep ratios {given} rise: each is a share of all visual tokens, so none can be above "
+                "the one before it"
             )
         return shares
 
@@ -213,9 +224,9 @@ class StagedMethod:
             raise InputError(f"the layers {', '.join(map(str, at))} do not ascend: give them in order")
         return at
 
-    def _tower(self, layers: int, places: int, share: int) -> tuple[TowerStage, ...]:
+    def _tower(self, layers: int, places: int, share: Fraction) -> tuple[TowerStage, ...]:
         """Merges a picture's tokens down to a share, as many as can be in each of the tower's layers."""
-        left = kept_count(places, share)
+        left = nearest_count(places, share)
         if left == places:
             return ()
         if layers < 1:
@@ -231,12 +242,12 @@ class StagedMethod:
             stages.append(TowerStage(layer=layer, kept=places))
         return tuple(stages)
 
-    def _relative(self, shares: Sequence[int], visual_tokens: int | None) -> list[int]:
-        """Shares of what reaches each selection, from shares of all visual tokens."""
+    def _relative(self, shares: Sequence[Fraction], visual_tokens: int | None) -> list[int]:
+        """Ten-thousandths of what reaches each selection, from shares of all visual tokens."""
         if len(shares) == 1:
-            return list(shares)
+            return [keep_per_10000(shares[0])]
         relative: list[int] = []
-        before, reached = _WHOLE, visual_tokens
+        before, reached = Fraction(1), visual_tokens
         for share in shares:
             if reached is None:
                 part = max(1, round(_WHOLE * share / before))
@@ -275,7 +286,7 @@ def _part(reached: int, kept: int) -> int:
     return part
 
 
-def _spread(at: Sequence[int], proportions: Sequence[float], keep: float, layers: int) -> list[float]:
+def _spread(at: Sequence[int], proportions: Sequence[Fraction], keep: float, layers: int) -> list[float]:
     """Shares in given proportions whose mean over the layers behind the first selection is `keep`.
 
     None is above 1: where the first ones would be, they are 1 and the later ones make up for it.
@@ -289,10 +300,10 @@ def _spread(at: Sequence[int], proportions: Sequence[float], keep: float, layers
     weights = [after - before for before, after in zip(at, [*at[1:], layers], strict=True)]
     total, shares = sum(weights), [1.0] * len(at)
     for full in range(len(at)):
-        rest = sum(w * p for w, p in zip(weights[full:], proportions[full:], strict=True))
+        rest = sum(w * float(p) for w, p in zip(weights[full:], proportions[full:], strict=True))
         factor = (keep * total - sum(weights[:full])) / rest
-        shares[full:] = [min(1.0, factor * proportion) for proportion in proportions[full:]]
-        if factor * proportions[full] <= 1:
+        shares[full:] = [min(1.0, factor * float(proportion)) for proportion in proportions[full:]]
+        if factor * float(proportions[full]) <= 1:
             break
     return shares
 
@@ -317,18 +328,22 @@ class NoPruning:
         tower_layers: int = 0,
     ) -> PruningPlan:
         """A plan without stages, whatever is asked for."""
-        for share in [] if keep is None else [keep] if not isinstance(keep, Sequence) else keep:
-            keep_per_10000(share)
+        for share in keep_ratios(keep):
+            read_share(share)
         return PruningPlan(method=self.name)
 
 
+def _shares(*written: str) -> tuple[Fraction, ...]:
+    return tuple(map(read_share, written))
+
+
 # arXiv 2403.06764.
-_FASTV = StagedMethod("fastv", at=(2,), shares=(0.5,))
+_FASTV = StagedMethod("fastv", at=(2,), shares=_shares("0.5"))
 # arXiv 2410.17247, with the layers and shares of arXiv 2508.17807.
 _PYRAMIDDROP = StagedMethod(
     "pyramiddrop",
     at=(2, 10, 20),
-    shares=(0.32, 0.16, 0.08),
+    shares=_shares("0.32", "0.16", "0.08"),
     depth=32,
     own_projections=True,
     positions=Positions.RENUMBERED,
@@ -338,7 +353,7 @@ _PYRAMIDDROP = StagedMethod(
 _HIMAP = StagedMethod(
     "himap",
     at=(2, 8),
-    shares=(115 / 576, 90 / 576),
+    shares=_shares("115/576", "90/576"),
     depth=32,
     rows=(ScoringRows.TEXT_AFTER_IMAGE, ScoringRows.IMAGE),
 )
@@ -346,7 +361,7 @@ _HIMAP = StagedMethod(
 _SPARSEVLM = StagedMethod(
     "sparsevlm",
     at=(3, 7, 16),
-    shares=(300 / 576, 200 / 576, 110 / 576),
+    shares=_shares("300/576", "200/576", "110/576"),
     depth=32,
     rows=(ScoringRows.RATERS,),
     merge=Merge.RECYCLE,
@@ -356,7 +371,7 @@ _SPARSEVLM = StagedMethod(
 _TOKENCARVE = StagedMethod(
     "tokencarve",
     at=(2,),
-    shares=(1 / 3,),
+    shares=_shares("192/576"),
     ranking=Ranking.RANK_FUSION,
     merge=Merge.NEAREST,
     trims_earlier_caches=True,
@@ -365,15 +380,17 @@ _TOKENCARVE = StagedMethod(
 _ILLAVA = StagedMethod(
     "illava",
     at=(8,),
-    shares=(361 / 729, 0.7 * 361 / 729),
+    shares=(Fraction(361, 729), Fraction(7, 10) * Fraction(361, 729)),
     depth=32,
     merge=Merge.SURVIVOR,
     tower=(5, 6, 7, 8),
     tower_depth=26,
 )
 # Its part in the language model alone.
-_ILLAVA_DECODER = StagedMethod("illava-decoder", at=(8,), shares=(0.7,), depth=32, merge=Merge.SURVIVOR)
-_RANDOM = StagedMethod("random", at=(2,), shares=(0.5,), ranking=Ranking.RANDOM)
+_ILLAVA_DECODER = StagedMethod(
+    "illava-decoder", at=(8,), shares=_shares("0.7"), depth=32, merge=Merge.SURVIVOR
+)
+_RANDOM = StagedMethod("random", at=(2,), shares=_shares("0.5"), ranking=Ranking.RANDOM)
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -251,7 +251,8 @@ def load(
         bundle: the folder that `edgeprune export` wrote.
         backend: a name of `edgeprune.runtime.backends.NAMES`, "auto" for the best one available here, or an
             opened back end.
-        check: "sizes" compares every file's size with the manifest; "hashes" reads every file for its sum.
+        check: "sizes" compares every file's size with the manifest, and the sum of each smaller one; "hashes"
+            reads every file for its sum.
         options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice) and
             `device` (the GPU's number).
 

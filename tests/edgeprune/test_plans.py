@@ -121,6 +121,12 @@ def test_a_tower_merges_as_published() -> None:
     )
 
 
+def test_a_towers_published_setting_can_be_given() -> None:
+    given = METHODS["illava"].plan(32, ("361/729", "2527/7290"), visual_tokens=576, tower_layers=23)
+    assert given == METHODS["illava"].plan(32, visual_tokens=576, tower_layers=23)
+    assert (given.tokens_per_image(576), given.stages[0].keep) == (285, 7000)
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (12, [2, 3, 4, 5]), (23, [4, 5, 6, 7])],
@@ -237,6 +243,55 @@ def test_published_lists_can_be_given_as_they_are() -> None:
     assert [counts.kept for counts in plan.counts(576)] == [288, 144, 72]
 
 
+# What the authors of each method, or of arXiv 2508.17807, run on LLaVA-1.5 (576 visual tokens), in 7B
+# (32 layers) and 13B (40 layers) alike: `--layer`, `--keep`, and the tokens that every selection keeps.
+PUBLISHED_ROWS = [
+    ("fastv", (2,), ("192/576",), [192]),
+    ("fastv", (2,), ("128/576",), [128]),
+    ("fastv", (2,), ("64/576",), [64]),
+    ("fastv", (2,), ("0.75",), [432]),
+    ("fastv", (2,), ("0.25",), [144]),
+    ("pyramiddrop", (2, 10, 20), ("0.32", "0.16", "0.08"), [184, 92, 46]),
+    ("pyramiddrop", (8, 16, 24), ("0.5", "0.25", "0.125"), [288, 144, 72]),
+    ("himap", (2, 8), ("115/576", "90/576"), [115, 90]),
+    ("himap", (2, 8), ("288/576", "72/576"), [288, 72]),
+    ("sparsevlm", (3, 7, 16), ("300/576", "200/576", "110/576"), [300, 200, 110]),
+    ("sparsevlm", (3, 7, 16), ("303/576", "110/576", "36/576"), [303, 110, 36]),
+    ("sparsevlm", (3, 7, 16), ("66/576", "30/576", "17/576"), [66, 30, 17]),
+    ("tokencarve", (2,), ("192/576",), [192]),
+    ("tokencarve", (2,), ("128/576",), [128]),
+    ("tokencarve", (2,), ("64/576",), [64]),
+]
+
+
+@pytest.mark.parametrize("layers", [32, 40])
+@pytest.mark.parametrize(("method", "at", "keep", "counts"), PUBLISHED_ROWS)
+def test_published_settings_keep_exactly_the_published_tokens(
+    method: str, at: tuple[int, ...], keep: tuple[str, ...], counts: list[int], layers: int
+) -> None:
+    plan = METHODS[method].plan(layers, keep, at, visual_tokens=576)
+    kept = [0, *(found.kept for found in plan.counts(576))]
+    # Per layer: 0 stands for all tokens, in front of the first selection.
+    found = [kept[plan.group_of_layer(layer)] for layer in range(layers)]
+    expected = [0] * at[0]
+    for count, first, after in zip(counts, at, (*at[1:], layers), strict=True):
+        expected += [count] * (after - first)
+    assert found == expected
+
+
+# One rounds down, the other to the nearest.
+@pytest.mark.parametrize(("method", "selections"), [("pyramiddrop", 3), ("himap", 2)])
+@given(data=st.data(), visual=st.integers(4, 3000))
+@settings(max_examples=60, deadline=None)
+def test_fractions_keep_what_they_say_in_every_selection(
+    method: str, selections: int, data: Any, visual: int
+) -> None:
+    numbers = st.sets(st.integers(1, visual - 1), min_size=selections, max_size=selections)
+    wanted = sorted(data.draw(numbers), reverse=True)
+    plan = METHODS[method].plan(32, [f"{kept}/{visual}" for kept in wanted], visual_tokens=visual)
+    assert [found.kept for found in plan.counts(visual)] == wanted
+
+
 def test_counts_are_whole_parts_where_the_method_says_so() -> None:
     # 0.32 * 25 is 8, but 0.29 * 100 is 28.999... in binary; 0.13 * 576 is 74.88.
     plan = METHODS["pyramiddrop"].plan(32, (0.29, 0.13, 0.13), visual_tokens=100)
@@ -294,6 +349,8 @@ def test_without_a_number_of_tokens_shares_are_kept() -> None:
         ("pyramiddrop", {"keep": (0.5, 0.25)}, "2 keep ratios were given and pyramiddrop has 3 selections"),
         ("pyramiddrop", {"keep": (0.25, 0.5, 0.125)}, "the keep ratios 0.25, 0.5, 0.125 rise"),
         ("pyramiddrop", {"keep": (0.5, 0.25, 0)}, "the keep ratio is 0"),
+        ("pyramiddrop", {"keep": ("66/576", "0.2", "17/576")}, "the keep ratios 66/576, 0.2, 17/576 rise"),
+        ("himap", {"keep": ("577/576", "1/2")}, "the keep ratio is 577/576"),
         ("pyramiddrop", {"layer": 2}, "1 layer was given and pyramiddrop has 3 selections"),
         ("pyramiddrop", {"layer": (2, 10)}, "2 layers were given and pyramiddrop has 3 selections"),
         ("pyramiddrop", {"layer": (2, 20, 10)}, "the layers 2, 20, 10 do not ascend"),

@@ -17,6 +17,7 @@ from edgeprune.selection import (
     keep_per_10000,
     kept_count,
     random_visual,
+    read_share,
     select,
     select_visual,
 )
@@ -203,11 +204,32 @@ def test_keep_ratio_to_ten_thousandths(keep: Any, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "keep",
-    [0, -0.1, 1.0001, math.nan, math.inf, -math.inf, "nan", "sNaN", "inf", "much", "", "0,3", True, None],
-)
+    [0, -0.1, 1.0001, math.nan, math.inf, -math.inf, "nan", "sNaN", "inf", "much", "", "0,3", True, None,
+     "1/0", "0/5", "-1/2", "3/2", "1/2/3", "1/", "0.5/1", "nan/2", "9" * 5000 + "/1"],
+)  # fmt: skip
 def test_keep_ratio_that_is_none(keep: Any) -> None:
     with pytest.raises(InputError, match=r"the keep ratio is .*: expected a number above 0 and at most 1; ."):
         keep_per_10000(keep)
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ("192/576", Fraction(1, 3)), (" 303 / 576 ", Fraction(101, 192)), ("576/576", Fraction(1)),
+        ("0.3", Fraction(3, 10)), (0.29, Fraction(29, 100)), (1, Fraction(1)),
+        (Fraction(2, 3), Fraction(2, 3)),
+        ("1e-999999999", Fraction(1, 1000000)), ("1/30000000", Fraction(1, 30000000)),
+    ],
+)  # fmt: skip
+def test_a_share_is_read_exactly(keep: Any, expected: Fraction) -> None:
+    assert read_share(keep) == expected
+
+
+@PROPERTY
+@given(st.integers(1, 9999).flatmap(lambda visual: st.tuples(st.integers(1, visual), st.just(visual))))
+def test_a_fraction_keeps_exactly_what_it_says(counts: tuple[int, int]) -> None:
+    kept, visual = counts
+    assert kept_count(visual, keep_per_10000(f"{kept}/{visual}")) == kept
 
 
 def test_a_percentage_is_answered_with_the_share() -> None:

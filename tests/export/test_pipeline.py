@@ -216,6 +216,7 @@ def test_a_bundle_is_named_after_model_method_and_keep(tmp_path: Path) -> None:
     assert name(tmp_path / "llava") == "llava-fastv-0.3"
     assert name(f"{tmp_path}/llava/") == "llava-fastv-0.3"
     assert name("llava-hf/llava-1.5-7b-hf", keep=0.25) == "llava-1.5-7b-hf-fastv-0.25"
+    assert name("llava", method="himap", keep=("115/576", 0.1)) == "llava-himap-0.199653-0.1"
     assert name("llava-hf/llava-1.5-7b-hf", method="none") == "llava-1.5-7b-hf-unpruned"
 
 

@@ -11,7 +11,8 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation.questions import Question, Record, read_lines
 
 SHORT = "Answer the question using a single word or phrase."
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# Of the formats that are read; what else lies in a folder is passed over.
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ def test_mistakes(cli: Cli, bundle: Path, data: Path, options: list[str], messag
         (["--compare", "--methods", "fastw"], "unknown pruning method 'fastw'"),
         (["--compare", "--debiases", "all"], "unknown debias 'all'"),
         (["--compare", "--keeps", "1"], "a keep ratio of 1 prunes nothing"),
+        (["--compare", "--keeps", "576/576"], "a keep ratio of 1 prunes nothing"),
         (["--compare", "--keep", "0.3"], "--keep does not go with --compare, which takes --methods, --keeps"),
     ],
 )

@@ -95,6 +95,14 @@ def test_shares_and_layers_of_several_selections(cli: Cli, exporter: FakeExporte
     assert exporter.arguments["layer"] == (8, 16, 24)
 
 
+@pytest.mark.parametrize(
+    ("text", "keep"), [("192/576", "192/576"), ("115/576, 0.1", ("115/576", 0.1))], ids=str
+)
+def test_fractions_are_handed_on_as_they_are(cli: Cli, exporter: FakeExporter, text: str, keep: Any) -> None:
+    assert cli("export", "some/model", "--method", "himap", "--keep", text).code == 0
+    assert exporter.arguments["keep"] == keep
+
+
 def test_the_help_lists_every_method(cli: Cli) -> None:
     # Lines break inside a name too.
     out = re.sub(r"[^a-z-]", "", cli("export", "--help").out)
@@ -165,6 +173,8 @@ def earlier(tmp_path: Path) -> Path:
         ("--keep 1.01", "the keep ratio is 1.01"),
         ("--keep 30", "the keep ratio is 30: expected a number above 0 and at most 1; 0.3 keeps 30 %"),
         ("--keep nan", "the keep ratio is 'nan'"),
+        ("--keep 1/0", "the keep ratio is '1/0'"),
+        ("--keep 577/576", "the keep ratio is 577/576: expected a number above 0 and at most 1"),
         ("--keep a-third", "the keep ratio is 'a-third'"),
         ("--keep 0.3 --layer 0", "layer 0 cannot be pruned at: the model has 4 decoder layers"),
         ("--keep 0.3 --layer 4", "--layer must be from 1 to 3"),

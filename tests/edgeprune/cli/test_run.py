@@ -164,12 +164,13 @@ def test_a_question_is_asked_about_each_image_of_a_folder(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in ("b.JPG", "a.png", "notes.txt"):
+    names = ["a.png", "b.JPG", "c.jpeg", "d.webp", "e.bmp", "f.tif", "g.TIFF", "h.gif"]
+    for name in (*names, "notes.txt"):
         (folder / name).write_bytes(b"")
     result = cli("run", bundle, "--images", folder, "--prompt", "what?")
-    assert (result.code, result.out) == (0, "a.png: a red ring\nb.JPG: a red ring\n")
+    assert (result.code, result.out) == (0, "".join(f"{name}: a red ring\n" for name in names))
     found = json.loads(cli("run", bundle, "--images", folder, "--prompt", "what?", "--json").out)
-    assert [Path(reply["image"]).name for reply in found["replies"]] == ["a.png", "b.JPG"]
+    assert [Path(reply["image"]).name for reply in found["replies"]] == names
 
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_others(

@@ -186,7 +186,7 @@ def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: 
     found = pretended(tmp_path, monkeypatch, GRID, padding_mask=PaddingMask(kind="none"), debias="")
     assert [outcome.way.name for outcome in found.outcomes] == ["unpruned", "random", "fastv"]
     assert len(found.left_out) == 2
-    assert "fastv has no bias curve" in " ".join(found.left_out)
+    assert "no bias curve of fastv is fitted to this model" in " ".join(found.left_out)
 
 
 def test_only_what_can_be_scored_is_compared(tmp_path: Path) -> None:
