@@ -206,8 +206,9 @@ def refuse_same(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]
         return
     for path in inputs:
         if path is not None and (found := _identity(path)) in written:
+            kind = "folder" if os.path.isdir(path) else "file"
             raise InputError(
-                f"the output {written[found]} and the input {os.fspath(path)} are one file: expected the "
+                f"the output {written[found]} and the input {os.fspath(path)} are one {kind}: expected the "
                 "output to be another; choose another name or folder for it"
             )
 

@@ -136,7 +136,7 @@ def evaluate(
     from edgeprune.evaluation.exporting import UNPRUNED, Pruning
     from edgeprune.evaluation.formats import Files
     from edgeprune.evaluation.outputs import Outputs, inputs_of
-    from edgeprune.files import alone_in, make_folder
+    from edgeprune.files import alone_in, make_folder, refuse_same
     from edgeprune.manifest import MANIFEST_NAME
     from edgeprune.plans import method_by_name
     from edgeprune.plotting import need_matplotlib
@@ -177,6 +177,8 @@ def evaluate(
     asking = Asking(longest, around, batch, backend, threads)
     asking.check()
     folder = output or Path(f"eval-{metric}")
+    # Answers in a bundle would be in the way of the next export to it.
+    refuse_same([folder], [target])
     if compare:
         grid.check()
         need_matplotlib()

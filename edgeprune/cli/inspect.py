@@ -26,7 +26,10 @@ def inspect(
     prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="The question that decides what is kept, with --image.")
     ] = "What is in the picture?",
-    draw: Annotated[Path, typer.Option(metavar="FILE", help="Where they are drawn.")] = Path("kept.png"),
+    draw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where they are drawn; by default kept.png."),
+    ] = None,
     backend: Backend = "auto",
     as_json: Json = False,
 ) -> None:
@@ -37,8 +40,11 @@ def inspect(
     """
     from edgeprune.bundle import read_manifest
 
-    manifest = read_manifest(bundle)
     images = image or []
+    if draw is not None and not images:
+        raise typer.BadParameter("expected an --image to draw on", param_hint="'--draw'")
+    draw = draw or Path("kept.png")
+    manifest = read_manifest(bundle)
     drawn: dict[str, Any] = {}
     if images:
         check_drawable(manifest, images, draw)

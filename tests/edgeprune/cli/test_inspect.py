@@ -143,6 +143,11 @@ def test_a_drawing_that_cannot_be(cli: Cli, tmp_path: Path, method: str, name: s
     assert message in cli("inspect", made, "--image", PICTURE, "--draw", tmp_path / name).message
 
 
+def test_a_drawing_needs_an_image(cli: Cli, bundle: Path) -> None:
+    result = cli("inspect", bundle, "--draw", "kept.png")
+    assert (result.code, "'--draw': expected an --image" in result.message) == (2, True)
+
+
 def test_a_picture_that_is_none(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "kept.png"
     output.write_bytes(b"earlier")

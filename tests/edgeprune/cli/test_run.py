@@ -164,12 +164,13 @@ def test_a_question_is_asked_about_each_image_of_a_folder(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in ("b.JPG", "a.png", "notes.txt"):
+    for name in ("b.JPG", "a.png", "notes.txt", "c\x1b[2J.png"):
         (folder / name).write_bytes(b"")
     result = cli("run", bundle, "--images", folder, "--prompt", "what?")
-    assert (result.code, result.out) == (0, "a.png: a red ring\nb.JPG: a red ring\n")
+    answered = ("a.png", "b.JPG", r"c\x1b[2J.png")  # a name must not steer the terminal
+    assert (result.code, result.out) == (0, "".join(f"{name}: a red ring\n" for name in answered))
     found = json.loads(cli("run", bundle, "--images", folder, "--prompt", "what?", "--json").out)
-    assert [Path(reply["image"]).name for reply in found["replies"]] == ["a.png", "b.JPG"]
+    assert [Path(reply["image"]).name for reply in found["replies"]] == ["a.png", "b.JPG", "c\x1b[2J.png"]
 
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_others(
