@@ -126,9 +126,10 @@ def write_bytes(path: Path, content: bytes, what: str = "the file") -> None:
             os.fsync(descriptor)
             temporary.replace(path)
             flush(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else error
         raise OutputError(
-            f"{what} cannot be written to {path} ({error.strerror}): choose a file in a folder that exists "
+            f"{what} cannot be written to {path} ({reason}): choose a file in a folder that exists "
             "and can be written to"
         ) from error
 

@@ -42,6 +42,12 @@ def writing_to(
             it cannot be written, another run is writing to it, or the disk is full.
     """
     named = Path(os.path.abspath(output))
+    try:
+        os.lstat(named)
+    except ValueError as error:  # a null character, or half a character
+        raise OutputError(f"{named} is no name of a folder ({error}): choose another `output`") from error
+    except OSError:  # not there, above all
+        pass
     scratch.sweep(named.parent)
     place = Path(os.path.realpath(named)) if os.path.isdir(named) else named
     if os.path.lexists(place):

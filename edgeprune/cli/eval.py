@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,7 +144,7 @@ def evaluate(
     from edgeprune.selection import keep_per_10000
 
     benchmark = benchmark_by_name(metric)
-    is_bundle = (Path(target) / MANIFEST_NAME).is_file()
+    is_bundle = os.path.isfile(Path(target) / MANIFEST_NAME)
     asked = {"method": method, "keep": keep, "layer": layer, "debias": debias, "curve": curve}
     given = [f"--{name}" for name, value in asked.items() if value is not None]
     if is_bundle and (compare or given):

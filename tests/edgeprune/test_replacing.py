@@ -139,6 +139,13 @@ def test_everything_is_flushed_before_it_is_put_in_place(
 # What is replaced
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300])
+def test_a_name_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="choose another `output`"), writing_to(tmp_path / name):
+        raise AssertionError("nothing shall be written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_exists_needs_force(bundle: Path) -> None:
     not_begun(bundle, "bundle exists already.*`output`.*`force=True`")
     assert read_manifest(bundle, check="hashes")
