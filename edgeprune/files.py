@@ -18,6 +18,7 @@ from edgeprune.units import bytes_text
 MAX_READ = 100_000_000
 """Bytes of a file that is read as a whole: more than any configuration, index or header has."""
 
+_ELSEWHERE = "choose another `output`"
 _NO_FLUSHING = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -223,8 +224,12 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 @contextmanager
-def only_writer(output: Path) -> Iterator[Path]:
+def only_writer(output: Path, elsewhere: str = _ELSEWHERE) -> Iterator[Path]:
     """A new empty folder beside `output`, there for as long as this run alone may write to `output`.
+
+    Args:
+        output: what will be written.
+        elsewhere: what to do, in messages, where that cannot be.
 
     Raises:
         OutputError: another run is writing to it, or its folder cannot be written to.
@@ -233,16 +238,16 @@ def only_writer(output: Path) -> Iterator[Path]:
         try:
             partial = stack.enter_context(scratch.partial_folder(output))
         except BlockingIOError as error:
-            raise OutputError(_another_run(output)) from error
+            raise OutputError(_another_run(output, elsewhere)) from error
         except OSError as error:
             raise OutputError(
-                f"{output.parent} cannot be written to ({error.strerror}): choose another `output`"
+                f"{output.parent} cannot be written to ({error.strerror}): {elsewhere}"
             ) from error
         yield partial
 
 
-def _another_run(output: Path) -> str:
-    return f"another run is writing to {output}: wait until it ends, or choose another `output`"
+def _another_run(output: Path, elsewhere: str) -> str:
+    return f"another run is writing to {output}: wait until it ends, or {elsewhere}"
 
 
 @contextmanager
@@ -256,7 +261,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         descriptor = scratch.lock(Path(os.path.realpath(folder)))
     except BlockingIOError as error:
-        raise OutputError(_another_run(folder)) from error
+        raise OutputError(_another_run(folder, _ELSEWHERE)) from error
     except OSError:  # no locks here
         pass
     try:
