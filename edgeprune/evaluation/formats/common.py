@@ -11,7 +11,7 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation.questions import Question, Record, read_lines
 
 SHORT = "Answer the question using a single word or phrase."
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)

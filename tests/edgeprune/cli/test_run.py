@@ -164,13 +164,19 @@ def test_a_question_is_asked_about_each_image_of_a_folder(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in ("b.JPG", "a.png", "notes.txt", "c\x1b[2J.png"):
+    for name in ("b.JPG", "a.png", "notes.txt", "c\x1b[2J.png", "d.tif", "e.gif"):
         (folder / name).write_bytes(b"")
     result = cli("run", bundle, "--images", folder, "--prompt", "what?")
-    answered = ("a.png", "b.JPG", r"c\x1b[2J.png")  # a name must not steer the terminal
+    answered = ("a.png", "b.JPG", r"c\x1b[2J.png", "d.tif", "e.gif")  # a name must not steer the terminal
     assert (result.code, result.out) == (0, "".join(f"{name}: a red ring\n" for name in answered))
     found = json.loads(cli("run", bundle, "--images", folder, "--prompt", "what?", "--json").out)
-    assert [Path(reply["image"]).name for reply in found["replies"]] == ["a.png", "b.JPG", "c\x1b[2J.png"]
+    assert [Path(reply["image"]).name for reply in found["replies"]] == [
+        "a.png",
+        "b.JPG",
+        "c\x1b[2J.png",
+        "d.tif",
+        "e.gif",
+    ]
 
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_others(
