@@ -1,10 +1,11 @@
-"""Throws altered pictures, prompts, templates and tokenizers at the code that reads them.
+"""Throws altered inputs of every kind at the code that reads them.
 
     python -m benchmarks.fuzz [TARGET ...] [--runs 2000] [--seed 0]
 
 Every input is valid, or was valid before it was altered; a seed gives the same inputs again. An input is
-accepted, or refused with an EdgepruneError. Anything else is a fault, and is printed with the number of the
-run that repeats it; so is a run that takes longer than it may. Exits with 1 where there is one.
+accepted, or refused with an EdgepruneError whose message can be printed. Anything else is a fault, and is
+printed with the number of the run that repeats it; so is a run that takes longer than it may. Exits with 1
+where there is one.
 
 A new target is a function that makes and tries one input, in `TARGETS`.
 """
@@ -12,280 +13,35 @@ A new target is a function that makes and tries one input, in `TARGETS`.
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import logging
 import random
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from benchmarks import fuzz_files as files
+from benchmarks import fuzz_inputs as inputs
 from edgeprune.errors import EdgepruneError
 from edgeprune.log import LOGGER
-from edgeprune.manifest import Preprocessing, Prompt
-from edgeprune.runtime.images import load_image
-from edgeprune.runtime.preprocess import preprocess
-from edgeprune.runtime.prompt import PromptEncoder
-from edgeprune.runtime.templates import MAX_SECONDS, Template
-from edgeprune.runtime.tokenizing import BundleTokenizer
+from edgeprune.runtime.templates import MAX_SECONDS
 
-SAMPLE = Path(__file__).parent.parent / "samples" / "tiny-llava"
 # Beside what templates may take themselves.
 SLOW_SECONDS = MAX_SECONDS + 5
 Target = Callable[[random.Random], object]
 
-
-def altered(data: bytes, draw: random.Random) -> bytes:
-    """Bytes with one to eight of them changed, a stretch cut out or doubled, or the end missing."""
-    result = bytearray(data)
-    for _ in range(draw.randint(1, 8)):
-        if not result:
-            break
-        start = draw.randrange(len(result))
-        stretch = slice(start, start + draw.choice((1, 2, 4, 8, 64, 1000)))
-        match draw.randrange(6):
-            case 0:
-                result[start] ^= 1 << draw.randrange(8)
-            case 1:
-                result[start] = draw.choice((0, 1, 0x7F, 0x80, 0xFF))
-            case 2:
-                result[stretch] = draw.randbytes(len(result[stretch]))
-            case 3:
-                del result[stretch]
-            case 4:
-                result[start:start] = result[stretch]
-            case _:
-                del result[max(start, 12) :]
-    return bytes(result)
-
-
-@cache
-def pictures() -> tuple[bytes, ...]:
-    """Small pictures of every format and most modes, with orientation, transparency and several frames."""
-    values = np.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=np.uint8)
-    rgba = Image.fromarray(values)
-    rgb = rgba.convert("RGB")
-    grey16 = Image.fromarray(values[:, :, 0].astype(np.uint16) * 257)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (rgb, "JPEG", {"exif": exif}),
-        (rgb, "JPEG", {"progressive": True}),
-        (rgb.convert("CMYK"), "JPEG", {}),
-        (rgb, "PNG", {"exif": exif}),
-        (rgba, "PNG", {}),
-        (rgb.convert("P"), "PNG", {"transparency": 3}),
-        (rgb.convert("1"), "PNG", {}),
-        (grey16, "PNG", {}),
-        (rgb, "WEBP", {"exif": exif}),
-        (rgba, "WEBP", {"lossless": True}),
-        (rgb, "BMP", {}),
-        (rgb.convert("P"), "BMP", {}),
-        (rgb, "GIF", {"save_all": True, "append_images": [rgb.rotate(90)]}),
-        (rgba, "TIFF", {"compression": "tiff_lzw"}),
-        (rgb, "TIFF", {"compression": "jpeg"}),
-        (grey16, "TIFF", {"tiffinfo": {0x0112: 6}}),
-        (rgb.convert("F"), "TIFF", {"compression": "tiff_adobe_deflate"}),
-        (rgb, "MPO", {"save_all": True, "append_images": [rgb]}),
-        (rgb, "EPS", {}),
-        (rgb, "PPM", {}),
-    ]
-    made = []
-    for picture, form, options in kinds:
-        buffer = io.BytesIO()
-        picture.save(buffer, form, **options)
-        made.append(buffer.getvalue())
-    return tuple(made)
-
-
-_SPEC = Preprocessing(
-    pad_to_square=True, resize_shortest_edge=24, center_crop=(24, 24), image_size=(24, 24), grid=(6, 6)
-)
-
-
-def try_picture(draw: random.Random) -> object:
-    """An altered picture, up to the vision tower's input."""
-    return preprocess(load_image(altered(draw.choice(pictures()), draw)), _SPEC)
-
-
-_PIECES = (
-    "USER:",
-    " what is the star? ",
-    "<image>",
-    "<s>",
-    "</s>",
-    "\n",
-    "é🙂",
-    "\ud800",
-    "\0",
-    "{{ 7 }}",
-    "{%",
-    "�",
-    "",
-)
-
-
-def _text(draw: random.Random) -> str:
-    return "".join(draw.choice((*_PIECES, chr(draw.randrange(0x110000)))) for _ in range(draw.randrange(12)))
-
-
-def _message(draw: random.Random) -> Any:
-    def part() -> Any:
-        text = {"type": "text", "text": _text(draw)}
-        return draw.choice((text, text, {"type": "image"}, {"type": "video"}, {"type": "text"}, None, 3))
-
-    content = draw.choice((_text(draw), [part() for _ in range(draw.randrange(4))], None, 1.5, {}))
-    message = {
-        "role": draw.choice(("user", "user", "system", "assistant", _text(draw), None)),
-        "content": content,
-    }
-    return draw.choice((message, message, message, {**message, "name": "x"}, [message], _text(draw)))
-
-
-@cache
-def _words(template: str | None) -> PromptEncoder:
-    manifest = json.loads((SAMPLE / "tokenizer_config.json").read_text())
-    folder = Path(tempfile.mkdtemp(prefix="edgeprune-fuzz-"))
-    (folder / "tokenizer.json").write_bytes((SAMPLE / "tokenizer.json").read_bytes())
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    prompt = Prompt(
-        tokenizer="tokenizer.json",
-        chat_template=None if template is None else "chat_template.jinja",
-        image_token="<image>",
-        image_token_id=_image_token_id(),
-        pad_token_id=0,
-        bos_token=str(manifest.get("bos_token") or "<s>"),
-        eos_token_ids=(2,),
-    )
-    return PromptEncoder(folder, prompt, 9, max_positions=4096)
-
-
-def _image_token_id() -> int:
-    added = json.loads((SAMPLE / "tokenizer.json").read_text())["added_tokens"]
-    return next(int(token["id"]) for token in added if token["content"] == "<image>")
-
-
-# The forms that templates come in: of parts, of strings, and none.
-_CHATS = (
-    (SAMPLE / "chat_template.jinja").read_text(encoding="utf-8"),
-    "{% for m in messages %}[{{ m.role }}] {{ m['content'] + '\\n' }}{% endfor %}",
-    None,
-)
-
-
-def try_prompt(draw: random.Random) -> object:
-    """A prompt or a conversation of any form, up to token ids and their text."""
-    words = _words(draw.choice(_CHATS))
-    prompt: Any = draw.choice(
-        (_text(draw), [_message(draw) for _ in range(draw.randrange(1, 5))], _message(draw))
-    )
-    return words.decode(words.encode(prompt, draw.randrange(3)))
-
-
-_TEMPLATES = (
-    *(chat for chat in _CHATS if chat is not None),
-    "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x + 'b' %}{% endfor %}{{ n.x }}",
-    "{{ messages | map(attribute='role') | join(', ') | replace('s', 'tt') | upper | indent(2) }}",
-    "{% macro f(m) %}{{ m.role | trim }}:{{ '%s-%05d' % (m.role, 3) }}{% endmacro %}{{ f(messages[0]) }}",
-    "{% for m in messages recursive %}{{ loop.index * 7 ** 2 }}{{ m | tojson(indent=2) }}{% endfor %}",
-    "{% if '</think>' in messages[0].role %}{{ messages[0].role.split('</think>')[-1][:3] }}{% endif %}",
-    "{{ '{:>5}'.format(3) }}{{ 'a b'.center(9) }}{{ ' '.join(['a', 'b']).replace('a', 'b') }}",
-)
-_PARTS = (
-    "99999999999",
-    "range(99999)",
-    "*",
-    "**",
-    "+",
-    "~",
-    "(",
-    ")",
-    "[",
-    "]",
-    "{% for i in range(99999) %}",
-    "{% endfor %}",
-)
-
-
-def try_template(draw: random.Random) -> object:
-    """An altered template, with pieces of others and of loops and large numbers, parsed and rendered."""
-    source = draw.choice(_TEMPLATES)
-    for _ in range(draw.randint(1, 4)):
-        at = draw.randrange(len(source) + 1)
-        match draw.randrange(4):
-            case 0:
-                source = source[:at] + draw.choice(_PARTS) + source[at:]
-            case 1:
-                source = source[:at] + source[at + draw.randint(1, 9) :]
-            case 2:
-                other = draw.choice(_TEMPLATES)
-                source = source[:at] + other[draw.randrange(len(other)) :]
-            case _:
-                source = source.replace(draw.choice("0123456789"), draw.choice(_PARTS[:4]))
-    template = Template(source, "the template")
-    try:
-        return template.render(
-            {"messages": [{"role": "user", "content": "a star"}], "add_generation_prompt": True}
-        )
-    except EdgepruneError:
-        raise
-    except Exception as error:  # the program's own, which PromptEncoder makes an InputError of
-        raise EdgepruneError(str(error)) from error
-
-
-_VALUES = (None, True, -1, 3, 2**70, 1.5, "", "a" * 300, "(a|a)*$", "<image>", [], {}, [[]], {"String": ""})
-
-
-def _with_other_value(tokenizer: Any, draw: random.Random) -> Any:
-    """A tokenizer's JSON with one of its values replaced, left out or taken from elsewhere."""
-    places: list[tuple[Any, Any]] = []
-
-    def collect(value: Any) -> None:
-        keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-        for key in keys:
-            places.append((value, key))
-            collect(value[key])
-
-    collect({**tokenizer, "model": {**tokenizer["model"], "vocab": {}}} if draw.random() < 0.7 else tokenizer)
-    owner, key = draw.choice(places)
-    other, other_key = draw.choice(places)
-    owner[key] = draw.choice((*_VALUES, other[other_key]))
-    return tokenizer
-
-
-def try_tokenizer(draw: random.Random) -> object:
-    """An altered tokenizer.json, read and used."""
-    content = (SAMPLE / "tokenizer.json").read_bytes()
-    if draw.random() < 0.3:
-        content = altered(content, draw)
-    else:
-        try:
-            content = json.dumps(_with_other_value(json.loads(content), draw)).encode()
-        except ValueError:  # a value within itself
-            content = b"{}"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        path.write_bytes(content)
-        tokenizer = BundleTokenizer(path)
-    ids = tokenizer.encode("what colour is the big star? <image>", special_tokens=True)
-    return tokenizer.decode([*ids, draw.randrange(1 << 20)])
-
-
 TARGETS: dict[str, Target] = {
-    "pictures": try_picture,
-    "prompts": try_prompt,
-    "templates": try_template,
-    "tokenizers": try_tokenizer,
+    "pictures": inputs.try_picture,
+    "prompts": inputs.try_prompt,
+    "templates": inputs.try_template,
+    "tokenizers": inputs.try_tokenizer,
+    "manifests": files.try_manifest,
+    "graphs": files.try_graph,
+    "checkpoints": files.try_checkpoint,
+    "curves": files.try_curve,
+    "questions": files.try_questions,
+    "predictions": files.try_predictions,
 }
 
 
@@ -298,8 +54,12 @@ def run(target: str, runs: int, seed: int = 0) -> tuple[Counter[str], list[str]]
         started = time.monotonic()
         try:
             TARGETS[target](random.Random(f"{target} {seed} {number}"))
-        except EdgepruneError:
+        except EdgepruneError as error:
             outcome = "refused"
+            # Escape sequences reach the terminal; the command line joins lines.
+            if not " ".join(str(error).split()).isprintable():
+                outcome = "fault"
+                faults.append(f"{target}, seed {seed}, run {number}: unprintable: {error!r:.300}")
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # panics of libraries are no Exception

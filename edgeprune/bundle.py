@@ -82,11 +82,11 @@ def read_manifest(
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise BundleError(
             f"{root} is not a folder: expected a bundle, as `edgeprune export -o DIR` writes it"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; `edgeprune export` writes one")
     try:
         raw = read_json(inside(root, MANIFEST_NAME))
@@ -137,7 +137,7 @@ def check_files(
     left = _QUICK_TOTAL
     for entry in sorted(entries, key=lambda entry: entry.bytes):
         file = inside(root, entry.path)
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise BundleError(f"{root} lacks {entry.path}: copy the whole folder again")
         size = file.stat().st_size
         if size != entry.bytes:

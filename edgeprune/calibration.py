@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_samples(images: Path, prompts: Path | None = None, limit: int | None = 
     """
     if limit is not None:
         check_count("limit", limit)
-    if images.is_dir():
+    if os.path.isdir(images):
         found = sorted(path for path in images.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
         samples = [Sample(path, DEFAULT_PROMPT) for path in found]
     elif images.suffix == ".jsonl":
@@ -66,7 +67,7 @@ def read_samples(images: Path, prompts: Path | None = None, limit: int | None = 
             f"{images} has no pictures: expected {', '.join(PICTURE_ENDINGS)}; give another folder or file"
         )
     samples = samples[:limit]
-    missing = next((sample.picture for sample in samples if not sample.picture.is_file()), None)
+    missing = next((sample.picture for sample in samples if not os.path.isfile(sample.picture)), None)
     if missing is not None:
         raise InputError(f"there is no picture {missing}, which {images} names: correct the file")
     if prompts is None:

@@ -401,7 +401,7 @@ def resolve_curve(spec: str | os.PathLike[str]) -> BiasCurve:
     if isinstance(spec, str):
         if spec in preset_names():
             return load_preset(spec)
-        if not Path(spec).exists():
+        if not os.path.exists(spec):
             raise InputError(
                 f"{spec!r} is neither a bias curve preset nor a file: give a JSON file's path, or one of "
                 f"{', '.join(preset_names())}"

@@ -10,8 +10,28 @@ A message names parameters as Python callers know them, in backticks: `max_new_t
 from __future__ import annotations
 
 
+def printable(text: str, keep: str = "\n\r\t") -> str:
+    """A text with an escape in the place of every character that cannot be printed, but for those to keep.
+
+    Names in foreign files may hold what moves a terminal's cursor, or half a character.
+    """
+    return "".join(
+        char
+        if char.isprintable() or char in keep
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )
+
+
 class EdgepruneError(Exception):
-    """Something the user can put right. The message is complete: found, expected, what to do."""
+    """Something the user can put right. The message is complete: found, expected, what to do.
+
+    Args:
+        message: what is in it of foreign names and texts is made `printable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class InputError(EdgepruneError):

@@ -12,6 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from edgeprune.errors import printable
+
 _SHOWN = 200
 
 
@@ -23,10 +25,7 @@ class Part(BaseModel):
 
 def shown(text: object) -> str:
     """Text from elsewhere for a message: one line of at most 200 characters, the unprintable ones escaped."""
-    whole = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for char in str(text)[: _SHOWN + 1]
-    )
+    whole = printable(str(text)[: _SHOWN + 1], keep="")
     return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}..."
 
 

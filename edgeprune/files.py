@@ -18,6 +18,7 @@ from edgeprune.units import bytes_text
 MAX_READ = 100_000_000
 """Bytes of a file that is read as a whole: more than any configuration, index or header has."""
 
+_ELSEWHERE = "choose another `output`"
 _NO_FLUSHING = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -126,9 +127,10 @@ def write_bytes(path: Path, content: bytes, what: str = "the file") -> None:
             os.fsync(descriptor)
             temporary.replace(path)
             flush(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else error
         raise OutputError(
-            f"{what} cannot be written to {path} ({error.strerror}): choose a file in a folder that exists "
+            f"{what} cannot be written to {path} ({reason}): choose a file in a folder that exists "
             "and can be written to"
         ) from error
 
@@ -206,8 +208,9 @@ def refuse_same(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]
         return
     for path in inputs:
         if path is not None and (found := _identity(path)) in written:
+            kind = "folder" if os.path.isdir(path) else "file"
             raise InputError(
-                f"the output {written[found]} and the input {os.fspath(path)} are one file: expected the "
+                f"the output {written[found]} and the input {os.fspath(path)} are one {kind}: expected the "
                 "output to be another; choose another name or folder for it"
             )
 
@@ -221,8 +224,12 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 @contextmanager
-def only_writer(output: Path) -> Iterator[Path]:
+def only_writer(output: Path, elsewhere: str = _ELSEWHERE) -> Iterator[Path]:
     """A new empty folder beside `output`, there for as long as this run alone may write to `output`.
+
+    Args:
+        output: what will be written.
+        elsewhere: what to do, in messages, where that cannot be.
 
     Raises:
         OutputError: another run is writing to it, or its folder cannot be written to.
@@ -231,16 +238,16 @@ def only_writer(output: Path) -> Iterator[Path]:
         try:
             partial = stack.enter_context(scratch.partial_folder(output))
         except BlockingIOError as error:
-            raise OutputError(_another_run(output)) from error
+            raise OutputError(_another_run(output, elsewhere)) from error
         except OSError as error:
             raise OutputError(
-                f"{output.parent} cannot be written to ({error.strerror}): choose another `output`"
+                f"{output.parent} cannot be written to ({error.strerror}): {elsewhere}"
             ) from error
         yield partial
 
 
-def _another_run(output: Path) -> str:
-    return f"another run is writing to {output}: wait until it ends, or choose another `output`"
+def _another_run(output: Path, elsewhere: str) -> str:
+    return f"another run is writing to {output}: wait until it ends, or {elsewhere}"
 
 
 @contextmanager
@@ -254,7 +261,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         descriptor = scratch.lock(Path(os.path.realpath(folder)))
     except BlockingIOError as error:
-        raise OutputError(_another_run(folder)) from error
+        raise OutputError(_another_run(folder, _ELSEWHERE)) from error
     except OSError:  # no locks here
         pass
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 
+from edgeprune.errors import printable
+
 LOGGER = "edgeprune"
 
 
@@ -16,4 +18,4 @@ def note(text: str) -> None:
 
     Where no handler is set, Python prints warnings on stderr: a note is never lost by default.
     """
-    logging.getLogger(LOGGER).warning("%s", text)
+    logging.getLogger(LOGGER).warning("%s", printable(text))

@@ -32,11 +32,13 @@ class Kind:
         marker: the JSON file that tells of the others.
         listed: from the marker's content the names of all other files; an exception, that it is none of ours.
         lacking: of a folder that is of another kind, for messages: "it ...".
+        elsewhere: what to do, in messages, where the folder cannot be written.
     """
 
     marker: str
     listed: Callable[[Mapping[str, Any]], list[str]]
     lacking: str
+    elsewhere: str
 
     def files(self, folder: Path) -> frozenset[str] | None:
         """The names that the folder's marker accounts for; None where the folder is not of this kind."""
@@ -67,8 +69,15 @@ def _of_sidecar(raw: Mapping[str, Any]) -> list[str]:
     return [*(one["path"] for one in engines.values()), *(f"{which}.{RUNTIME_CACHE}" for which in engines)]
 
 
-BUNDLE_FOLDER = Kind(MANIFEST_NAME, _of_manifest, f"has no {MANIFEST_NAME} that lists its files")
-ENGINE_FOLDER = Kind(SIDECAR_NAME, _of_sidecar, f"has no {SIDECAR_NAME} that lists its files")
+BUNDLE_FOLDER = Kind(
+    MANIFEST_NAME, _of_manifest, f"has no {MANIFEST_NAME} that lists its files", "choose another `output`"
+)
+ENGINE_FOLDER = Kind(
+    SIDECAR_NAME,
+    _of_sidecar,
+    f"has no {SIDECAR_NAME} that lists its files",
+    "build in a copy of the bundle elsewhere",
+)
 
 
 def engines_of(bundle: Path) -> list[str]:

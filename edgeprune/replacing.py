@@ -42,30 +42,34 @@ def writing_to(
             it cannot be written, another run is writing to it, or the disk is full.
     """
     named = Path(os.path.abspath(output))
+    try:
+        os.lstat(named)
+    except ValueError as error:  # a null character, or half a character
+        raise OutputError(f"{named} is no name of a folder ({error}): {kind.elsewhere}") from error
+    except OSError:  # not there, above all
+        pass
     scratch.sweep(named.parent)
     place = Path(os.path.realpath(named)) if os.path.isdir(named) else named
     if os.path.lexists(place):
         if not force:
-            raise OutputError(
-                f"{named} exists already: choose another `output`, or replace it with `force=True`"
-            )
+            raise OutputError(f"{named} exists already: {kind.elsewhere}, or replace it with `force=True`")
         _check_replaceable(place, kind)
     make_folder(place.parent)
-    with only_writer(place) as partial:
+    with only_writer(place, kind.elsewhere) as partial:
         try:
             yield partial
             flush_all(partial)
         except OSError as error:
             if error.errno in _FULL:
                 raise OutputError(
-                    f"the disk of {place.parent} is full: free some space or choose another `output`"
+                    f"the disk of {place.parent} is full: free some space or {kind.elsewhere}"
                 ) from error
             raise
         try:
             _put_in_place(partial, place, force, kind)
         except OSError as error:
             raise OutputError(
-                f"{named} cannot be put in place ({error.strerror}): choose another `output`"
+                f"{named} cannot be put in place ({error.strerror}): {kind.elsewhere}"
             ) from error
 
 
@@ -101,7 +105,7 @@ def _put_in_place(partial: Path, place: Path, force: bool, kind: Kind) -> None:
         flush(place.parent)
         return
     if not force:
-        raise OutputError(f"{place} was made by something else meanwhile: choose another `output`")
+        raise OutputError(f"{place} was made by something else meanwhile: {kind.elsewhere}")
     _check_replaceable(place, kind)  # again, for writing took its time
     built = engines_of(place) if kind is BUNDLE_FOLDER else []
     with ExitStack() as stack:
@@ -164,11 +168,11 @@ def _set_aside(partial: Path, place: Path) -> Path:
     return aside
 
 
-def need_space(folder: Path, wanted: int) -> None:
+def need_space(folder: Path, wanted: int, kind: Kind = BUNDLE_FOLDER) -> None:
     """Raises OutputError when the disk of `folder` has less than `wanted` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise OutputError(
             f"the disk of {folder} is full: {bytes_text(wanted)} are needed and {bytes_text(free)} are free, "
-            f"{bytes_text(wanted - free)} too little: free some space or choose another `output`"
+            f"{bytes_text(wanted - free)} too little: free some space or {kind.elsewhere}"
         )

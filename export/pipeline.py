@@ -184,9 +184,11 @@ def resolve_model(model: str | os.PathLike[str], progress: Progress) -> Path:
     """
     text = str(model)
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
-    looks_like_id = text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not folder.is_file()
+    looks_like_id = (
+        text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not os.path.isfile(folder)
+    )
     if not looks_like_id:
         raise InputError(
             f"{text} is not a folder: expected a model folder in Hugging Face's layout, or a hub id"

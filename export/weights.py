@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
             "save_pretrained, which writes safetensors"
         )
     for name in names:
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise InputError(f"{folder / _INDEX} names {name}, which is missing: download the model again")
     return [folder / name for name in names]
 

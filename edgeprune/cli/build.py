@@ -56,7 +56,9 @@ def build(
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="MB", help="GPU memory for kernels; by default as much as TensorRT likes."),
+        typer.Option(
+            metavar="MB", min=1, help="GPU memory for kernels; by default as much as TensorRT likes."
+        ),
     ] = None,
     plugin: Annotated[
         PluginWish,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +76,7 @@ def calibrate(
 
     if output.suffix != ".json":
         raise InputError(f"{output} does not end as a curve's name: expected .json")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise OutputError(f"{output} cannot be written: expected a file's name in a folder that exists")
     if not no_plot:
         need_matplotlib()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,14 +137,14 @@ def evaluate(
     from edgeprune.evaluation.exporting import UNPRUNED, Pruning
     from edgeprune.evaluation.formats import Files
     from edgeprune.evaluation.outputs import Outputs, inputs_of
-    from edgeprune.files import alone_in, make_folder
+    from edgeprune.files import alone_in, make_folder, refuse_same
     from edgeprune.manifest import MANIFEST_NAME
     from edgeprune.plans import method_by_name
     from edgeprune.plotting import need_matplotlib
     from edgeprune.selection import read_share
 
     benchmark = benchmark_by_name(metric)
-    is_bundle = (Path(target) / MANIFEST_NAME).is_file()
+    is_bundle = os.path.isfile(Path(target) / MANIFEST_NAME)
     asked = {"method": method, "keep": keep, "layer": layer, "debias": debias, "curve": curve}
     given = [f"--{name}" for name, value in asked.items() if value is not None]
     if is_bundle and (compare or given):
@@ -174,6 +175,8 @@ def evaluate(
     asking = Asking(longest, around, batch, backend, threads)
     asking.check()
     folder = output or Path(f"eval-{metric}")
+    # Answers in a bundle would be in the way of the next export to it.
+    refuse_same([folder], [target])
     if compare:
         grid.check()
         need_matplotlib()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from edgeprune.cli import summary
 from edgeprune.cli.output import Backend, Bundle, Json, print_fields, print_json
 from edgeprune.cli.pictures import check_drawable, draw_reply
 from edgeprune.cli.text import typed
+from edgeprune.errors import OutputError
 
 if TYPE_CHECKING:
     from edgeprune.manifest import Manifest
@@ -26,7 +28,10 @@ def inspect(
     prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="The question that decides what is kept, with --image.")
     ] = "What is in the picture?",
-    draw: Annotated[Path, typer.Option(metavar="FILE", help="Where they are drawn.")] = Path("kept.png"),
+    draw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where they are drawn; by default kept.png."),
+    ] = None,
     backend: Backend = "auto",
     as_json: Json = False,
 ) -> None:
@@ -37,8 +42,14 @@ def inspect(
     """
     from edgeprune.bundle import read_manifest
 
-    manifest = read_manifest(bundle)
     images = image or []
+    if draw is not None and not images:
+        raise typer.BadParameter("expected an --image to draw on", param_hint="'--draw'")
+    if draw is None:
+        draw = Path("kept.png")
+        if images and os.path.lexists(draw):
+            raise OutputError(f"{draw} exists already: name the drawing with --draw, which replaces a file")
+    manifest = read_manifest(bundle)
     drawn: dict[str, Any] = {}
     if images:
         check_drawable(manifest, images, draw)
@@ -58,7 +69,7 @@ def inspect(
             [
                 ("drawn in", str(draw)),
                 ("kept", kept_text),
-                ("padding among them", f"{kept} (without debias {plain})"),
+                ("padding among them", f"{kept} (without debias {plain})" if manifest.plan.debias else kept),
             ]
         )
 

@@ -28,7 +28,7 @@ from edgeprune.cli import bench, build, calibrate, doctor, export, inspect, run,
 from edgeprune.cli import eval as eval_
 from edgeprune.cli.text import open_missing_streams, print_what_cannot_be_encoded
 from edgeprune.cli.words import options_of, with_options
-from edgeprune.errors import EdgepruneError, VerificationError
+from edgeprune.errors import EdgepruneError, VerificationError, printable
 from edgeprune.log import LOGGER
 
 USAGE, INPUT, DIFFERENT = 2, 1, 3
@@ -188,7 +188,8 @@ class _Notes(logging.Handler):
 def in_options(message: str, arguments: Sequence[str] = ()) -> str:
     """In the words of the command line, and on one line, whatever names and foreign messages are in it."""
     command = next((name for name in arguments[:1] if name in _COMMANDS), None)
-    return " ".join(with_options(message, options_of(typer.main.get_command(app), command)).split())
+    words = with_options(message, options_of(typer.main.get_command(app), command))
+    return " ".join(printable(words).split())
 
 
 def _failed(message: str, arguments: Sequence[str], code: int = INPUT) -> int:

@@ -144,7 +144,7 @@ def check_picture_path(path: Path) -> None:
 
     Raises:
         InputError: the name does not end as a picture's.
-        OutputError: the folder does not exist, or cannot be written to.
+        OutputError: the folder does not exist or cannot be written to; or what is there is no file.
     """
     from PIL import Image
 
@@ -152,7 +152,7 @@ def check_picture_path(path: Path) -> None:
     writable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.SAVE}
     if path.suffix.lower() not in writable:
         raise InputError(f"{path} does not end as a picture's name: expected .png, .jpg or the like")
-    if path.is_dir() or not path.parent.is_dir():
+    if (os.path.exists(path) and not os.path.isfile(path)) or not os.path.isdir(path.parent):
         raise OutputError(f"{path} cannot be written: expected a file's name in a folder that exists")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path.parent} cannot be written to: choose another place for the picture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ def images_of(folder: Path) -> list[Path]:
     """
     from edgeprune.evaluation.formats import PICTURE_ENDINGS
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder: expected one with images; give one file with --image")
     found = sorted(
         path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS and path.is_file()

@@ -22,7 +22,7 @@ from edgeprune.cli.output import (
 )
 from edgeprune.cli.pictures import check_drawable, draw_reply, images_of
 from edgeprune.cli.text import from_stdin, typed
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, printable
 
 if TYPE_CHECKING:
     from edgeprune.runtime import Model, Reply
@@ -235,7 +235,7 @@ def _ask_each(model: Model, asking: _Asking, question: str, images: list[Path], 
     failed = 0
     for image in images:
         if not as_json:
-            print(f"{image.name}: ", end="", flush=True)
+            print(f"{printable(image.name)}: ", end="", flush=True)
         try:
             reply = asking.ask(model, question, [str(image)])
         except InputError as error:

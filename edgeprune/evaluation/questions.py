@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ def check_pictures(questions: Sequence[Question]) -> None:
         for picture in question.pictures:
             if not isinstance(picture, Path) or picture in seen:
                 continue
-            if not picture.is_file():
+            if not os.path.isfile(picture):
                 raise InputError(
                     f"{question.where}: there is no picture {picture}: expected every picture that is asked "
                     "about; give the right folder with `images`"

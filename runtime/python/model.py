@@ -101,7 +101,7 @@ class Model:
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         stream: Callable[[str], object] | None = None,
         batch_size: int = DEFAULT_BATCH,
         **sampling: Unpack[SamplingOptions],
@@ -115,7 +115,7 @@ class Model:
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         stream: Callable[[str], object] | None = None,
         batch_size: int = DEFAULT_BATCH,
         **sampling: Unpack[SamplingOptions],
@@ -128,7 +128,7 @@ class Model:
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         stream: Callable[[str], object] | None = None,
         batch_size: int = DEFAULT_BATCH,
         **sampling: Unpack[SamplingOptions],
@@ -142,7 +142,7 @@ class Model:
             max_new_tokens: generate at most so many tokens; fewer where the position range ends.
             seed: makes drawing repeatable, whatever else is in the batch; for a list of prompts one for all
                 or one for each. None draws anew each time.
-            stop: strings that end the reply; they are not part of its text.
+            stop: strings that end the reply; they are not part of its text. None for none.
             stream: called with each piece of text as soon as it is sure; for a single prompt only.
             batch_size: of a list of prompts, how many run together at most.
             sampling: how tokens are chosen, see `SamplingOptions`; by default as the bundle says, which is as
@@ -162,6 +162,8 @@ class Model:
                 "stream was given with a list of prompts: expected a single prompt, as the pieces of several "
                 "would mix; call generate for each, or leave it out"
             )
+        if stream is not None and not callable(stream):
+            raise InputError(f"stream is {stream!r:.80}: expected a function that is called with each piece")
         self._note_raw_prompts(prompts)
         how, seeds = chosen_by(self.manifest.generation, sampling), _seeds(seed, len(prompts), single=single)
         writers = [_Writer(self._encoder, stop, stream) for _ in prompts]
@@ -210,7 +212,7 @@ class _Writer:
     """The text of one reply, as its tokens come."""
 
     def __init__(
-        self, encoder: PromptEncoder, stop: Sequence[str], stream: Callable[[str], object] | None
+        self, encoder: PromptEncoder, stop: Sequence[str] | None, stream: Callable[[str], object] | None
     ) -> None:
         self._decoder = encoder.stream()
         self._stop = StopStrings(stop)
@@ -277,7 +279,7 @@ def _is_conversation(prompt: object) -> bool:
 
 
 def _checked_batch(prompts: Any, images: Any) -> tuple[list[PromptLike], list[Sequence[Picture]]]:
-    if not isinstance(prompts, Sequence) or not prompts:
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)) or not prompts:
         raise InputError(
             f"the prompt is {prompts!r:.80}: expected a string, the messages of a conversation, or a list of "
             "at least one of either"

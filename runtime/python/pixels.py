@@ -67,6 +67,8 @@ def _converter(picture: Image.Image) -> Any:
     if picture.mode in ("I", "F"):
         low, high = _range(picture)
         return lambda band: _stretched(np.asarray(band), low, high)
+    if picture.mode == "La":  # grey times alpha, which Pillow converts to nothing but grey beside alpha
+        return lambda band: _blended(band.convert("LA"))
     if "A" in picture.getbands() or key is not None:
         return _blended
     return lambda band: np.asarray(band if band.mode == "RGB" else band.convert("RGB"))

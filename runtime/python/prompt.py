@@ -230,15 +230,17 @@ class StopStrings:
     depend on how the text is divided into pieces.
 
     Args:
-        stops: the stop strings.
+        stops: the stop strings; None for none.
 
     Raises:
         InputError: a stop string is empty, or not Unicode.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        if isinstance(stops, str):
-            stops = (stops,)
+    def __init__(self, stops: Sequence[str] | None = ()) -> None:
+        if stops is None or isinstance(stops, str):
+            stops = () if stops is None else (stops,)
+        if not isinstance(stops, Sequence):
+            raise InputError(f"the stop strings are {stops!r:.80}: expected a list of strings")
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise InputError(f"of the stop strings {list(stops)}, one is empty or no string: leave it out")
         for stop in stops:

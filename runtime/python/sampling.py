@@ -154,12 +154,13 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-# For each option whether a value is one, and what is expected.
+# For each option whether a value is one, and what is expected. Numbers have the bounds of
+# `edgeprune.manifest.Generation`, beyond which float32 overflows.
 _EXPECTED: dict[str, tuple[Any, str]] = {
     "do_sample": (lambda v: isinstance(v, bool), "True or False"),
     "temperature": (
-        lambda v: _is_number(v) and v >= 0,
-        "a number of at least 0; 0 takes the likeliest token each time",
+        lambda v: _is_number(v) and (v == 0 or 1e-30 <= v <= 1e6),
+        "a number of at least 0 (1e-30 to 1e6 where it is more); 0 takes the likeliest token each time",
     ),
     "top_k": (lambda v: _is_whole(v) and v >= 0, "a whole number of at least 0; 0 draws among all tokens"),
     "top_p": (
@@ -167,7 +168,10 @@ _EXPECTED: dict[str, tuple[Any, str]] = {
         "a number above 0 and at most 1; 1 draws among all tokens",
     ),
     "min_p": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1; 0 draws among all tokens"),
-    "repetition_penalty": (lambda v: _is_number(v) and v > 0, "a number above 0; 1 penalises nothing"),
+    "repetition_penalty": (
+        lambda v: _is_number(v) and 1e-6 <= v <= 1e6,
+        "a number above 0, from 1e-6 to 1e6; 1 penalises nothing",
+    ),
     "no_repeat_ngram_size": (
         lambda v: _is_whole(v) and v >= 0,
         "a whole number of at least 0; 0 lets everything repeat",

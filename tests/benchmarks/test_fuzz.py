@@ -7,6 +7,7 @@ import random
 import pytest
 
 from benchmarks import fuzz
+from edgeprune.errors import InputError
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)
@@ -36,6 +37,20 @@ def test_a_fault_is_found_and_can_be_repeated(
     counts, faults = fuzz.run("mine", 50)
     assert 0 < counts["fault"] == len(faults)
     assert fuzz.run("mine", 50)[0] == counts
+
+
+def test_a_refusal_that_steers_the_terminal_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = iter(["two\nlines", "\x1b[2J", "one line"])
+
+    def target(draw: random.Random) -> None:
+        error = InputError("")
+        error.args = (next(messages),)  # past the place where it is made printable
+        raise error
+
+    monkeypatch.setitem(fuzz.TARGETS, "mine", target)
+    counts, faults = fuzz.run("mine", 3)
+    assert counts == {"accepted": 0, "refused": 2, "fault": 1}
+    assert "run 1: unprintable" in faults[0]
 
 
 def test_an_unknown_target(capsys: pytest.CaptureFixture[str]) -> None:

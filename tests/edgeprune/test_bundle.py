@@ -80,7 +80,8 @@ def refused(bundle: Path, message: str, **arguments: Any) -> None:
 
 
 def test_not_a_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "is not a folder: expected a bundle")
+    for name in ("none", "a\0b", "x" * 300):
+        refused(tmp_path / name, "is not a folder: expected a bundle")
 
 
 def test_a_folder_without_manifest(tmp_path: Path) -> None:

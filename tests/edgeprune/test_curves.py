@@ -409,5 +409,7 @@ def test_resolve_curve_refuses_what_is_neither_preset_nor_file(tmp_path: Path) -
         InputError, match=r"'fastw' is neither a bias curve preset nor a file: .*, or one of fastv"
     ):
         resolve_curve("fastw")
+    with pytest.raises(InputError, match=r"'xxx.* is neither"):
+        resolve_curve("x" * 300)  # longer than a name may be
     with pytest.raises(InputError, match=r"there is no bias curve file"):
         resolve_curve(tmp_path / "fastv")

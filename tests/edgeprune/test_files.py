@@ -82,6 +82,13 @@ def test_a_file_is_written_whole_and_flushed(tmp_path: Path, monkeypatch: pytest
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300])
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match=r"the curve cannot be written to .*: choose a file"):
+        write_bytes(tmp_path / name, b"", "the curve")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_written_stays_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,8 @@ from edgeprune.log import LOGGER, note
 
 def test_a_note_is_a_warning_of_the_library_s_logger(caplog: pytest.LogCaptureFixture) -> None:
     note("100 % of it")
-    assert caplog.record_tuples == [(LOGGER, 30, "100 % of it")]
+    note("of \x1b[2J")
+    assert caplog.record_tuples == [(LOGGER, 30, "100 % of it"), (LOGGER, 30, r"of \x1b[2J")]
 
 
 def test_a_note_is_seen_where_logging_was_never_set_up() -> None:

@@ -20,7 +20,7 @@ from edgeprune import files, replacing, scratch
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import OutputError
 from edgeprune.manifest import MANIFEST_NAME
-from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
+from edgeprune.ownership import BUNDLE_FOLDER, ENGINE_FOLDER, SIDECAR_NAME, Kind
 from edgeprune.replacing import need_space, writing_to
 from edgeprune.scratch import PARTIAL, SET_ASIDE
 from tests.manifests import FILES, write_bundle
@@ -137,6 +137,13 @@ def test_everything_is_flushed_before_it_is_put_in_place(
 
 
 # What is replaced
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300])
+def test_a_name_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="choose another `output`"), writing_to(tmp_path / name):
+        raise AssertionError("nothing shall be written")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_exists_needs_force(bundle: Path) -> None:
@@ -305,6 +312,18 @@ def test_engines_are_replaced_by_their_own_list(bundle: Path) -> None:
     add_engines(bundle, "other")
     (bundle / "engines" / "other" / "notes.txt").write_text("mine")
     not_begun(bundle / "engines" / "other", r"did not write \(notes.txt\)", force=True, kind=ENGINE_FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [(BUNDLE_FOLDER, "choose another `output`"), (ENGINE_FOLDER, "build in a copy of the bundle elsewhere")],
+)
+def test_no_parameter_is_named_that_the_caller_has_not(tmp_path: Path, kind: Kind, advice: str) -> None:
+    with writing_to(tmp_path / "new", kind=kind):
+        not_begun(tmp_path / "new", f"wait until it ends, or {advice}", kind=kind)
+    not_begun(tmp_path / "new", f"exists already: {advice}", kind=kind)
+    with pytest.raises(OutputError, match=f"free some space or {advice}"):
+        need_space(tmp_path, 1 << 60, kind)
 
 
 def test_a_failed_replacement_keeps_the_earlier_bundle(bundle: Path) -> None:

@@ -271,7 +271,9 @@ def test_the_package_itself_exports(handmade: SimpleNamespace, llama_folder: Pat
     assert edgeprune.export(llama_folder, keep=0.3, output=tmp_path / "out", verify=False).is_dir()
 
 
-@pytest.mark.parametrize("text", ["./missing", "/nowhere/at/all", "~/missing-model", "a/b/c", "file.txt"])
+@pytest.mark.parametrize(
+    "text", ["./missing", "/nowhere/at/all", "~/missing-model", "a/b/c", "file.txt", "./" + "x" * 300]
+)
 def test_a_path_that_is_no_folder(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)

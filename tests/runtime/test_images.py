@@ -77,6 +77,11 @@ def test_every_mode_becomes_rgb_as_hugging_face_does(mode: str) -> None:
     assert picture.tobytes() == before
 
 
+def test_grey_times_alpha_is_grey_beside_alpha() -> None:
+    multiplied = modes()["LA"].convert("La")
+    np.testing.assert_array_equal(load_image(multiplied), load_image(multiplied.convert("LA")))
+
+
 def test_transparent_is_white() -> None:
     picture = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     np.testing.assert_array_equal(load_image(picture), np.full((1, 2, 3), 255))

@@ -300,6 +300,8 @@ def test_a_stream_needs_a_single_prompt(pruned: Model) -> None:
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"stop": [""]}, "stop strings"),
+        ({"stop": 3}, "the stop strings are 3"),
+        ({"stream": 3}, "stream is 3: expected a function"),
         ({"batch_size": 0}, "`batch_size` is 0"),
     ],
 )
@@ -358,6 +360,7 @@ def test_a_prompt_beyond_the_positions_is_refused_and_nothing_runs(pruned: Model
         (["what"], ["wide.png"], "the pictures are one str"),
         ([], [], "the prompt is"),
         (12, [], "the prompt is 12"),
+        (b"what", ["wide.png"], "the prompt is b'what'"),
         ([12], [[]], "the prompt is 12"),
     ],
 )

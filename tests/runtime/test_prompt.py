@@ -561,6 +561,7 @@ def test_no_stop_strings_hold_nothing_back() -> None:
     stopper = StopStrings()
     assert stopper.push("as it comes") == "as it comes"
     assert StopStrings("ab").push("xab") == "x"
+    assert StopStrings(None).push("as it comes") == "as it comes"
 
 
 @pytest.mark.parametrize("stops", [[""], ["a", ""], [3]])

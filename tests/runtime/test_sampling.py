@@ -72,11 +72,15 @@ def test_extreme_logits_neither_overflow_nor_draw_the_impossible() -> None:
     ("name", "expected", "values"),
     [
         ("do_sample", "True or False", [0, "yes"]),
-        ("temperature", "a number of at least 0", [-0.1, float("nan"), float("inf"), "hot", True]),
+        (
+            "temperature",
+            "a number of at least 0",
+            [-0.1, float("nan"), float("inf"), 1e-320, 1e300, "hot", True],
+        ),
         ("top_k", "a whole number of at least 0", [-1, 1.5, True, "all"]),
         ("top_p", "a number above 0 and at most 1", [0, -0.5, 1.01, float("nan"), "all", True]),
         ("min_p", "a number from 0 to 1", [-0.1, 1.1, float("nan"), True]),
-        ("repetition_penalty", "a number above 0", [0, -1, float("inf"), "no"]),
+        ("repetition_penalty", "a number above 0", [0, -1, float("inf"), 1e-320, 1e300, "no"]),
         ("no_repeat_ngram_size", "a whole number of at least 0", [-1, 2.5]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edgeprune.errors import InputError
@@ -39,7 +40,7 @@ def video(files: Files) -> list[Question]:
 
 def _frames(files: Files, name: str, where: str) -> tuple[Path, ...]:
     folder = files.picture(name)
-    listed = sorted(folder.iterdir()) if folder.is_dir() else []
+    listed = sorted(folder.iterdir()) if os.path.isdir(folder) else []
     found = [path for path in listed if path.suffix.lower() in PICTURE_ENDINGS]
     if not found:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def mme(files: Files) -> list[Question]:
     Pictures and text files lie side by side, or in `images` and `questions_answers_YN`. LLaVA's question
     file is taken with MME's folder as annotations.
     """
-    if files.data.is_dir():
+    if os.path.isdir(files.data):
         return list(_mme_folder(files.data))
     path = files.answers("MME's folder")
     known = {(question.unit, first_line(question.prompt)): question for question in _mme_folder(path)}
@@ -84,7 +85,7 @@ def mme(files: Files) -> list[Question]:
 
 
 def _mme_folder(root: Path) -> Iterator[Question]:
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"there is no folder {root}: expected MME's, with a folder per subtask")
     found = False
     for task in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -94,7 +95,7 @@ def _mme_folder(root: Path) -> Iterator[Question]:
         for file in sorted(texts.glob("*.txt")):
             found = True
             possible = [pictures / f"{file.stem}{ending}" for ending in PICTURE_ENDINGS]
-            picture = next((path for path in possible if path.is_file()), possible[0])
+            picture = next((path for path in possible if os.path.isfile(path)), possible[0])
             lines = [line.rstrip("\r") for line in read_text(file).split("\n")]
             for number, line in enumerate(lines, start=1):
                 if line.strip():

@@ -113,7 +113,7 @@ def build(
         raise OutputError(
             f"{root} cannot be written to, where the engines go: copy the bundle to another place"
         )
-    need_space(root, memory.weight_bytes(manifest))
+    need_space(root, memory.weight_bytes(manifest), ENGINE_FOLDER)
     # The sidecar vouches for the engines by the manifest's sums, so these must be the files' own.
     progress.step("comparing files with their hashes", sum(entry.bytes for entry in manifest.files))
     check_files(root, manifest.files, everything=True, progress=progress.advance)

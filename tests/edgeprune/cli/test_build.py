@@ -64,3 +64,10 @@ def test_mistakes_are_one_sentence(cli: Cli, bundle: Path, monkeypatch: pytest.M
     assert "'tensorrt', 'tensorrt-rtx'" in cli("build", bundle, "--flavour", "onnx").message
     assert "--max-prompt is 0: expected" in cli("build", bundle, "--max-prompt", "0").message
     assert "not a bundle" in cli("build", bundle.parent).message
+
+
+def test_a_workspace_is_refused_in_the_unit_that_it_was_given_in(cli: Cli) -> None:
+    result = cli("build", "out", "--workspace", "-1")
+    assert result.code == 2
+    assert "'--workspace'" in result.message
+    assert "1000000" not in result.message

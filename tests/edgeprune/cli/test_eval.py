@@ -97,6 +97,13 @@ def test_no_output_is_an_input(cli: Cli, bundle: Path, data: Path) -> None:
     assert data.read_bytes() == before
 
 
+def test_no_answers_are_put_into_a_bundle(cli: Cli, bundle: Path, data: Path) -> None:
+    before = snapshot(bundle)
+    result = cli("eval", bundle, "--data", data, "--metric", "exact", "-o", bundle)
+    assert (result.code, "are one folder" in result.message) == (1, True)
+    assert snapshot(bundle) == before
+
+
 def test_a_second_run_in_the_same_folder_is_refused_at_once(cli: Cli, bundle: Path, data: Path) -> None:
     Path("out").mkdir()
     command = ("eval", bundle, "--data", data, "--metric", "exact", "-o", "out")

@@ -143,6 +143,31 @@ def test_a_drawing_that_cannot_be(cli: Cli, tmp_path: Path, method: str, name: s
     assert message in cli("inspect", made, "--image", PICTURE, "--draw", tmp_path / name).message
 
 
+def test_a_drawing_that_was_not_named_replaces_nothing(
+    cli: Cli, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("kept.png").write_bytes(b"mine")
+    message = cli("inspect", bundle, "--image", PICTURE).message
+    assert message == "kept.png exists already: name the drawing with --draw, which replaces a file"
+    assert Path("kept.png").read_bytes() == b"mine"
+
+
+def test_without_debias_there_is_nothing_to_compare_with(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeprune.runtime.load", FakeModel().load, raising=False)
+    undebiased = write_bundle(tmp_path / "undebiased", debias="")
+    for bundle, told in ((undebiased, False), (write_bundle(tmp_path / "debiased"), True)):
+        out = cli("inspect", bundle, "--image", PICTURE, "--draw", tmp_path / "kept.png").out
+        assert ("(without debias" in out) == told
+
+
+def test_a_drawing_needs_an_image(cli: Cli, bundle: Path) -> None:
+    result = cli("inspect", bundle, "--draw", "kept.png")
+    assert (result.code, "'--draw': expected an --image" in result.message) == (2, True)
+
+
 def test_a_picture_that_is_none(cli: Cli, sample_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "kept.png"
     output.write_bytes(b"earlier")

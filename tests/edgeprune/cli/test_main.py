@@ -131,6 +131,14 @@ def test_an_error_stays_on_one_line_whatever_is_in_it(cli: Cli, doing: Callable[
     assert cli("doctor").message == "a file called error: x is missing"
 
 
+def test_nothing_in_an_error_or_a_note_steers_the_terminal(cli: Cli, doing: Callable[..., None]) -> None:
+    doing(raising(EdgepruneError("there is no picture \x1b[2J\u202e.png")))
+    assert cli("doctor").message == r"there is no picture \x1b[2J\u202e.png"
+    doing(raising(PermissionError(errno.EACCES, "denied", "\x1b[2J")))
+    assert cli("doctor").message.startswith(r"\x1b[2J: denied")
+    assert cli("doctor", "--\x1b[2J").message.startswith(r"No such option: --\x1b[2J")
+
+
 def test_an_error_names_options_where_the_library_names_parameters(
     cli: Cli, doing: Callable[..., None]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,9 @@ def test_a_picture_needs_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match="expected a file's name"):
         check_picture_path(tmp_path / "folder.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OutputError, match="expected a file's name"):
+        check_picture_path(tmp_path / "pipe.png")
 
 
 def test_a_picture_needs_a_folder_that_can_be_written_to(

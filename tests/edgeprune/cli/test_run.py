@@ -164,11 +164,12 @@ def test_a_question_is_asked_about_each_image_of_a_folder(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    names = ["a.png", "b.JPG", "c.jpeg", "d.webp", "e.bmp", "f.tif", "g.TIFF", "h.gif"]
+    names = ["a.png", "b.JPG", "c.jpeg", "c\x1b[2J.png", "d.webp", "e.bmp", "f.tif", "g.TIFF", "h.gif"]
     for name in (*names, "notes.txt"):
         (folder / name).write_bytes(b"")
     result = cli("run", bundle, "--images", folder, "--prompt", "what?")
-    assert (result.code, result.out) == (0, "".join(f"{name}: a red ring\n" for name in names))
+    shown = [name.replace("\x1b", r"\x1b") for name in names]  # a name must not steer the terminal
+    assert (result.code, result.out) == (0, "".join(f"{name}: a red ring\n" for name in shown))
     found = json.loads(cli("run", bundle, "--images", folder, "--prompt", "what?", "--json").out)
     assert [Path(reply["image"]).name for reply in found["replies"]] == names
 

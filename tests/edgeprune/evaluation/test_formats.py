@@ -89,6 +89,8 @@ def test_a_missing_picture_is_named_with_its_question(tmp_path: Path) -> None:
     record = {"question_id": 1, "text": "?", "answer": "x"}
     data = lines(tmp_path / "q.jsonl", {**record, "image": "a.png"}, {**record, "image": "b.png"})
     refused(r"line 2: there is no picture .*b\.png.*`images`", "exact", data)
+    data = lines(tmp_path / "q.jsonl", {**record, "image": "x" * 300})  # longer than a name may be
+    refused("line 1: there is no picture .*xxx", "exact", data)
 
 
 def test_a_limit_takes_the_first_ones(tmp_path: Path) -> None:
