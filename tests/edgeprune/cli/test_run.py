@@ -164,7 +164,7 @@ def test_a_question_is_asked_about_each_image_of_a_folder(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    names = ["a.png", "b.JPG", "c.jpeg", "c\x1b[2J.png", "d.webp", "e.bmp", "f.tif", "g.TIFF", "h.gif"]
+    names = ["a.png", "b.JPG", "c\x1b[2J.png", "c.jpeg", "d.webp", "e.bmp", "f.tif", "g.TIFF", "h.gif"]
     for name in (*names, "notes.txt"):
         (folder / name).write_bytes(b"")
     result = cli("run", bundle, "--images", folder, "--prompt", "what?")
