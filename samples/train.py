@@ -95,7 +95,7 @@ def _files_of(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-_SAMPLE_MODEL = Kind("config.json", _files_of, "is no sample model")
+_SAMPLE_MODEL = Kind("config.json", _files_of, "is no sample model", "choose another output")
 
 
 def _train(options: argparse.Namespace, folder: Path) -> None:
