@@ -63,7 +63,8 @@ lint: $(STAMP) types ## check style and types
 TYPED := build/typed
 types: $(STAMP) ## check types alone
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/edgeprune
-	@ln -s $(CURDIR)/edgeprune/* $(CURDIR)/export $(TYPED)/edgeprune
+	@ln -s $(CURDIR)/edgeprune/* $(TYPED)/edgeprune
+	@ln -s $(CURDIR)/export $(TYPED)/edgeprune/exporter
 	@ln -s $(CURDIR)/runtime/python $(TYPED)/edgeprune/runtime
 	$(BIN)/mypy
 

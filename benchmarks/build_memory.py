@@ -85,8 +85,8 @@ def _own_bytes(process: int) -> int:
 
 def measure(shape: str, dtype: str, targets: list[str], work: Path) -> Taken:
     """Builds a random LLaVA of a shape in a dtype and tells what that took."""
+    from edgeprune import export
     from edgeprune.bundle import read_manifest
-    from edgeprune.export.pipeline import export
     from edgeprune.runtime.engines import build
     from edgeprune.runtime.engines.flavours import flavour_by_name
     from edgeprune.runtime.engines.memory import estimate, weight_bytes

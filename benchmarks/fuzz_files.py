@@ -20,7 +20,7 @@ from edgeprune.evaluation.benchmarks import BENCHMARKS, read_questions
 from edgeprune.evaluation.formats import Files
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.evaluation.questions import Question
-from edgeprune.export.weights import read_header
+from edgeprune.exporter.weights import read_header
 from edgeprune.manifest import MANIFEST_NAME
 from tests.manifests import FILES, graph_pointing_to, relist, write_bundle
 

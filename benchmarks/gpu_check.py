@@ -314,7 +314,7 @@ def _bundle_with_engines(
         raise SkippedError("TensorRT for RTX is not installed: pip install 'edgeprune[rtx]'")
     if importlib.util.find_spec("onnxscript") is None:
         raise SkippedError("the exporter's packages are not installed: pip install 'edgeprune[export]'")
-    from edgeprune.export.pipeline import export
+    from edgeprune import export
 
     bundle = place.work / name
     if not bundle.exists():

@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    from edgeprune.export.pipeline import export
+    from edgeprune import export
     from edgeprune.runtime import bench
     from edgeprune.selection import keep_per_10000, kept_count
 

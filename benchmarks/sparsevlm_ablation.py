@@ -32,7 +32,7 @@ from benchmarks.sample_accuracy import PER_PICTURE, SAMPLE, Questions, SampleMod
 from benchmarks.sample_questions import RANGES
 from benchmarks.sample_report import mean_and_error
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.export.scoring import rater_weights
+from edgeprune.exporter.scoring import rater_weights
 from edgeprune.plans import METHODS, Merge, Positions, ScoringRows, StagedMethod, method_by_name
 from samples import model as sample
 from samples import stages

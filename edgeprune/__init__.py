@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeprune.api import export
     from edgeprune.curves import BiasCurve
     from edgeprune.errors import EdgepruneError
-    from edgeprune.export.pipeline import export
     from edgeprune.manifest import Manifest
     from edgeprune.plans import PruningPlan
     from edgeprune.runtime import load
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Heavy packages stay unloaded until a name is used.
 _PUBLIC = {
+    "export": "edgeprune.api",
     "load": "edgeprune.runtime",
     "EdgepruneError": "edgeprune.errors",
     "BiasCurve": "edgeprune.curves",
@@ -37,9 +38,6 @@ __all__ = ["BiasCurve", "EdgepruneError", "Manifest", "PruningPlan", "__version_
 
 
 def __getattr__(name: str) -> Any:
-    if name == "export":
-        # The sub-package itself, which can be called: whoever imports it sets the same attribute.
-        return import_module("edgeprune.export")
     if name in _PUBLIC:
         value = getattr(import_module(_PUBLIC[name]), name)
         globals()[name] = value

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from edgeprune.errors import VerificationError
-from edgeprune.export.graph import quiet_exporter
-from edgeprune.export.op import OP_NAME, append_function, has_node
-from edgeprune.export.weights import StoredTensor
+from edgeprune.exporter.graph import quiet_exporter
+from edgeprune.exporter.op import OP_NAME, append_function, has_node
+from edgeprune.exporter.weights import StoredTensor
 from edgeprune.interface import Interface
 
 _IR_DTYPES = {

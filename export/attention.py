@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from edgeprune.export.indexing import take
+from edgeprune.exporter.indexing import take
 
 NAME, TOWER_NAME = "edgeprune", "edgeprune-tower"
 

@@ -25,11 +25,11 @@ from edgeprune.calibration_files import Outputs, State
 from edgeprune.checks import check_count
 from edgeprune.curves import save_curve
 from edgeprune.errors import InputError
-from edgeprune.export.families import family_of, read_config
-from edgeprune.export.measuring import MeasuringDecoder
-from edgeprune.export.origin import origin
-from edgeprune.export.pipeline import resolve_model, stored_dtype
-from edgeprune.export.processor import padding_mask_for, read_preprocessing
+from edgeprune.exporter.families import family_of, read_config
+from edgeprune.exporter.measuring import MeasuringDecoder
+from edgeprune.exporter.origin import origin
+from edgeprune.exporter.pipeline import resolve_model, stored_dtype
+from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
 from edgeprune.files import only_writer
 from edgeprune.fitting import KINDS, TrendKind, need_pictures
 from edgeprune.manifest import PaddingMask, Preprocessing

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edgeprune.export.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
-from edgeprune.export.indexing import remaining_visual, spread, take
-from edgeprune.export.merging import Means, absorb, append, carve, recycle
-from edgeprune.export.op import debiased_token_prune, effective_score
-from edgeprune.export.scoring import keep_last, rater_weights, score_tap
+from edgeprune.exporter.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
+from edgeprune.exporter.indexing import remaining_visual, spread, take
+from edgeprune.exporter.merging import Means, absorb, append, carve, recycle
+from edgeprune.exporter.op import debiased_token_prune, effective_score
+from edgeprune.exporter.scoring import keep_last, rater_weights, score_tap
 from edgeprune.plans import Debias, Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeprune.errors import InputError
-from edgeprune.export.processor import read_json
+from edgeprune.exporter.processor import read_json
 from edgeprune.log import note
 from edgeprune.manifest import Generation
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.op import translation
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.op import translation
 from edgeprune.interface import ElementType, Interface, TensorSpec, past_axis
 from edgeprune.manifest import DType
 

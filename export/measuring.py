@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from edgeprune.export.attention import PassingCache
-from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.indexing import take
+from edgeprune.exporter.attention import PassingCache
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.indexing import take
 from edgeprune.plans import PruningPlan
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgeprune.export.indexing import (
+from edgeprune.exporter.indexing import (
     cluster_centres,
     last_visual,
     ranks,
@@ -19,7 +19,7 @@ from edgeprune.export.indexing import (
     spread,
     take,
 )
-from edgeprune.export.information import SWEEPS, principal_magnitude
+from edgeprune.exporter.information import SWEEPS, principal_magnitude
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import onnxscript
 import torch
 from onnx import defs, helper, parser
 
-from edgeprune.export import indexing, information
+from edgeprune.exporter import indexing, information
 from edgeprune.interface import OP_DOMAIN, OP_NAME
 from edgeprune.selection import kept_count
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeprune.curves import BiasCurve, FittedTo
 from edgeprune.errors import InputError
-from edgeprune.export.weights import checkpoint_files
+from edgeprune.exporter.weights import checkpoint_files
 from edgeprune.files import open_regular
 from edgeprune.plans import PruningPlan
 

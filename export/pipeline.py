@@ -20,12 +20,12 @@ from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import BiasCurve, tile_weights
 from edgeprune.debiasing import check_wish, debiasing, read_debias
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedModelError
-from edgeprune.export import assemble, graph, weights
-from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.families import Family, family_of, read_config
-from edgeprune.export.generation import read_generation
-from edgeprune.export.origin import check_curve, model_name, origin
-from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
+from edgeprune.exporter import assemble, graph, weights
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.families import Family, family_of, read_config
+from edgeprune.exporter.generation import read_generation
+from edgeprune.exporter.origin import check_curve, model_name, origin
+from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.fields import first_fault
 from edgeprune.files import need_utf8
 from edgeprune.interface import language_interface, vision_interface
@@ -51,7 +51,7 @@ _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.T
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export; see `export` for the meaning of each field."""
+    """What to export; the fields are parameters of `edgeprune.export`."""
 
     keep: Keep = None
     method: str = "fastv"
@@ -65,52 +65,17 @@ class ExportOptions:
 
 def export(
     model: str | os.PathLike[str],
+    options: ExportOptions,
     *,
-    keep: Keep = None,
     output: str | os.PathLike[str] | None = None,
-    method: str = "fastv",
-    layer: int | Sequence[int] | None = None,
-    curve: str | os.PathLike[str] | None = None,
-    debias: str | Sequence[str] | None = None,
-    dtype: DType | None = None,
-    opset: int = 18,
-    seed: int = 0,
     force: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes a bundle.
-
-    Args:
-        model: a folder in Hugging Face's layout, or a hub id.
-        keep: the share of visual tokens that the layers behind the first selection see on average, 0 < keep
-            <= 1; 1 gives the unpruned graph. A sequence is the share of each selection, of all visual tokens;
-            text such as "192/576" is a fraction, read exactly; None is the method's published setting.
-        output: the bundle's folder; by default named after model, method and keep, in the current folder.
-        method: the pruning method, one of `edgeprune.plans.METHODS`; "none" for the unpruned graph.
-        layer: prune before this decoder layer, or these where the method has several selections; None is the
-            method's published layers, scaled to the decoder's depth.
-        curve: a bias curve's JSON file, or a preset's name; None is the published one in the models it was
-            fitted to (LLaVA-1.5 with 576 visual tokens an image).
-        debias: what the first selection is debiased by: "position" (the bias curve), "padding" (the padding
-            mask), both, or "none"; None is what there is a curve for, and padding.
-        dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
-        opset: ONNX opset, 18 to 22.
-        seed: of the method "random".
-        force: replace an earlier bundle at `output`.
-        verify: compare the result with the original model before it is put in place.
-        progress: told the steps.
-
-    Returns:
-        The bundle's folder.
-
-    Raises:
-        InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
-    """
-    options = ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed)
+    """Writes a bundle; see `edgeprune.export`."""
     listener = progress or Silent()
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise InputError(f"opset {opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
+    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        raise InputError(f"opset {options.opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
     _check_options(options)
     folder = resolve_model(model, listener)
     config = read_config(folder)
@@ -120,7 +85,7 @@ def export(
     with writing_to(target, force) as scratch:
         manifest = _write(folder, str(model), config, family, options, scratch, listener)
         if verify:
-            from edgeprune.export.verify import verify_bundle
+            from edgeprune.exporter.verify import verify_bundle
 
             manifest = verify_bundle(scratch, manifest, folder, listener)
         else:

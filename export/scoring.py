@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from edgeprune.export.attention import ScoreTap
-from edgeprune.export.indexing import last_visual, take, text_positions
+from edgeprune.exporter.attention import ScoreTap
+from edgeprune.exporter.indexing import last_visual, take, text_positions
 from edgeprune.plans import ScoringRows
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from edgeprune.export.attention import TOWER_NAME
-from edgeprune.export.indexing import ranks, take
-from edgeprune.export.merging import with_survivor
+from edgeprune.exporter.attention import TOWER_NAME
+from edgeprune.exporter.indexing import ranks, take
+from edgeprune.exporter.merging import with_survivor
 from edgeprune.plans import TowerStage
 
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from edgeprune import interface
 from edgeprune.curves import tile_weights
 from edgeprune.errors import MissingDependencyError, VerificationError
-from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.families import Family, family_of, read_config
-from edgeprune.export.graph import TORCH_DTYPES, decoder_arguments
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.families import Family, family_of, read_config
+from edgeprune.exporter.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.log import note
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory

@@ -70,7 +70,7 @@ def calibrate(
     """
     from edgeprune.calibration import plot
     from edgeprune.calibration_files import Outputs
-    from edgeprune.export import part
+    from edgeprune.exporter import part
     from edgeprune.files import write_text
     from edgeprune.plotting import need_matplotlib
 

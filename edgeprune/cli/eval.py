@@ -205,7 +205,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _model_folder(target: str, progress: Progress) -> Path:
-    from edgeprune.export import part
+    from edgeprune.exporter import part
 
     folder: Path = part("pipeline").resolve_model(target, progress)
     return folder

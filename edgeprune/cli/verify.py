@@ -98,7 +98,7 @@ def _alone(
 
 
 def _against(bundle: Path, manifest: Manifest, model: str, progress: Progress) -> list[Check]:
-    from edgeprune.export import part
+    from edgeprune.exporter import part
 
     comparing = part("verify")
     folder = part("pipeline").resolve_model(model, progress)

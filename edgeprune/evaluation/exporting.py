@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgeprune import __version__
+import edgeprune
 from edgeprune.files import make_folder, read_regular
 from edgeprune.plans import Keep, plan_name
 from edgeprune.progress import Progress
@@ -51,17 +51,15 @@ class Bundles:
         """
         folder = self._cache / f"{pruning.name()}-{self._mark(pruning)}"
         if not folder.exists():
-            from edgeprune.export import part
-
             self._progress.step(f"exporting {pruning.name()}")
-            part("pipeline").export(self._model, output=folder, verify=False, **asdict(pruning))
+            edgeprune.export(self._model, output=folder, verify=False, **asdict(pruning))
         return folder
 
     def _mark(self, pruning: Pruning) -> str:
         """Short text that changes with anything an export depends on."""
         files = sorted(path for path in self._model.iterdir() if path.is_file())
         parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
-        parts += [__version__, str(pruning)]
+        parts += [edgeprune.__version__, str(pruning)]
         if pruning.curve is not None and Path(pruning.curve).is_file():
             parts.append(hashlib.sha256(read_regular(Path(pruning.curve))).hexdigest())
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:10]

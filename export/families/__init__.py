@@ -8,8 +8,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.export.families.base import Family, ModelParts, supported
-from edgeprune.export.families.llava import Llava
+from edgeprune.exporter.families.base import Family, ModelParts, supported
+from edgeprune.exporter.families.llava import Llava
 from edgeprune.fields import shown
 from edgeprune.json_file import read_json
 

@@ -100,7 +100,7 @@ class Family(ABC):
 
 def supported() -> str:
     """One sentence with everything that can be exported."""
-    from edgeprune.export.families import FAMILIES
+    from edgeprune.exporter.families import FAMILIES
 
     architectures = ", ".join(sorted(family.architecture for family in FAMILIES))
     return f"Supported: {architectures} with a text model of {', '.join(TEXT_MODELS.values())}."

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
 
 from edgeprune.errors import UnsupportedModelError
-from edgeprune.export.families.base import Family, ModelParts, check_text_config, supported
-from edgeprune.export.tower import MergingTower
+from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
+from edgeprune.exporter.tower import MergingTower
 from edgeprune.plans import TowerStage
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")

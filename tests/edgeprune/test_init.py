@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -35,7 +38,7 @@ def test_importing_the_package_loads_the_standard_library_alone() -> None:
 
 
 def test_importing_the_exporters_package_loads_nothing_heavy() -> None:
-    assert not imported_by("import edgeprune.export") & HEAVY
+    assert not imported_by("import edgeprune.exporter") & HEAVY
 
 
 def test_every_public_name_is_there() -> None:
@@ -55,30 +58,29 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = edgeprune.exprot
 
 
-# Stands in for the real pipeline, which takes seconds to import.
-FAKE_PIPELINE = """
-import sys, types
-fake = sys.modules["edgeprune.export.pipeline"] = types.ModuleType("edgeprune.export.pipeline")
-def export(model, *, keep, output=None):
-    return f"{model} {keep} {output}"
-fake.export = export
-"""
+def test_export_is_a_function_that_says_what_it_takes() -> None:
+    """Without anything heavy: its help is read where the exporter's packages are missing, too."""
+    blocked = dict.fromkeys(["torch", "transformers", "onnx", "numpy", "pydantic"])
+    code = (
+        f"import sys; sys.modules.update({blocked}); import edgeprune, inspect\n"
+        "print(inspect.signature(edgeprune.export)); print(inspect.getdoc(edgeprune.export))"
+    )
+    signature, *documentation = run(code).splitlines()
+    assert "keep: 'Keep' = None" in signature
+    assert signature.endswith("-> 'Path'")
+    described = "\n".join(documentation)
+    for name in inspect.signature(edgeprune.export).parameters:
+        assert re.search(rf"^    {name}: |^    {name}, |, {name}: ", described, re.MULTILINE), name
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import edgeprune",
-        "import edgeprune.export, edgeprune",
-        "import edgeprune\nfrom edgeprune.export.pipeline import export",
-        "from edgeprune.export.pipeline import export\nimport edgeprune",
-        "from edgeprune import export\nimport edgeprune.export.pipeline",
-    ],
-)
-def test_export_is_a_call_and_a_package_in_any_import_order(imports: str) -> None:
-    call = 'print(edgeprune.export("model", keep=0.3, output="b"))'
-    again = "from edgeprune.export.pipeline import export\nprint(export.__name__)"
-    assert run("\n".join([FAKE_PIPELINE, imports, call, again])).splitlines() == ["model 0.3 b", "export"]
+def test_every_option_of_an_export_is_a_parameter() -> None:
+    from edgeprune.exporter.pipeline import ExportOptions
+
+    fields = [field.name for field in dataclasses.fields(ExportOptions)]
+    parameters = inspect.signature(edgeprune.export).parameters
+    assert set(fields) <= set(parameters)
+    defaults = ExportOptions()
+    assert all(getattr(defaults, name) == parameters[name].default for name in fields)
 
 
 def test_the_call_reaches_the_real_exporter() -> None:
@@ -87,14 +89,14 @@ def test_the_call_reaches_the_real_exporter() -> None:
 
 
 def test_exporting_without_its_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "edgeprune.export.pipeline", raising=False)
+    monkeypatch.delitem(sys.modules, "edgeprune.exporter.pipeline", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"exporting .* torch.*edgeprune\[export\]"):
         edgeprune.export("nowhere", keep=0.3)
 
 
 def test_a_broken_import_inside_the_exporter_stays_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "edgeprune.export.pipeline", None)
+    monkeypatch.setitem(sys.modules, "edgeprune.exporter.pipeline", None)
     with pytest.raises(ModuleNotFoundError):
         edgeprune.export("nowhere", keep=0.3)
 

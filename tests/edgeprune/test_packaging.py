@@ -13,9 +13,9 @@ else:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings the reader of pyproject.toml")
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = {"edgeprune": "edgeprune", "export": "edgeprune.export", "runtime/python": "edgeprune.runtime"}
+ROOMS = {"edgeprune": "edgeprune", "export": "edgeprune.exporter", "runtime/python": "edgeprune.runtime"}
 # A namespace that other distributions share, so it has no __init__.py: by its folder, and as it is installed.
-OPTIMUM = ("edgeprune.export.optimum_register", "optimum.commands.register")
+OPTIMUM = ("edgeprune.exporter.optimum_register", "optimum.commands.register")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 

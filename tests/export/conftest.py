@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.curves import ExponentialCurve, save_curve
-from edgeprune.export.families.llava import Llava
-from edgeprune.export.pipeline import export
+from edgeprune.exporter.families.llava import Llava
 from edgeprune.manifest import Manifest
 from tests.tiny import save_llava
 

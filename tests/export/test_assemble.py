@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from edgeprune.curves import tile_weights
 from edgeprune.errors import VerificationError
-from edgeprune.export import assemble, op
-from edgeprune.export.weights import StoredTensor, read_header
+from edgeprune.exporter import assemble, op
+from edgeprune.exporter.weights import StoredTensor, read_header
 from edgeprune.interface import Interface, TensorSpec
 from tests.export.conftest import CURVE, Exported
 

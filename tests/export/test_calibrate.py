@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from edgeprune import export
 from edgeprune.calibration import Sample
 from edgeprune.curves import ExponentialCurve, load_curve, save_curve
 from edgeprune.errors import InputError, OutputError
-from edgeprune.export import calibrate as calibrating
-from edgeprune.export.calibrate import Scorer, calibrate, scoring_plan
-from edgeprune.export.families.llava import Llava
-from edgeprune.export.origin import check_curve, fingerprint, origin
-from edgeprune.export.pipeline import export
-from edgeprune.export.processor import padding_mask_for, read_preprocessing
+from edgeprune.exporter import calibrate as calibrating
+from edgeprune.exporter.calibrate import Scorer, calibrate, scoring_plan
+from edgeprune.exporter.families.llava import Llava
+from edgeprune.exporter.origin import check_curve, fingerprint, origin
+from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
 from edgeprune.files import only_writer
 from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.masks import visual_valid

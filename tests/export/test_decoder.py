@@ -13,10 +13,10 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from edgeprune.curves import load_preset, tile_weights
-from edgeprune.export.attention import NAME
-from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.families import family_of
-from edgeprune.export.pipeline import _model_info
+from edgeprune.exporter.attention import NAME
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.families import family_of
+from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import language_interface
 from edgeprune.plans import Debias, PruningPlan, method_by_name
 from edgeprune.selection import select

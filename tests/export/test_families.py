@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlavaConfig, SiglipVisionConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.export.families import FAMILIES, family_of, read_config, supported
-from edgeprune.export.families.base import TEXT_MODELS
-from edgeprune.export.weights import buffer_values
+from edgeprune.exporter.families import FAMILIES, family_of, read_config, supported
+from edgeprune.exporter.families.base import TEXT_MODELS
+from edgeprune.exporter.weights import buffer_values
 from tests.tiny import TEXT_CONFIGS, eager_llava, llava_config, tiny_llava
 
 LIST = "Supported: LlavaForConditionalGeneration with a text model of Llama, Vicuna, Mistral without sliding"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgeprune.errors import InputError
-from edgeprune.export.generation import read_generation
+from edgeprune.exporter.generation import read_generation
 from edgeprune.manifest import Generation
 
 

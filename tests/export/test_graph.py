@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 
-from edgeprune.export.families import FAMILIES
-from edgeprune.export.graph import quiet_exporter
-from edgeprune.export.pipeline import _model_info
+from edgeprune.exporter.families import FAMILIES
+from edgeprune.exporter.graph import quiet_exporter
+from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import GraphSpec
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage, method_by_name

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgeprune.export.information import NAME, SWEEPS, function_body, principal_magnitude
-from edgeprune.export.op import DOMAIN
+from edgeprune.exporter.information import NAME, SWEEPS, function_body, principal_magnitude
+from edgeprune.exporter.op import DOMAIN
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeprune.export.indexing import ranks
-from edgeprune.export.merging import absorb, append, recycle
-from edgeprune.export.op import debiased_token_prune
+from edgeprune.exporter.indexing import ranks
+from edgeprune.exporter.merging import absorb, append, recycle
+from edgeprune.exporter.op import debiased_token_prune
 from tests.export.method_reference import recycle_by_loops
 
 TEXT_BEFORE, TEXT_BEHIND, WIDTH = 4, 7, 24

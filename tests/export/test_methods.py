@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.curves import ExponentialCurve, save_curve, tile_weights
-from edgeprune.export.decoder import PrunedDecoder
-from edgeprune.export.families import family_of
-from edgeprune.export.families.llava import Llava
-from edgeprune.export.pipeline import _model_info, export
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.families import family_of
+from edgeprune.exporter.families.llava import Llava
+from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import Interface, language_interface
 from edgeprune.plans import Debias, PruningPlan, Ranking, method_by_name, random_scores
 from tests.export.method_reference import Outcome, Recipe, generate

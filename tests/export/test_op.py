@@ -17,7 +17,7 @@ from onnx import TensorProto, defs, helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from edgeprune.export import op
+from edgeprune.exporter import op
 from edgeprune.selection import kept_count, select
 from tests.edgeprune.test_selection import stages
 

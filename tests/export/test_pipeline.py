@@ -17,12 +17,13 @@ import pytest
 import torch
 
 import edgeprune
+from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
-from edgeprune.export import pipeline, weights
-from edgeprune.export.origin import model_name
-from edgeprune.export.pipeline import ExportOptions, default_output, export, resolve_model
+from edgeprune.exporter import pipeline, weights
+from edgeprune.exporter.origin import model_name
+from edgeprune.exporter.pipeline import ExportOptions, default_output, resolve_model
 from edgeprune.progress import Silent
 from edgeprune.scratch import PARTIAL
 from tests.export.conftest import CURVE, Exported
@@ -174,7 +175,7 @@ def test_an_export_that_dies_leaves_the_earlier_bundle(
 def test_a_disagreement_writes_nothing(
     handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeprune.export import verify
+    from edgeprune.exporter import verify
 
     monkeypatch.setattr(verify, "compare", lambda *_: [verify.Check(name="logits", value=0.5, limit=1e-4)])
     message = r"does not agree with the original model: logits 0\.5 \(limit 0\.0001\).*Nothing was written"

@@ -26,7 +26,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.export.processor import padding_mask_for, read_preprocessing, read_prompt
+from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.manifest import PaddingMask, Preprocessing
 from edgeprune.runtime.preprocess import preprocess
 from edgeprune.runtime.prompt import PromptEncoder

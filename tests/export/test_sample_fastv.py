@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoProcessor
 
 from edgeprune.curves import load_preset, tile_weights
-from edgeprune.export.families.llava import Llava
+from edgeprune.exporter.families.llava import Llava
 from edgeprune.masks import letterbox_valid
 from edgeprune.runtime import Reply, load
 from edgeprune.selection import effective_score, kept_count

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
-from edgeprune.export.families import family_of
-from edgeprune.export.families.llava import Llava
-from edgeprune.export.pipeline import export
+from edgeprune.exporter.families import family_of
+from edgeprune.exporter.families.llava import Llava
 from edgeprune.plans import TowerStage
 from edgeprune.runtime import load
 from edgeprune.runtime.session import PromptInputs

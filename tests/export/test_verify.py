@@ -15,10 +15,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+import edgeprune
 from edgeprune.errors import MissingDependencyError, VerificationError
-from edgeprune.export import pipeline, verify
-from edgeprune.export.op import KEEP_ATTRIBUTE, OP_NAME
-from edgeprune.export.weights import read_header
+from edgeprune.exporter import pipeline, verify
+from edgeprune.exporter.op import KEEP_ATTRIBUTE, OP_NAME
+from edgeprune.exporter.weights import read_header
 from edgeprune.manifest import Check, Manifest, failures
 from edgeprune.progress import Silent
 from edgeprune.scratch import PARTIAL
@@ -183,7 +184,7 @@ def test_an_export_that_went_wrong_writes_nothing(
     with pytest.raises(
         VerificationError, match=r"does not agree with the original model: .*logits.*Nothing was"
     ):
-        pipeline.export(pruned.model, keep=0.3, output=tmp_path / "out")
+        edgeprune.export(pruned.model, keep=0.3, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

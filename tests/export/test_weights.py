@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import LlavaForConditionalGeneration
 
 from edgeprune.errors import InputError
-from edgeprune.export import weights
-from edgeprune.export.families import read_config
-from edgeprune.export.families.llava import Llava
-from edgeprune.export.weights import StoredTensor
+from edgeprune.exporter import weights
+from edgeprune.exporter.families import read_config
+from edgeprune.exporter.families.llava import Llava
+from edgeprune.exporter.weights import StoredTensor
 from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
 
 ITEM = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}

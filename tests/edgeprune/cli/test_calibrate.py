@@ -31,7 +31,7 @@ def noise(seed: int) -> Attention:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
     """Puts a calibration without a trend in the place of a real one; remembers what it was asked for."""
-    from edgeprune.export import calibrate as module
+    from edgeprune.exporter import calibrate as module
 
     made: list[dict[str, Any]] = []
 

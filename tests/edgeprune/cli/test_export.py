@@ -39,7 +39,7 @@ class FakeExporter:
 @pytest.fixture
 def exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeExporter:
     fake = FakeExporter(tmp_path / "out")
-    monkeypatch.setattr("edgeprune.export.pipeline.export", fake)
+    monkeypatch.setattr("edgeprune.export", fake)
     return fake
 
 
@@ -152,7 +152,7 @@ def test_a_failed_comparison_is_the_users(
     def fails(model: str, **arguments: Any) -> Path:
         raise VerificationError("the graph does not agree: logits 1 (limit 0.0001)")
 
-    monkeypatch.setattr("edgeprune.export.pipeline.export", fails)
+    monkeypatch.setattr("edgeprune.export", fails)
     assert "logits 1 (limit 0.0001)" in cli("export", "some/model", "--keep", "0.3").message
 
 

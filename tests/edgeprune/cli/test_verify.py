@@ -170,6 +170,6 @@ def test_against_what_is_no_model(
 def test_against_the_original_where_it_cannot_run(
     cli: Cli, sample_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprune.export.verify.why_not", lambda *arguments: "it needs 90 GB of memory")
+    monkeypatch.setattr("edgeprune.exporter.verify.why_not", lambda *arguments: "it needs 90 GB of memory")
     message = cli("verify", sample_bundle, "--against", SAMPLE_MODEL).message
     assert "cannot be compared with its original here: it needs 90 GB" in message

@@ -16,8 +16,6 @@ from edgeprune.progress import Silent
 def test_a_bundle_is_exported_once_and_anew_for_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeprune.export import pipeline
-
     made: list[dict[str, Any]] = []
 
     def export(model: Path, output: Path, **options: Any) -> Path:
@@ -25,7 +23,7 @@ def test_a_bundle_is_exported_once_and_anew_for_another_model(
         output.mkdir()
         return output
 
-    monkeypatch.setattr(pipeline, "export", export)
+    monkeypatch.setattr("edgeprune.export", export)
     model, curve = tmp_path / "model", tmp_path / "curve.json"
     model.mkdir()
     (model / "config.json").write_text("{}")

@@ -427,7 +427,7 @@ def test_rtx_builds_the_sample_for_three_gpus_in_one_engine(bundle: Path) -> Non
 @pytest.mark.parametrize("model", ["sample", "random"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_rtx_builds_every_type_for_three_gpus(model: str, dtype: DType, tmp_path: Path) -> None:
-    from edgeprune.export.pipeline import export
+    from edgeprune import export
     from tests.tiny import save_llava
 
     source = SAMPLE_MODEL if model == "sample" else save_llava(tmp_path / "model")

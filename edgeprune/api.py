@@ -1,0 +1,67 @@
+"""`edgeprune.export`: its signature and help, without what exporting needs; that is loaded at the call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.exporter import part
+
+if TYPE_CHECKING:
+    from edgeprune.manifest import DType
+    from edgeprune.plans import Keep
+    from edgeprune.progress import Progress
+
+
+def export(
+    model: str | os.PathLike[str],
+    *,
+    keep: Keep = None,
+    output: str | os.PathLike[str] | None = None,
+    method: str = "fastv",
+    layer: int | Sequence[int] | None = None,
+    curve: str | os.PathLike[str] | None = None,
+    debias: str | Sequence[str] | None = None,
+    dtype: DType | None = None,
+    opset: int = 18,
+    seed: int = 0,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes a bundle.
+
+    Args:
+        model: a folder in Hugging Face's layout, or a hub id.
+        keep: the share of visual tokens that the layers behind the first selection see on average, 0 < keep
+            <= 1; 1 gives the unpruned graph. A sequence is the share of each selection, of all visual tokens;
+            text such as "192/576" is a fraction, read exactly; None is the method's published setting.
+        output: the bundle's folder; by default named after model, method and keep, in the current folder.
+        method: the pruning method, one of `edgeprune.plans.METHODS`; "none" for the unpruned graph.
+        layer: prune before this decoder layer, or these where the method has several selections; None is the
+            method's published layers, scaled to the decoder's depth.
+        curve: a bias curve's JSON file, or a preset's name; None is the published one in the models it was
+            fitted to (LLaVA-1.5 with 576 visual tokens an image).
+        debias: what the first selection is debiased by: "position" (the bias curve), "padding" (the padding
+            mask), both, or "none"; None is what there is a curve for, and padding.
+        dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
+        opset: ONNX opset, 18 to 22.
+        seed: of the method "random".
+        force: replace an earlier bundle at `output`.
+        verify: compare the result with the original model before it is put in place.
+        progress: told the steps.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
+    """
+    pipeline = part("pipeline")
+    options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed)
+    written: Path = pipeline.export(
+        model, options, output=output, force=force, verify=verify, progress=progress
+    )
+    return written
