@@ -318,7 +318,9 @@ def _bundle_with_engines(
 
     bundle = place.work / name
     if not bundle.exists():
-        pruning: dict[str, Any] = {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep}
+        pruning: dict[str, Any] = (
+            {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep, "curve": "fastv"}
+        )
         export(model, **pruning, dtype=dtype, output=bundle, verify=False)
     target = place.target or _DEFAULT_TARGET
     return bundle, build(bundle, flavour=FLAVOUR, targets=[target], max_images=1)

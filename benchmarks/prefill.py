@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     picture = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
         bundle = options.bundle or export(
-            options.model, keep=options.keep, output=Path(folder) / "bundle", verify=False
+            options.model, keep=options.keep, curve="fastv", output=Path(folder) / "bundle", verify=False
         )
         report = bench.run(
             bundle,
