@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeprune.curves import BiasCurve, load_preset, preset_names, resolve_curve
+from edgeprune.curves import BiasCurve, load_preset, resolve_curve
 from edgeprune.errors import InputError
 from edgeprune.log import note
 from edgeprune.manifest import ModelInfo, Preprocessing
-from edgeprune.plans import Debias
+from edgeprune.plans import Debias, Ranking, method_by_name
 
 # Hidden size and layers of the models that the published curves belong to, LLaVA-1.5-7B and -13B.
 _PUBLISHED_FOR = {(4096, 32), (5120, 40)}
@@ -59,9 +59,9 @@ def check_wish(method: str, wanted: tuple[Debias, ...] | None, curve: str | os.P
             f"the bias curve {os.fspath(curve)} was given, and `debias` leaves positions as they are: add "
             "position to it, or leave `curve` out"
         )
-    if by_position and method == "random":
+    if by_position and method_by_name(method).ranking is Ranking.RANDOM:
         raise InputError(
-            "the method random has no attention, and no bias by position: leave `curve` out, and position "
+            f"the method {method} has no attention, and no bias by position: leave `curve` out, and position "
             "out of `debias`"
         )
 
@@ -88,10 +88,11 @@ def debiasing(
         InputError: position was asked for, and no curve belongs to the model.
     """
     own = None if curve is None else resolve_curve(curve)
-    if own is None and method in preset_names() and _is_published_for(info, preprocessing):
-        own = load_preset(method)
+    published = method_by_name(method).preset
+    if own is None and published is not None and _is_published_for(info, preprocessing):
+        own = load_preset(published)
     if wanted is None:
-        if own is None and method != "random":
+        if own is None and method_by_name(method).ranking is not Ranking.RANDOM:
             note(
                 "positions are not debiased, because no bias curve is fitted to this model: measure one with "
                 "`edgeprune calibrate`, and export with it as `curve`"

@@ -26,6 +26,7 @@ from edgeprune.fields import (
     TokenText,
 )
 from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
+from edgeprune.masks import PaddingMask
 from edgeprune.plans import Debias, PruningPlan
 
 SCHEMA_VERSION = 1
@@ -118,16 +119,6 @@ class Preprocessing(Part):
     def places_per_image(self) -> int:
         """Cells of one picture's grid: its visual tokens, as long as a vision tower merges none."""
         return self.grid[0] * self.grid[1]
-
-
-class PaddingMask(Part):
-    """Which visual tokens show only padding, by a picture's size; `none` where pictures are never padded.
-
-    That says what a token is. Whether a selection goes by it is the plan's `debias`.
-    """
-
-    kind: Literal["none", "share", "bilinear"]
-    threshold: float = Field(default=0.5, strict=True, ge=0, le=1)
 
 
 class Prompt(Part):

@@ -11,20 +11,32 @@ in exact integers: a token on the threshold falls to the same side in every impl
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from edgeprune.errors import InputError
+from edgeprune.fields import Part
 
 if TYPE_CHECKING:
-    from edgeprune.manifest import PaddingMask, Preprocessing
+    from edgeprune.manifest import Preprocessing
 
 # Pillow's weights are whole numbers of 2^-22: 8 of 32 bits hold the pixel, two are for overflow.
 _BITS = 22
 # Up to here, weights times 2^23 and their sums fit into 64 bits.
 _MAX_SIDE = 1 << 26
+
+
+class PaddingMask(Part):
+    """Which visual tokens show only padding, by a picture's size; `none` where pictures are never padded.
+
+    That says what a token is. Whether a selection goes by it is the plan's `debias`.
+    """
+
+    kind: Literal["none", "share", "bilinear"]
+    threshold: float = Field(default=0.5, strict=True, ge=0, le=1)
 
 
 def letterbox_valid(

@@ -32,8 +32,8 @@ from edgeprune.exporter.pipeline import resolve_model, stored_dtype
 from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
 from edgeprune.files import only_writer
 from edgeprune.fitting import KINDS, TrendKind, need_pictures
-from edgeprune.manifest import PaddingMask, Preprocessing
-from edgeprune.masks import visual_valid
+from edgeprune.manifest import Preprocessing
+from edgeprune.masks import PaddingMask, visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.images import load_image

@@ -102,11 +102,11 @@ def _check_options(options: ExportOptions) -> None:
         raise InputError(
             f"the dtype {options.dtype!r} is not supported: choose one of {', '.join(graph.TORCH_DTYPES)}"
         )
-    method_by_name(options.method)
+    method = method_by_name(options.method)
     for share in keep_ratios(options.keep):
         read_share(share)
     check_wish(options.method, read_debias(options.debias), options.curve)
-    if options.method == "none":
+    if method.ranking is None:
         _check_nothing_asked(options)
 
 
@@ -122,22 +122,23 @@ def _check_target(target: Path, folder: Path) -> None:
 
 
 def _check_nothing_asked(options: ExportOptions) -> None:
-    """What the method "none" would leave out in silence; a keep ratio of 1 asks for nothing."""
+    """What a method that prunes nothing would leave out in silence; a keep ratio of 1 asks for nothing."""
     keep = None if options.keep == 1 else options.keep
     asked = {"keep": keep, "layer": options.layer, "curve": options.curve, "debias": options.debias}
     for name, given in asked.items():
         if given is not None:
             shown = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else given
             raise InputError(
-                f"`{name}={shown}` was given and the method none prunes nothing: leave it out, or choose a "
-                "method that prunes"
+                f"`{name}={shown}` was given and the method {options.method} prunes nothing: leave it out, "
+                "or choose a method that prunes"
             )
 
 
 def default_output(model: str | os.PathLike[str], options: ExportOptions) -> Path:
     """The folder name a bundle gets when none is given."""
     name = model_name(model).rsplit("/", 1)[-1]
-    suffix = "unpruned" if options.method == "none" else plan_name(options.method, options.keep)
+    prunes = method_by_name(options.method).ranking is not None
+    suffix = plan_name(options.method, options.keep) if prunes else "unpruned"
     return Path(f"{name}-{suffix}")
 
 

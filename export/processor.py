@@ -23,7 +23,9 @@ from transformers.image_utils import (
 from edgeprune import json_file
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.files import read_regular
-from edgeprune.manifest import PaddingMask, Preprocessing, Prompt
+from edgeprune.manifest import Preprocessing, Prompt
+from edgeprune.masks import PaddingMask
+from edgeprune.plans import method_by_name
 
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -57,12 +59,6 @@ _WHAT_WORKS = (
     f"Supported: {', '.join(_SUPPORTED)}, with a fixed output size; resampling "
     f"{', '.join(_RESAMPLING.values())}; padding to a square by LlavaImageProcessor"
 )
-
-# The published padding masks by method (see `edgeprune.masks`); every other method takes FastV's.
-_MASKS = {
-    "pyramiddrop": PaddingMask(kind="share", threshold=0.01),
-    "sparsevlm": PaddingMask(kind="bilinear", threshold=0.5),
-}
 
 
 def read_preprocessing(folder: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> Preprocessing:
@@ -158,14 +154,9 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
 
 
 def padding_mask_for(preprocessing: Preprocessing, method: str) -> PaddingMask:
-    """How a method's padding mask is made, as published; none where pictures are not letterboxed.
-
-    Published: at most half of a token padded for FastV, HiMAP and TokenCarve; at most 0.01 for PyramidDrop;
-    bilinear for SparseVLM.
-    """
-    if not preprocessing.pad_to_square:
-        return PaddingMask(kind="none")
-    return _MASKS.get(method, PaddingMask(kind="share", threshold=0.5))
+    """How a method's padding mask is made; none where pictures are not letterboxed."""
+    letterboxes = preprocessing.pad_to_square
+    return method_by_name(method).padding_mask if letterboxes else PaddingMask(kind="none")
 
 
 def _image_processor_json(folder: Path) -> dict[str, Any]:

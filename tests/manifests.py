@@ -18,11 +18,11 @@ from edgeprune.manifest import (
     GraphSpec,
     Manifest,
     ModelInfo,
-    PaddingMask,
     Preprocessing,
     Prompt,
     Verification,
 )
+from edgeprune.masks import PaddingMask
 from edgeprune.plans import Debias, method_by_name
 
 

@@ -26,7 +26,7 @@ from edgeprune.evaluation.outputs import Outputs
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.evaluation.questions import Question
 from edgeprune.log import note
-from edgeprune.plans import PruningPlan, method_by_name
+from edgeprune.plans import PruningPlan, Ranking, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.selection import keep_per_10000, random_visual
 
@@ -66,8 +66,7 @@ class Grid:
     def check(self) -> None:
         """Raises InputError for what cannot be compared."""
         for method in self.methods:
-            method_by_name(method)
-            if method in ("none", "random"):
+            if method_by_name(method).ranking in (None, Ranking.RANDOM):
                 raise InputError(
                     f"{method} is no method to compare: leave it out, unpruned and random selections are "
                     "compared anyhow"

@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Protocol, TypeAlias
 
 from edgeprune.errors import InputError
+from edgeprune.masks import PaddingMask
 from edgeprune.plans.plan import (
     Merge,
     Positions,
@@ -33,13 +34,31 @@ from edgeprune.selection import Share, keep_per_10000, kept_count, nearest_count
 Keep: TypeAlias = "Share | Sequence[Share] | None"
 
 _WHOLE = 10_000
+# A token is padding where more than half of it is.
+_HALF = PaddingMask(kind="share", threshold=0.5)
 
 
 class Method(Protocol):
-    """What a pruning method has to offer."""
+    """What a pruning method has to offer.
+
+    Attributes:
+        name: what users call it.
+        ranking: what its selections rank the visual tokens by; None where it has none.
+        padding_mask: how a letterboxed picture's padding mask is made, as published.
+        preset: its published bias curve, by the name of `edgeprune.curves.load_preset`, or None.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def ranking(self) -> Ranking | None: ...
+
+    @property
+    def padding_mask(self) -> PaddingMask: ...
+
+    @property
+    def preset(self) -> str | None: ...
 
     def plan(
         self,
@@ -90,7 +109,7 @@ class StagedMethod:
     """A method of one or more selections.
 
     Attributes:
-        name: what users call it.
+        name, padding_mask, preset: see `Method`.
         at: the published layers, each selection being before that layer.
         shares: the published share of all visual tokens that each selection keeps.
         depth: the decoder layers that `at` belongs to, by which it is scaled; None: `at` holds at any depth.
@@ -115,6 +134,8 @@ class StagedMethod:
     whole: Callable[[int, Fraction], int] = nearest_count
     tower: tuple[int, ...] = ()
     tower_depth: int = 0
+    padding_mask: PaddingMask = _HALF
+    preset: str | None = None
 
     def plan(
         self,
@@ -317,6 +338,9 @@ class NoPruning:
     """The unpruned model, for comparisons."""
 
     name: str = "none"
+    ranking: Ranking | None = None
+    padding_mask: PaddingMask = _HALF
+    preset: str | None = None
 
     def plan(
         self,
@@ -338,7 +362,7 @@ def _shares(*written: str) -> tuple[Fraction, ...]:
 
 
 # arXiv 2403.06764.
-_FASTV = StagedMethod("fastv", at=(2,), shares=_shares("0.5"))
+_FASTV = StagedMethod("fastv", at=(2,), shares=_shares("0.5"), preset="fastv")
 # arXiv 2410.17247, with the layers and shares of arXiv 2508.17807.
 _PYRAMIDDROP = StagedMethod(
     "pyramiddrop",
@@ -348,6 +372,8 @@ _PYRAMIDDROP = StagedMethod(
     own_projections=True,
     positions=Positions.RENUMBERED,
     whole=_floor,
+    padding_mask=PaddingMask(kind="share", threshold=0.01),
+    preset="pyramiddrop",
 )
 # arXiv 2503.13108: 115, then 90 of 576.
 _HIMAP = StagedMethod(
@@ -356,6 +382,7 @@ _HIMAP = StagedMethod(
     shares=_shares("115/576", "90/576"),
     depth=32,
     rows=(ScoringRows.TEXT_AFTER_IMAGE, ScoringRows.IMAGE),
+    preset="himap",
 )
 # arXiv 2410.04417: after layers 2, 6 and 15, to 300, 200 and 110 of 576 (its budget of 192).
 _SPARSEVLM = StagedMethod(
@@ -366,6 +393,8 @@ _SPARSEVLM = StagedMethod(
     rows=(ScoringRows.RATERS,),
     merge=Merge.RECYCLE,
     positions=Positions.RENUMBERED,
+    padding_mask=PaddingMask(kind="bilinear", threshold=0.5),
+    preset="sparsevlm",
 )
 # arXiv 2503.10501: 192 of 576.
 _TOKENCARVE = StagedMethod(
@@ -375,6 +404,7 @@ _TOKENCARVE = StagedMethod(
     ranking=Ranking.RANK_FUSION,
     merge=Merge.NEAREST,
     trims_earlier_caches=True,
+    preset="tokencarve",
 )
 # arXiv 2412.06263: 92 of 729 tokens merged in each of four layers of a tower of 26, then 0.7 of the rest.
 _ILLAVA = StagedMethod(

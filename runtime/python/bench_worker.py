@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.manifest import Manifest, PaddingMask
-from edgeprune.masks import visual_valid
+from edgeprune.manifest import Manifest
+from edgeprune.masks import PaddingMask, visual_valid
 from edgeprune.memory import PeakMemory
 from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.child import take_stdout

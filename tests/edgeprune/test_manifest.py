@@ -19,10 +19,10 @@ from edgeprune.manifest import (
     Check,
     FileEntry,
     Manifest,
-    PaddingMask,
     Verification,
     failures,
 )
+from edgeprune.masks import PaddingMask
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage
 from tests.hostile import Place, places, with_value, wrong_values
 from tests.manifests import make_manifest

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from edgeprune.curves import preset_names
 from edgeprune.errors import InputError
 from edgeprune.plans import (
     METHODS,
@@ -104,6 +105,15 @@ def test_methods_are_found_by_their_names() -> None:
         InputError, match=r"unknown pruning method 'fastvee': choose one of fastv, himap, .*none, "
     ):
         method_by_name("fastvee")
+
+
+def test_what_a_method_says_of_curves_and_masks_is_there() -> None:
+    """Every default preset belongs to one method; random selections and none have nothing to debias by."""
+    presets = [method.preset for method in METHODS.values() if method.preset is not None]
+    assert sorted(presets) == [name for name in preset_names() if "/" not in name]
+    assert {method.name for method in METHODS.values() if method.ranking is None} == {"none"}
+    assert all(method.padding_mask.kind != "none" for method in METHODS.values())
+    assert all(METHODS[name].preset is None for name in ("random", "none"))
 
 
 def test_a_tower_merges_as_published() -> None:

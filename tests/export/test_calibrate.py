@@ -23,8 +23,8 @@ from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.origin import check_curve, fingerprint, origin
 from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
 from edgeprune.files import only_writer
-from edgeprune.manifest import PaddingMask, Preprocessing
-from edgeprune.masks import visual_valid
+from edgeprune.manifest import Preprocessing
+from edgeprune.masks import PaddingMask, visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
 from tests.export.method_reference import find_raters
 from tests.tiny import save_llava

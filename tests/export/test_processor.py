@@ -27,7 +27,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
-from edgeprune.manifest import PaddingMask, Preprocessing
+from edgeprune.manifest import Preprocessing
+from edgeprune.masks import PaddingMask
 from edgeprune.runtime.preprocess import preprocess
 from edgeprune.runtime.prompt import PromptEncoder
 

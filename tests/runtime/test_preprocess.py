@@ -14,8 +14,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edgeprune.errors import InputError
-from edgeprune.manifest import PaddingMask, Preprocessing
-from edgeprune.masks import letterbox_valid, letterbox_valid_bilinear, visual_valid
+from edgeprune.manifest import Preprocessing
+from edgeprune.masks import PaddingMask, letterbox_valid, letterbox_valid_bilinear, visual_valid
 from edgeprune.runtime import preprocess as module
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.preprocess import preprocess

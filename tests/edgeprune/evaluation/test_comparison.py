@@ -19,7 +19,7 @@ from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, compar
 from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.predictions import Prediction
 from edgeprune.evaluation.questions import Question
-from edgeprune.manifest import PaddingMask
+from edgeprune.masks import PaddingMask
 from tests.edgeprune.evaluation.test_answering import sample_questions
 from tests.manifests import write_bundle
 
