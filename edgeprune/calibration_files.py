@@ -17,6 +17,7 @@ from edgeprune.curves import load_curve
 from edgeprune.errors import InputError, OutputError
 from edgeprune.files import open_regular, refuse_same, write_bytes
 from edgeprune.fitting import Attention
+from edgeprune.settings import changes
 
 _SCALARS = ("padding_paid", "total_paid", "padded", "tokens", "samples", "pictures")
 _SUMS = ("sums", "counts")
@@ -152,15 +153,9 @@ class State:
                 f"{self.path} is no unfinished calibration ({error}): remove it, or begin anew with "
                 "`restart=True`"
             ) from error
-        wanted = json.loads(self._settings)
-        changed = [
-            f"{name} was {settings.get(name)} and is {wanted.get(name)}"
-            for name in {**settings, **wanted}
-            if settings.get(name) != wanted.get(name)
-        ]
-        if changed:
+        if changed := changes(settings, json.loads(self._settings)):
             raise InputError(
-                f"{self.path} is an unfinished calibration with other settings ({'; '.join(changed)}): "
+                f"{self.path} is an unfinished calibration with other settings ({changed}): "
                 "expected the same to go on; give another `output`, or begin anew with `restart=True`"
             )
         stages = len(self.attention)

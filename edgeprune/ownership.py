@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeprune.errors import InputError
-from edgeprune.files import read_regular
+from edgeprune.json_file import read_json
 from edgeprune.manifest import MANIFEST_NAME
 from edgeprune.scratch import is_scratch
 
@@ -43,8 +42,8 @@ class Kind:
     def files(self, folder: Path) -> frozenset[str] | None:
         """The names that the folder's marker accounts for; None where the folder is not of this kind."""
         try:
-            names = self.listed(json.loads(read_regular(folder / self.marker)))
-        except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            names = self.listed(read_json(folder / self.marker))
+        except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
         return frozenset([self.marker, *names]) if all(isinstance(name, str) for name in names) else None
 
@@ -120,7 +119,7 @@ def _unknown(folder: Path, known: frozenset[str], above: set[str], prefix: str =
             yield f"{name}/" if is_folder else name
 
 
-def shown(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     """Some names for a message, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"

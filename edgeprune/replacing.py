@@ -20,7 +20,7 @@ from edgeprune import scratch
 from edgeprune.errors import OutputError
 from edgeprune.files import flush, flush_all, make_folder, only_writer
 from edgeprune.log import note
-from edgeprune.ownership import BUNDLE_FOLDER, ENGINES, Kind, engines_of, foreign_files, shown
+from edgeprune.ownership import BUNDLE_FOLDER, ENGINES, Kind, engines_of, foreign_files, some_of
 from edgeprune.units import bytes_text
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -91,10 +91,10 @@ def _check_replaceable(place: Path, kind: Kind) -> None:
         )
     busy = [name for name in foreign if scratch.is_scratch(name.rstrip("/").rpartition("/")[2])]
     if busy:
-        raise OutputError(f"another run is writing to {place} ({shown(busy)}): wait until it ends")
+        raise OutputError(f"another run is writing to {place} ({some_of(busy)}): wait until it ends")
     if foreign:
         raise OutputError(
-            f"{place} holds what edgeprune did not write ({shown(foreign)}): move it elsewhere first, "
+            f"{place} holds what edgeprune did not write ({some_of(foreign)}): move it elsewhere first, "
             "because it would be deleted with the folder"
         )
 
@@ -122,8 +122,8 @@ def _put_in_place(partial: Path, place: Path, force: bool, kind: Kind) -> None:
         scratch.discard(earlier)
     if built:
         note(
-            f"the engines in {place / ENGINES} ({shown(built)}) were built from the replaced bundle and went "
-            "with it: build them again"
+            f"the engines in {place / ENGINES} ({some_of(built)}) were built from the replaced bundle and "
+            "went with it: build them again"
         )
     # By that name there may be another run's already.
     if earlier.exists() and os.path.samestat(os.stat(earlier), replaced):

@@ -168,7 +168,7 @@ class Scorer:
     ) -> None:
         config = read_config(folder)
         family = family_of(config)
-        self._dtype = stored_dtype(folder, config)
+        self._dtype = stored_dtype(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         parts = family.parts(family.load(folder, self._dtype))
         decoder = MeasuringDecoder(

@@ -19,7 +19,7 @@ import edgeprune
 from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.curves import BiasCurve, tile_weights
 from edgeprune.debiasing import check_wish, debiasing, read_debias
-from edgeprune.errors import EdgepruneError, InputError, UnsupportedModelError
+from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter import assemble, graph, weights
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, family_of, read_config
@@ -165,7 +165,7 @@ def resolve_model(model: str | os.PathLike[str], progress: Progress) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.jinja"]
         return Path(snapshot_download(text, allow_patterns=patterns))
-    except Exception as error:
+    except Exception as error:  # of the hub, of its HTTP client and of the system
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{text} is neither a folder here nor a model that could be fetched from the hub ({reason}): "
@@ -183,7 +183,7 @@ def _write(
     progress: Progress,
 ) -> Manifest:
     text = config.get_text_config()
-    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder, config)
+    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
     with _values_of(folder):
         preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
         info = _model_info(family, text, source, dtype)
@@ -289,7 +289,7 @@ def _bias(
     return tile_weights(curve, per_image, pictures)
 
 
-def stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
+def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype that most of the checkpoint's bytes have."""
     sizes: dict[torch.dtype, int] = {}
     for file in weights.checkpoint_files(folder):
@@ -330,6 +330,3 @@ def _cache_groups(plan: PruningPlan, layers: int) -> tuple[CacheGroup, ...]:
 
 def _entry(path: Path) -> FileEntry:
     return FileEntry(path=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
-
-
-__all__ = ["EdgepruneError", "ExportOptions", "default_output", "export", "resolve_model"]

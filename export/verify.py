@@ -33,6 +33,7 @@ from edgeprune.memory import available_memory
 from edgeprune.plans import Debias, Ranking, ScoringRows
 from edgeprune.progress import Progress
 from edgeprune.selection import select
+from edgeprune.units import bytes_text
 
 DECODE_STEPS = 4
 # Largest accepted absolute difference of logits, in units of the logits' own spread (at least 1).
@@ -115,7 +116,7 @@ def why_not(bundle: Path, manifest: Manifest) -> str | None:
     free = available_memory()
     # The original and the graph each hold the weights once; ONNX Runtime lays matrices out anew.
     if free is not None and free < 4 * weights:
-        return f"it needs about {4 * weights / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+        return f"it needs about {bytes_text(4 * weights)} of memory and {bytes_text(free)} are free"
     return None
 
 

@@ -16,7 +16,7 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: as after --metric.
+        name: the parameter `metric`.
         title: for people.
         read: the reader of its files.
         metric: None where only others can grade.

@@ -18,7 +18,9 @@ from typing import Any
 from edgeprune.errors import InputError, OutputError
 from edgeprune.evaluation.questions import Question
 from edgeprune.files import flush, open_regular
+from edgeprune.json_file import parse_json
 from edgeprune.scratch import lock_descriptor
+from edgeprune.settings import changes, short
 
 HEADER = "edgeprune_predictions"
 _VERSION = 1
@@ -148,7 +150,7 @@ class PredictionFile:
 
     def _read(self, lines: Sequence[bytes], wanted: Mapping[str, Any]) -> None:
         try:
-            header = _parsed(lines[0]) if lines else None
+            header = parse_json(lines[0]) if lines else None
         except ValueError:
             header = None
         found = header.get("settings") if isinstance(header, dict) else None
@@ -157,19 +159,14 @@ class PredictionFile:
                 f"{self.path} is a file of predictions of another version, or damaged: give another "
                 "`output`, or begin anew with `restart=True`"
             )
-        changed = [
-            f"{_name(name)} was {_short(found.get(name))} and is {_short(wanted.get(name))}"
-            for name in {**found, **wanted}
-            if found.get(name) != wanted.get(name)
-        ]
-        if changed:
+        if changed := changes(found, wanted):
             raise InputError(
-                f"{self.path} was begun with other settings ({'; '.join(changed)}): expected the same to go "
+                f"{self.path} was begun with other settings ({changed}): expected the same to go "
                 "on; give another `output`, or begin anew with `restart=True`"
             )
         for number, line in enumerate(lines[1:], start=2):
             try:
-                self._take(_parsed(line))
+                self._take(parse_json(line))
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
                 raise InputError(
@@ -186,7 +183,7 @@ class PredictionFile:
             raise ValueError(f"question number {number} of {len(self._questions)}")
         question = self._questions[number]
         if values["question_id"] != question.id:
-            raise ValueError(f"question {_short(values['question_id'])} where {question.id} is expected")
+            raise ValueError(f"question {short(values['question_id'])} where {question.id} is expected")
         if not isinstance(values["text"], str) or not isinstance(values["kept"], list):
             raise TypeError("an answer that is no text, or counts that are no list")
         self.done[number] = Prediction(
@@ -250,28 +247,7 @@ def _lock(file: io.FileIO, path: Path) -> None:
         pass
 
 
-def _parsed(line: bytes) -> Any:
-    """A line's JSON value; ValueError where it is none, or one that JSON does not have."""
-    try:
-        return json.loads(line.decode("utf-8"), parse_constant=_no_number)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{_short(value)} is no count")
+        raise ValueError(f"{short(value)} is no count")
     return value
-
-
-def _name(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 40 else _short(name)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:36]}..."

@@ -155,7 +155,7 @@ def run(
     Args:
         bundle: the folder that `edgeprune export` wrote; it is only read, but for what TensorRT for RTX keeps
             beside its engines.
-        baselines: other bundles of the same model to measure beside it, exported with `--method none`, say.
+        baselines: other bundles of the same model to measure beside it, exported with `method='none'`, say.
             None: its ONNX files are measured beside their unpruned form and that without debias, and of an
             engine itself alone.
         prompt: the question.

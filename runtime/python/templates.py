@@ -44,21 +44,9 @@ _MAX_BITS = 1 << 13
 _MAX_SEPARATOR = 64
 _FILTERS = (
     *("abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
-    *(
-        "forceescape",
-        "format",
-        "groupby",
-        "indent",
-        "int",
-        "items",
-        "join",
-        "last",
-        "length",
-        "list",
-        "lower",
-    ),
-    *("map", "max", "min", "reject", "rejectattr", "replace", "reverse", "safe", "select", "selectattr"),
-    *("sort", "string", "sum", "title", "trim", "truncate", "unique", "upper", "wordcount"),
+    *("forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list"),
+    *("lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "safe", "select"),
+    *("selectattr", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper", "wordcount"),
 )
 
 
@@ -87,9 +75,7 @@ class Template:
         try:
             with _budget():
                 self._template = _Environment().from_string(source)
-        except (
-            Exception
-        ) as error:  # beside syntax errors: RecursionError, MemoryError, too many nested blocks
+        except Exception as error:  # besides syntax errors, RecursionError, MemoryError, nested blocks
             raise BundleError(f"{name} cannot be read ({_reason(error)}): copy the bundle again") from error
 
     def render(self, variables: Mapping[str, Any]) -> str:

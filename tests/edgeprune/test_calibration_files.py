@@ -45,7 +45,9 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, stages: int) -> None:
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     path = tmp_path / "state.npz"
     State(path, SETTINGS, 36).save()
-    with pytest.raises(InputError, match=r"other settings \(method was fastv and is himap\).*`restart=True`"):
+    with pytest.raises(
+        InputError, match=r'other settings \(method was "fastv" and is "himap"\).*`restart=True`'
+    ):
         State(path, {**SETTINGS, "method": "himap"}, 36)
     for visual_tokens, stages in ((35, 1), (36, 2)):
         with pytest.raises(InputError, match=r"another number of visual tokens or stages: .*`restart=True`"):

@@ -335,10 +335,10 @@ def test_most_bytes_decide_the_dtype(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(10).half(), "b": torch.zeros(4)}, tmp_path / "model.safetensors")
-    assert pipeline.stored_dtype(tmp_path, llava_config()) == torch.float16
+    assert pipeline.stored_dtype(tmp_path) == torch.float16
     save_file({"a": torch.zeros(10, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not stored as fp32, fp16 or bf16: export the model before"):
-        pipeline.stored_dtype(tmp_path, llava_config())
+        pipeline.stored_dtype(tmp_path)
 
 
 @pytest.mark.slow

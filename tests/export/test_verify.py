@@ -63,7 +63,7 @@ def test_memory_decides_whether_it_is_compared(
     reason = verify.why_not(tmp_path, manifest)
     assert (reason is None) == fits
     if reason:
-        assert "GB of memory" in reason
+        assert "of memory and" in reason
     # Where nothing tells how much is free, it is tried.
     monkeypatch.setattr(verify, "available_memory", lambda: None)
     assert verify.why_not(tmp_path, manifest) is None

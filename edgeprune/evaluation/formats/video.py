@@ -13,7 +13,7 @@ from edgeprune.evaluation.questions import Question, entries, read_json
 def video(files: Files) -> list[Question]:
     """Video questions (video_name, question, question_id) and answers (question_id, answer) in two files.
 
-    Of each video, `--images` has a folder of its frames, named after it and sorted by name; as many of them
+    Of each video, `images` has a folder of its frames, named after it and sorted by name; as many of them
     as asked for are shown, evenly spaced. Format: https://github.com/PKU-YuanGroup/Video-LLaVA.
     """
     path = files.answers("the answers file, such as test_a.json,")

@@ -346,8 +346,7 @@ class EngineBackend:
         if engine is None:
             raise BackendError(
                 f"{self._flavour.title} cannot load {engines / entry.path} ({self._logger.reason()}): build "
-                "it again: "
-                f"`{sidecar.build_command(folder)}`"
+                f"it again: `{sidecar.build_command(folder)}`"
             )
         if which == "language":
             profiles = tuple(language_profiles(manifest, sidecar.limits).values())

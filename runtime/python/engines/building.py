@@ -14,6 +14,7 @@ from typing import Literal
 
 import edgeprune
 from edgeprune.bundle import check_files, read_manifest, sha256_of
+from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import need_utf8, refuse_same, write_text
 from edgeprune.manifest import MANIFEST_NAME, Manifest
@@ -93,7 +94,8 @@ def build(
     manifest = read_manifest(root)
     need_utf8(root, "the bundle")  # the worker is told in JSON, and TensorRT takes no other
     limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens)
-    _check_positive("workspace", workspace)
+    if workspace is not None:
+        check_count("workspace", workspace)
     chosen = _flavour(flavour)
     trt = flavours.load(chosen, f"building engines for {chosen.title}")
     version = str(trt.__version__)
@@ -190,11 +192,6 @@ def _flavour(name: str | None) -> Flavour:
     raise InputError(f"neither TensorRT nor TensorRT for RTX is installed: {ways}")
 
 
-def _check_positive(option: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"`{option}` is {value!r}: expected at least 1 byte")
-
-
 def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
     """Runs the job in a child process; see `worker` for why, and for what it says."""
     command = child_command("edgeprune.runtime.engines.worker")
@@ -249,8 +246,7 @@ def _how_it_ended(status: int, printed: str, job: Job, flavour: Flavour) -> str:
     if status == -signal.SIGKILL:
         return (
             f"building {job.output.name} was killed, as the system does when memory runs out: end other "
-            "programs, "
-            "export with `dtype='fp16'`, or build on a machine with more memory"
+            "programs, export with `dtype='fp16'`, or build on a machine with more memory"
         )
     how = f"signal {-status}" if status < 0 else f"status {status}"
     last = printed.splitlines()[-1] if printed else "it printed nothing"

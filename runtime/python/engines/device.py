@@ -102,8 +102,7 @@ class Device:
         if int(error) != 0:
             raise BackendError(
                 f"the GPU has no {size / 1e6:.1f} MB left ({self.free_bytes() / 1e6:.1f} MB are free): end "
-                "what else "
-                "runs on it, or build with a smaller `max_prompt`, `max_new_tokens` or `max_batch`"
+                "what else runs on it, or build with a smaller `max_prompt`, `max_new_tokens` or `max_batch`"
             )
         self._least_free = min(self._least_free, self.free_bytes())
         return Memory(self._cudart, int(address), size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.fields import Count, Part, Tokens
 from edgeprune.interface import past_axis
@@ -12,7 +13,7 @@ from edgeprune.manifest import GraphSpec, Manifest
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
 
 DEFAULT_NEW_TOKENS = 512
-# Text around the pictures where no --max-prompt is given, and in what the kernels are tuned for.
+# Text around the pictures where no `max_prompt` is given, and in what the kernels are tuned for.
 _DEFAULT_TEXT = 512
 _USUAL_TEXT = 64
 
@@ -65,8 +66,7 @@ def resolve_limits(
     if visual >= prompt:
         raise InputError(
             f"{images} pictures are {visual} visual tokens, and a prompt of at most {prompt} tokens has no "
-            "room "
-            f"for them and a question: raise `max_prompt` (up to {positions}) or lower `max_images`"
+            f"room for them and a question: raise `max_prompt` (up to {positions}) or lower `max_images`"
         )
     return Limits(
         batch=_whole("max_batch", max_batch, 1, 1),
@@ -79,8 +79,7 @@ def resolve_limits(
 def _whole(option: str, value: int | None, default: int, least: int) -> int:
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"`{option}` is {value!r}: expected a whole number of at least {least}")
+    check_count(option, value, least)
     return value
 
 
@@ -97,10 +96,9 @@ def check_topk(manifest: Manifest, limits: Limits) -> None:
         if counts.kept + 1 > TOPK_LIMIT:
             raise InputError(
                 f"pruning stage {number} would keep {counts.kept} of the visual tokens of {limits.images} "
-                "pictures, and "
-                f"without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower `max_images`, export "
-                "with a "
-                "lower `keep`, or build with the plugin (`flavour='tensorrt'`, `plugin='on'`)"
+                f"pictures, and without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower "
+                "`max_images`, export with a lower `keep`, or build with the plugin (`flavour='tensorrt'`, "
+                "`plugin='on'`)"
             )
 
 

@@ -10,6 +10,7 @@ from edgeprune.manifest import Manifest
 from edgeprune.memory import available_memory
 from edgeprune.runtime.engines.device import Gpu
 from edgeprune.runtime.engines.flavours import Flavour
+from edgeprune.units import bytes_text
 
 
 class _Factors(NamedTuple):
@@ -71,17 +72,16 @@ def check(manifest: Manifest, flavour: Flavour, gpu: Gpu | None, gpu_free: int |
         return needed
     if available is not None and needed > available:
         raise InputError(
-            f"building takes about {needed / 1e9:.1f} GB of memory for {weights / 1e9:.1f} GB of weights in "
-            f"{manifest.model.layers} layers, and {available / 1e9:.1f} GB are available: end other "
+            f"building takes about {bytes_text(needed)} of memory for {bytes_text(weights)} of weights in "
+            f"{manifest.model.layers} layers, and {bytes_text(available)} are available: end other "
             "programs, export with `dtype='fp16'`, build on a larger machine of the same kind, or add "
             "`force=True` to try it"
         )
     on_gpu = int(_TIMES_WEIGHTS_ON_GPU * weights)
     if gpu is not None and gpu_free is not None and not gpu.shares_host_memory and on_gpu > gpu_free:
         raise InputError(
-            f"building takes about {on_gpu / 1e9:.1f} GB of the GPU's memory, and {gpu_free / 1e9:.1f} GB "
-            "are free: "
-            "end what else runs on it, export with `dtype='fp16'`, or add `force=True` to try it"
+            f"building takes about {bytes_text(on_gpu)} of the GPU's memory, and {bytes_text(gpu_free)} "
+            "are free: end what else runs on it, export with `dtype='fp16'`, or add `force=True` to try it"
         )
     return needed
 

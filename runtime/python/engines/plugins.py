@@ -117,8 +117,7 @@ def load_library(trt: Any, library: Path) -> None:
     if registry.load_library(str(library)) is None:
         raise BackendError(
             f"TensorRT cannot load the plugin library {library}: build it again with the headers of the "
-            "TensorRT that "
-            f"is installed ({trt.__version__})"
+            f"TensorRT that is installed ({trt.__version__})"
         )
 
 
@@ -161,6 +160,5 @@ def check_layers(trt: Any, network: Any, stages: int) -> None:
     if found != stages:
         raise BackendError(
             f"the graph has {stages} pruning nodes, and TensorRT made {found} plugin layers of them: build "
-            "with "
-            "`plugin='off'`, and report it"
+            "with `plugin='off'`, and report it"
         )

@@ -54,7 +54,8 @@ class Sidecar(Part):
         bundle_sha256: see `bundle_hash`.
         limits: the largest inputs.
         pruning: what executes the pruning nodes: "function body", "plugin" or, for an unpruned bundle, "no
-        pruning". plugin: the library, where that is the plugin.
+            pruning".
+        plugin: the library, where that is the plugin.
     """
 
     schema_version: Annotated[int, Field(strict=True, ge=1, le=SIDECAR_VERSION)] = SIDECAR_VERSION
@@ -157,8 +158,7 @@ def misfits(sidecar: Sidecar, manifest: Manifest, here: Here) -> list[str]:
         if here.plugin is None:
             found.append(
                 f"they need the plugin library {sidecar.plugin.file}, which was not found (build it from "
-                "plugins/ "
-                "and set EDGEPRUNE_PLUGINS to it)"
+                "plugins/ and set EDGEPRUNE_PLUGINS to it)"
             )
         elif sha256_of(here.plugin) != sidecar.plugin.sha256:
             found.append(f"they were built with another {sidecar.plugin.file} than {here.plugin}")
@@ -179,8 +179,7 @@ def find_engines(bundle: Path, manifest: Manifest, here: Here) -> tuple[Path, Si
     if not candidates:
         raise BackendError(
             f"the bundle {bundle} has no engine for {here.flavour.title}: build one with `edgeprune build "
-            f"{bundle} "
-            f"--flavour {here.flavour.name} --target {here.target}`"
+            f"{bundle} --flavour {here.flavour.name} --target {here.target}`"
         )
     folder, sidecar, wrong = min(candidates, key=lambda candidate: len(candidate[2]))
     if wrong:

@@ -88,14 +88,12 @@ def _here(flavour: Flavour, wanted: Sequence[str]) -> Targets:
     if gpu is None:
         raise BackendError(
             f"{flavour.title} builds on the GPU that the engine is for, and {device.NO_GPU}; run this "
-            "command on the "
-            "target machine, or build for desktop GPUs with `flavour='tensorrt-rtx'`"
+            "command on the target machine, or build for desktop GPUs with `flavour='tensorrt-rtx'`"
         )
     for name in wanted:
         if name not in (CURRENT, gpu.target):
             raise InputError(
                 f"{flavour.title} builds for the GPU it runs on, here {gpu.target} ({gpu.name}), not for "
-                f"{name}: run "
-                "this command on the target machine"
+                f"{name}: run this command on the target machine"
             )
     return Targets((gpu.target,), gpu, device.Device(cudart).free_bytes())
