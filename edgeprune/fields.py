@@ -81,7 +81,8 @@ Pixels = Annotated[int, Field(strict=True, ge=1, le=1 << 12)]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]
 """Vocabularies, positions, visual tokens of a prompt."""
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=1 << 24)]
-Count = Annotated[int, Field(strict=True, ge=0, le=1 << 30)]
+MOST_COUNT = 1 << 30
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST_COUNT)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
 """A number as pictures are normalised with; finite."""

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol, TypeAlias
 
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
+from edgeprune.fields import MOST_COUNT
 from edgeprune.masks import PaddingMask
 from edgeprune.plans.plan import (
     Merge,
@@ -159,8 +161,7 @@ class StagedMethod:
             shares = [given] if len(exact) == 1 else rounded
         else:
             exact = shares = given
-        if seed < 0:
-            raise InputError(f"the seed is {seed}: expected a whole number of at least 0")
+        check_count("seed", seed, least=0, most=MOST_COUNT)
         tower: tuple[TowerStage, ...] = ()
         if self.tower:
             if visual_tokens is None:
@@ -182,7 +183,7 @@ class StagedMethod:
                     keep=share,
                     merge=self.merge,
                     ranking=self.ranking,
-                    seed=seed if random else 0,
+                    seed=int(seed) if random else 0,
                 )
             )
         if not stages and not tower:
@@ -225,21 +226,21 @@ class StagedMethod:
         at = (
             _scaled(self.at, self.depth, layers)
             if layer is None
-            else [layer]
-            if isinstance(layer, int)
             else list(layer)
+            if isinstance(layer, Sequence) and not isinstance(layer, str)
+            else [layer]
         )
         if len(at) != count:
-            were = f"{len(at)} layers were" if len(at) > 1 else "1 layer was"
+            were = "1 layer was" if len(at) == 1 else f"{len(at)} layers were"
             raise InputError(
                 f"{were} given and {self.name} has {_selections(count)}"
                 f"{' in the decoder' if self.tower else ''}: give one for each, with commas between"
             )
         for number in at:
-            if not 1 <= number < layers:
+            if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < layers:
                 raise InputError(
-                    f"layer {number} cannot be pruned at: the model has {layers} decoder layers, "
-                    f"so `layer` must be from 1 to {layers - 1}"
+                    f"layer {number!r:.60} cannot be pruned at: the model has {layers} decoder layers, "
+                    f"so `layer` must be a whole number from 1 to {layers - 1}"
                 )
         if at != sorted(set(at)):
             raise InputError(f"the layers {', '.join(map(str, at))} do not ascend: give them in order")

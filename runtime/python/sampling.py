@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.log import note
 from edgeprune.manifest import Generation
@@ -84,9 +85,8 @@ class Sampler:
     def __init__(
         self, generation: Generation, prompt: Sequence[int] | NDArray[np.int64] = (), seed: int | None = None
     ) -> None:
-        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        if seed is not None and not (whole and seed >= 0):
-            raise InputError(f"the seed is {seed!r}: expected a whole number of at least 0")
+        if seed is not None:
+            check_count("seed", seed, least=0)
         self.generation = generation
         self._rng = np.random.default_rng(seed)
         self._seen: set[int] = set()

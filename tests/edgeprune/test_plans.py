@@ -371,7 +371,12 @@ def test_without_a_number_of_tokens_shares_are_kept() -> None:
             {"layer": (1, 2)},
             "2 layers were given and illava has 1 selection in the decoder: give one",
         ),
-        ("random", {"seed": -1}, "the seed is -1"),
+        ("fastv", {"layer": 1.5}, r"layer 1\.5 cannot be pruned at: .* a whole number from 1 to 31"),
+        ("fastv", {"layer": "2"}, "layer '2' cannot be pruned at"),
+        ("pyramiddrop", {"layer": (2, True, 10)}, "layer True cannot be pruned at"),
+        ("random", {"seed": -1}, "`seed` is -1"),
+        ("random", {"seed": 2**31}, "`seed` is 2147483648: expected a whole number from 0"),
+        ("random", {"seed": 1.5}, "`seed` is 1.5"),
         ("none", {"keep": (0.5, 2)}, "the keep ratio is 2"),
     ],
 )

@@ -296,7 +296,7 @@ def test_a_stream_needs_a_single_prompt(pruned: Model) -> None:
         ({"temperature": -1}, "`temperature` is -1"),
         ({"top_p": 0}, "`top_p` is 0"),
         ({"top_p": 1.5}, "`top_p` is 1.5"),
-        ({"seed": -3}, "the seed is -3"),
+        ({"seed": -3}, "`seed` is -3"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"stop": [""]}, "stop strings"),

@@ -97,7 +97,7 @@ def test_an_unknown_option_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "seed", True])
 def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
-    with pytest.raises(InputError, match=r"the seed is .* expected a whole number"):
+    with pytest.raises(InputError, match=r"`seed` is .* expected a whole number"):
         Sampler(Generation(), seed=seed)
 
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgeprune.bundle import read_manifest
+from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import read_regular, write_bytes
 from edgeprune.interface import TensorSpec, is_cache, is_past, past_mask
@@ -52,8 +53,7 @@ class Options:
     device: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.device, bool) or not isinstance(self.device, int) or self.device < 0:
-            raise InputError(f"the option device is {self.device!r}: expected a whole number of at least 0")
+        check_count("device", self.device, least=0)
 
 
 def availability(name: str) -> Availability:

@@ -336,7 +336,7 @@ def test_a_picture_that_is_none(
         ((*ASK, "--temperature", "nan"), "--temperature is nan"),
         ((*ASK, "--top-p", "0"), "--top-p is 0.0"),
         ((*ASK, "--top-p", "1.5"), "--top-p is 1.5"),
-        ((*ASK, "--seed", "-1"), "the seed is -1"),
+        ((*ASK, "--seed", "-1"), "--seed is -1"),
         ((*ASK, "--stop", ""), "stop strings"),
         ((*ASK, "--threads", "0"), "--threads is 0"),
         ((*ASK, "--backend", "abacus"), "there is no back end 'abacus': choose one of auto"),

@@ -178,7 +178,7 @@ def test_options_and_missing_things(
 ) -> None:
     with pytest.raises(InputError, match="has no option 'threads'"):
         backends.open_backend("tensorrt", threads=1)
-    with pytest.raises(InputError, match="option device is -1"):
+    with pytest.raises(InputError, match="`device` is -1"):
         backends.open_backend("tensorrt", device=-1)
     with pytest.raises(BackendError, match="there is no GPU 3 here"):
         backends.open_backend("tensorrt", device=3)
