@@ -1,4 +1,4 @@
-"""A checkpoint's own way to choose tokens, from its generation_config.json, as `generate` would take it."""
+"""A checkpoint's own way to choose tokens, from where `generate` would take it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from edgeprune.errors import InputError
 from edgeprune.exporter.processor import read_json
+from edgeprune.fields import shown
 from edgeprune.log import note
 from edgeprune.manifest import Generation
 
@@ -44,6 +45,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dola_layers": (),
     "constraints": ([],),
     "force_words_ids": ([],),
+    "token_healing": (False,),
+    "max_time": (),
 }
 
 
@@ -51,18 +54,16 @@ def read_generation(folder: Path) -> Generation:
     """The defaults of a model folder; those of transformers where it has none. Notes what is not supported.
 
     Raises:
-        InputError: the file is not valid, or a value is out of range.
+        InputError: a file is not valid, or a value is out of range.
     """
-    raw = read_json(folder / NAME) or {}
-    acting = [
-        name for name, neutral in _NEUTRAL.items() if raw.get(name) is not None and raw[name] not in neutral
-    ]
+    raw, file = _values(folder)
+    acting = [name for name, neutral in _NEUTRAL.items() if name in raw and raw[name] not in neutral]
     if acting:
         note(
-            f"{NAME} sets {', '.join(acting)}, which is not supported: replies are chosen without it, and "
+            f"{file} sets {', '.join(acting)}, which is not supported: replies are chosen without it, and "
             "may differ from those of Hugging Face's generate"
         )
-    known = {name: raw[name] for name in Generation.model_fields if raw.get(name) is not None}
+    known = {name: raw[name] for name in Generation.model_fields if name in raw}
     if known.get("temperature") == 0:  # as some checkpoints say that they take the likeliest token
         known |= {"temperature": 1.0, "do_sample": False}
     try:
@@ -71,5 +72,25 @@ def read_generation(folder: Path) -> Generation:
         fault = error.errors()[0]
         name = fault["loc"][0] if fault["loc"] else "its values"
         raise InputError(
-            f"{folder / NAME} has {name} {known.get(str(name))!r} ({fault['msg']}): correct or remove it"
+            f"{folder / file} has {name} {shown(repr(known.get(str(name))))} ({fault['msg']}): correct or "
+            "remove it"
         ) from error
+
+
+def _values(folder: Path) -> tuple[dict[str, Any], str]:
+    """What is set (null is not), and the file that sets it.
+
+    Without a generation_config.json it is the config's, as in checkpoints from before that file was, and of
+    its parts the outer one before the text model's.
+    """
+    raw, file = read_json(folder / NAME), NAME
+    if raw is None:
+        file = "config.json"
+        outer = read_json(folder / file) or {}
+        text = outer.get("text_config")
+        raw = {**(text if isinstance(text, dict) else {}), **_set(outer)}
+    return _set(raw), file
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

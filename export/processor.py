@@ -22,6 +22,7 @@ from transformers.image_utils import (
 
 from edgeprune import json_file
 from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.fields import shown
 from edgeprune.files import read_regular
 from edgeprune.manifest import Preprocessing, Prompt
 from edgeprune.masks import PaddingMask
@@ -313,7 +314,7 @@ def _eos_and_pad(
             f"neither generation_config.json, config.json nor the tokenizer in {folder} names an "
             "eos_token_id, so that a reply would never end: add it to generation_config.json"
         )
-    ids = tuple(int(value) for value in (eos if isinstance(eos, (list, tuple)) else [eos]))
+    ids = _token_ids("eos_token_id", eos, folder)
     for token in ids:
         if not 0 <= token < text.vocab_size:
             raise InputError(
@@ -323,8 +324,19 @@ def _eos_and_pad(
             )
     # Some text configs carry a default that their vocabulary does not have; a padded row is embedded, too.
     pads = (generation.get("pad_token_id"), tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
-    usable = (int(pad) for pad in pads if pad is not None and 0 <= int(pad) < text.vocab_size)
-    return ids, next(usable, ids[0])
+    found = (_token_ids("pad_token_id", pad, folder)[0] for pad in pads if pad is not None)
+    return ids, next((pad for pad in found if 0 <= pad < text.vocab_size), ids[0])
+
+
+def _token_ids(name: str, value: Any, folder: Path) -> tuple[int, ...]:
+    """The ids that a setting names, each once."""
+    ids = value if isinstance(value, (list, tuple)) else [value]
+    if not ids or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise InputError(
+            f"the model in {folder} has the {name} {shown(repr(value))}: expected a token's id, a whole "
+            "number, or a list of them; correct generation_config.json (or config.json, where that has none)"
+        )
+    return tuple(dict.fromkeys(ids))
 
 
 def _text(token: Any) -> str | None:

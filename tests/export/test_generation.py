@@ -46,6 +46,36 @@ def test_the_file_s_values_are_taken_and_null_is_none(
     assert not caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("outer", "text"),
+    [
+        ({"repetition_penalty": 1.3, "do_sample": True, "temperature": 0.2}, {}),
+        ({}, {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "top_k": 7}),
+        ({"repetition_penalty": 1.3, "top_k": None}, {"repetition_penalty": 1.2, "top_k": 7, "top_p": None}),
+    ],
+)
+def test_without_a_file_the_config_s_values_are_taken_as_in_transformers(
+    outer: dict[str, Any], text: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import GenerationConfig
+
+    config = {**outer, "text_config": {"model_type": "llama", **text}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = GenerationConfig.from_model_config(config).to_dict()
+    said = {name: theirs[name] for name in Generation.model_fields if theirs.get(name) is not None}
+    assert len(said) > 1
+    assert read_generation(tmp_path) == Generation(**said)
+    assert read_generation(folder(tmp_path, eos_token_id=2)) == Generation()
+
+
+def test_what_the_config_sets_and_is_not_supported_is_said_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_beams": 3, "text_config": {"max_time": 1.5}}))
+    read_generation(tmp_path)
+    assert "config.json sets num_beams, max_time, which is not supported" in caplog.text
+
+
 def test_what_is_not_supported_is_said_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_generation(folder(tmp_path, num_beams=4, suppress_tokens=[5], typical_p=0.9, min_length=0))
     assert caplog.messages == [
@@ -61,6 +91,7 @@ def test_what_is_not_supported_is_said_by_name(tmp_path: Path, caplog: pytest.Lo
         ({"top_p": 1.5}, r"has top_p 1.5 \(Input should be less than or equal to 1\): correct or remove it"),
         ({"repetition_penalty": -1}, "has repetition_penalty -1"),
         ({"do_sample": [1]}, "has do_sample"),
+        ({"temperature": 10**400}, r"has temperature 1000+\.\.\. \(Input should be"),
     ],
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:

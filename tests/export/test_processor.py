@@ -417,6 +417,19 @@ def test_an_image_token_beyond_the_vocabulary(image_token_id: int, model: Path, 
         read_prompt(model, config(image_token_id, vocab_size=32), bundle)
 
 
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", [[], [None], [[2]], {"a": 1}, "x", "2", True, 2.5])
+def test_an_id_that_is_no_whole_number(name: str, value: Any, model: Path, bundle: Path) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, name: value}))
+    with pytest.raises(InputError, match=rf"has the {name} .*: expected a token's id, a whole number"):
+        read_prompt(model, config(), bundle)
+
+
+def test_an_id_that_is_named_again_counts_once(model: Path, bundle: Path) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 2, 5] * 1000}))
+    assert read_prompt(model, config(), bundle).eos_token_ids == (5, 2)
+
+
 @pytest.mark.parametrize("eos", [32, [2, 32], -2])
 def test_an_end_of_sequence_beyond_the_vocabulary(eos: int | list[int], model: Path, bundle: Path) -> None:
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
