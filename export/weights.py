@@ -36,7 +36,8 @@ from edgeprune.files import open_regular
 from edgeprune.json_file import parse_json, read_json
 from edgeprune.manifest import FileEntry
 
-_INDEX = "model.safetensors.index.json"
+_INDEX_SUFFIX = ".safetensors.index.json"
+_INDEX = f"model{_INDEX_SUFFIX}"
 _SINGLE = "model.safetensors"
 CONVERTED = "converted.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -56,24 +57,51 @@ class StoredTensor:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder that transformers loads: the single one, or the index' ones.
+    """The safetensors files of a model folder that transformers loads.
+
+    That is what config.json names, else the single file, else the files of the index.
 
     Raises:
-        InputError: there are none, or the index names one that is missing.
+        InputError: there are none, or the config or an index names one that is missing.
     """
-    if (folder / _SINGLE).is_file():
-        names = [_SINGLE]
+    config = folder / "config.json"
+    if (named := _named_by_config(config)) is not None:
+        found, source = named, config
+    elif (folder / _SINGLE).is_file():
+        found, source = _SINGLE, folder
     elif (folder / _INDEX).is_file():
-        names = _named_by(folder / _INDEX)
+        found, source = _INDEX, folder
     else:
         raise InputError(
             f"{folder} has no {_SINGLE} and no {_INDEX}{_found_instead(folder)}: save the model with "
             "save_pretrained, which writes safetensors"
         )
+    names = [found]
+    if found.endswith(_INDEX_SUFFIX) and os.path.isfile(folder / found):
+        source = folder / found
+        names = _named_by(source)
     for name in names:
         if not os.path.isfile(folder / name):
-            raise InputError(f"{folder / _INDEX} names {name}, which is missing: download the model again")
+            raise InputError(f"{source} names {name}, which is missing: download the model again")
     return [folder / name for name in names]
+
+
+def _named_by_config(path: Path) -> str | None:
+    """The file of weights that a config names in place of the usual one; it may be an index."""
+    try:
+        raw = read_json(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid ({error}): download the model again") from error
+    name = raw.get("transformers_weights") if isinstance(raw, dict) else None
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.endswith((".safetensors", _INDEX_SUFFIX)):
+        raise InputError(
+            f"{path} names {shown(repr(name))} as transformers_weights, which is no safetensors file: save "
+            "the model with save_pretrained, which writes safetensors"
+        )
+    _check_inside(path, name)
+    return name
 
 
 def _found_instead(folder: Path) -> str:
@@ -102,15 +130,19 @@ def _named_by(index: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is not a valid index ({error}): download the model again") from error
     for name, stem in zip(names, stems, strict=True):
-        # Its files are copied into the bundle, so they must be the model's own.
-        if Path(name).name != name or "\\" in name or not name.isprintable():
-            raise InputError(f"{index} names {shown(name)!r}, which leaves the folder: do not use this model")
+        _check_inside(index, name)
         if stem == name:
             raise InputError(
                 f"{index} names {name!r}, which is not a safetensors file: save the model with "
                 "save_pretrained, which writes safetensors"
             )
     return names
+
+
+def _check_inside(source: Path, name: str) -> None:
+    """Files of weights are copied into the bundle, so they must be the model's own."""
+    if Path(name).name != name or "\\" in name or not name.isprintable():
+        raise InputError(f"{source} names {shown(name)!r}, which leaves the folder: do not use this model")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -274,9 +306,12 @@ def place(
     other = {(t.file, t.key): t for name, t in wanted.items() if name not in kept}
     if not other:
         return dict(kept), entries
-    moved = _convert(list(other.values()), source, target / CONVERTED, dtype, progress)
-    path = target / CONVERTED
-    entries.append(FileEntry(path=CONVERTED, bytes=path.stat().st_size, sha256=sha256_of(path)))
+    name = CONVERTED
+    while (target / name).exists():  # a checkpoint's own file may be called so
+        name = f"_{name}"
+    path = target / name
+    moved = _convert(list(other.values()), source, path, dtype, progress)
+    entries.append(FileEntry(path=name, bytes=path.stat().st_size, sha256=sha256_of(path)))
     placed = {name: kept.get(name) or moved[(tensor.file, tensor.key)] for name, tensor in wanted.items()}
     return placed, entries
 

@@ -136,6 +136,24 @@ def test_the_single_file_comes_before_an_index(tmp_path: Path) -> None:
     _check_as_loaded(fake, tmp_path)
 
 
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_the_file_that_the_config_names_comes_before_all(shard: str, tmp_path: Path) -> None:
+    tiny_llava("llama", seed=1).save_pretrained(tmp_path, max_shard_size=shard)
+    named = "model.safetensors" if shard == "1GB" else "model.safetensors.index.json"
+    (tmp_path / named).rename(tmp_path / (named := named.replace("model", "own")))
+    tiny_llava("llama", seed=2).save_pretrained(other := tmp_path / "other")
+    (other / "model.safetensors").rename(tmp_path / "model.safetensors")
+    _name_weights(tmp_path, named)
+    fake, _ = fake_model(read_config(tmp_path))
+    _check_as_loaded(fake, tmp_path)
+
+
+def _name_weights(folder: Path, name: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**config, "transformers_weights": name}))
+
+
 def test_of_a_key_in_several_shards_the_last_counts(tmp_path: Path) -> None:
     model = tiny_llava("llama")
     model.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -274,6 +292,17 @@ def test_other_dtypes_are_converted_into_one_new_file(dtype: torch.dtype, tmp_pa
         assert by_path[path.name].bytes == path.stat().st_size
 
 
+def test_a_checkpoint_s_file_of_the_new_file_s_name_stays_as_it_is(tmp_path: Path) -> None:
+    (source := tmp_path / "in").mkdir()
+    (target := tmp_path / "out").mkdir()
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).half()}
+    stored = stored_in(source, tensors, weights.CONVERTED)
+    placed, entries = weights.place(stored, source, target, torch.float32)
+    assert len({entry.path for entry in entries}) == 2
+    for name, tensor in placed.items():
+        assert torch.equal(weights._values(target, tensor), tensors[name].float())
+
+
 def test_files_that_nothing_is_taken_from_are_left_out(tmp_path: Path) -> None:
     (source := tmp_path / "in").mkdir()
     (target := tmp_path / "out").mkdir()
@@ -387,6 +416,26 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a shard outside the folder": (
         _index('{"metadata": {}, "weight_map": {"w": "../secret.safetensors"}}'),
         r"names '\.\./secret\.safetensors', which leaves the folder",
+    ),
+    "a file that only the config names": (
+        lambda folder: _name_weights(folder, "own.safetensors"),
+        r"config\.json names own\.safetensors, which is missing: download",
+    ),
+    "an index that only the config names": (
+        lambda folder: _name_weights(folder, "own.safetensors.index.json"),
+        r"config\.json names own\.safetensors\.index\.json, which is missing: download",
+    ),
+    "a config that names a file elsewhere": (
+        lambda folder: _name_weights(folder, "../secret.safetensors"),
+        r"names '\.\./secret\.safetensors', which leaves the folder",
+    ),
+    "a config that names a pickle": (
+        lambda folder: _name_weights(folder, "model.bin"),
+        r"config\.json names 'model\.bin' as transformers_weights, which is no safetensors file",
+    ),
+    "a config that names a number": (
+        lambda folder: _name_weights(folder, 3),
+        r"config\.json names 3 as transformers_weights, which is no safetensors file",
     ),
     "a pickled shard": (
         _index('{"metadata": {}, "weight_map": {"w": "model.bin"}}'),
