@@ -12,8 +12,10 @@ from edgeprune.log import note
 from edgeprune.manifest import ModelInfo, Preprocessing
 from edgeprune.plans import Debias, Ranking, method_by_name
 
-# Hidden size and layers of the models that the published curves belong to, LLaVA-1.5-7B and -13B.
-_PUBLISHED_FOR = {(4096, 32), (5120, 40)}
+# The sizes of the models that the published curves belong to, LLaVA-1.5-7B and -13B: of hidden states and
+# MLP, layers, heads, heads of keys. A LLaVA on Llama-3-8B has the first one's width, depth and grid.
+_PUBLISHED_FOR = {(4096, 11008, 32, 32, 32), (5120, 13824, 40, 40, 40)}
+_PUBLISHED_IMAGE = (336, 336)
 _PUBLISHED_GRID = (24, 24)
 
 
@@ -112,6 +114,10 @@ def debiasing(
 
 
 def _is_published_for(info: ModelInfo, preprocessing: Preprocessing) -> bool:
-    size = (info.hidden_size, info.layers)
-    kind = (info.family, info.text_model)
-    return kind == ("llava", "llama") and size in _PUBLISHED_FOR and preprocessing.grid == _PUBLISHED_GRID
+    size = (info.hidden_size, info.intermediate_size, info.layers, info.heads, info.kv_heads)
+    seen = (preprocessing.image_size, preprocessing.grid)
+    return (
+        (info.family, info.text_model) == ("llava", "llama")
+        and size in _PUBLISHED_FOR
+        and seen == (_PUBLISHED_IMAGE, _PUBLISHED_GRID)
+    )

@@ -311,10 +311,16 @@ class Session:
         if np.isfinite(logits.max(axis=1)).all():
             return
         kind = "NaN" if np.isnan(logits).any() else "infinite"
+        narrow = self.manifest.model.dtype == "fp16"  # the others reach as far as the model's own can
         raise NumericsError(
-            f"the model computed logits that are {kind}: expected numbers; {self.manifest.model.dtype} may "
-            "be too narrow for it, or its weights are damaged: check them with `edgeprune verify`, or export "
-            "it again with `dtype='fp32'` or `dtype='bf16'`"
+            f"the model computed logits that are {kind}: expected numbers; "
+            + (
+                "fp16 may be too narrow for it, or its weights are damaged: export it again with "
+                "`dtype='fp32'` or `dtype='bf16'`"
+                if narrow
+                else "its weights are damaged, or the model itself computes them: check the bundle with "
+                "`edgeprune verify`, or export it again from a checkpoint without NaN"
+            )
         )
 
     def _check_caches(self, caches: dict[str, Tensor], sequence: int, visual: int) -> None:

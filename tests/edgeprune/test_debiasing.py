@@ -15,14 +15,20 @@ from edgeprune.plans import Debias
 from tests.manifests import make_manifest
 
 POSITION, PADDING = Debias
-LETTERBOXED = make_manifest().preprocessing.model_copy(update={"grid": (24, 24)})
+LETTERBOXED = make_manifest().preprocessing.model_copy(update={"image_size": (336, 336), "grid": (24, 24)})
 CROPPED = LETTERBOXED.model_copy(update={"pad_to_square": False})
-LLAVA = {7: (4096, 32), 13: (5120, 40)}
+LLAVA = {
+    7: {"hidden_size": 4096, "intermediate_size": 11008, "layers": 32, "heads": 32, "kv_heads": 32},
+    13: {"hidden_size": 5120, "intermediate_size": 13824, "layers": 40, "heads": 40, "kv_heads": 40},
+}
 
 
-def info(hidden: int, layers: int, **changes: Any) -> ModelInfo:
-    fields = {"hidden_size": hidden, "layers": layers, **changes}
+def info(size: int = 7, **changes: Any) -> ModelInfo:
+    fields = {"family": "llava", "text_model": "llama", **LLAVA[size], **changes}
     return make_manifest().model.model_copy(update=fields)
+
+
+OTHER = info(hidden_size=2048, layers=24)
 
 
 def found(
@@ -32,7 +38,7 @@ def found(
     model: ModelInfo | None = None,
     preprocessing: Preprocessing = LETTERBOXED,
 ) -> tuple[tuple[Debias, ...], Any]:
-    result = debiasing(method, read_debias(wanted), curve, model or info(2048, 24), preprocessing)
+    result = debiasing(method, read_debias(wanted), curve, model or OTHER, preprocessing)
     return result.debias, result.curve
 
 
@@ -40,7 +46,7 @@ def found(
 def test_the_published_curve_is_the_default_of_what_it_was_fitted_to(
     size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = info(*LLAVA[size])
+    model = info(size)
     assert found(model=model) == ((POSITION, PADDING), load_preset("fastv"))
     assert found(model=model, method="himap")[1] == load_preset("himap")
     assert found("padding", model=model) == ((PADDING,), None)
@@ -52,13 +58,16 @@ def test_the_published_curve_is_the_default_of_what_it_was_fitted_to(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": info(2048, 24)},
-        {"model": info(4096, 32, text_model="mistral")},
-        {"model": info(4096, 32, family="other")},
-        {"model": info(4096, 32), "preprocessing": LETTERBOXED.model_copy(update={"grid": (27, 27)})},
-        {"model": info(4096, 32), "method": "illava"},
+        {"model": OTHER},
+        {"model": info(intermediate_size=14336, kv_heads=8)},  # Llama-3-8B
+        {"model": info(13, layers=32)},
+        {"model": info(text_model="mistral")},
+        {"model": info(family="other")},
+        {"model": info(), "preprocessing": LETTERBOXED.model_copy(update={"grid": (27, 27)})},
+        {"model": info(), "preprocessing": LETTERBOXED.model_copy(update={"image_size": (384, 384)})},
+        {"model": info(), "method": "illava"},
     ],
-    ids=["size", "text model", "family", "grid", "method"],
+    ids=["size", "Llama 3", "depth", "text model", "family", "grid", "tower", "method"],
 )
 def test_every_other_model_gets_padding_alone_and_a_note(
     changes: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -89,7 +98,7 @@ def test_padding_is_not_claimed_where_there_is_none(caplog: pytest.LogCaptureFix
 
 
 def test_random_scores_have_padding_alone(caplog: pytest.LogCaptureFixture) -> None:
-    assert found(method="random", model=info(*LLAVA[7])) == ((PADDING,), None)
+    assert found(method="random", model=info()) == ((PADDING,), None)
     assert not caplog.messages
 
 

@@ -433,8 +433,19 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, kind: str, step: 
             outputs["logits"][0, slice(None) if value < 0 else 7] = value
 
     backend.language.tamper = spoil
-    with pytest.raises(NumericsError, match=rf"logits that are {kind}: expected numbers; fp32.*verify"):
+    with pytest.raises(NumericsError, match=rf"logits that are {kind}: expected numbers; its weights"):
         generate(session, prompt_inputs(1, 6), tokens=5)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_another_type_is_recommended_where_it_reaches_further_alone(dtype: str) -> None:
+    session, backend = make()
+    info = session.manifest.model.model_copy(update={"dtype": dtype})
+    session.manifest = session.manifest.model_copy(update={"model": info})
+    backend.language.tamper = lambda outputs: outputs["logits"].fill(np.nan)
+    with pytest.raises(NumericsError) as raised:
+        generate(session, prompt_inputs(1, 6), tokens=5)
+    assert ("`dtype='bf16'`" in str(raised.value)) == (dtype == "fp16")
 
 
 def test_a_model_may_rule_tokens_out_by_minus_infinity() -> None:
