@@ -55,7 +55,7 @@ def inspect(
         check_drawable(manifest, images, draw)
         reply = _first_token(bundle, backend, typed(prompt, "--prompt"), images)
         draw_reply(manifest, images, reply, draw)
-        drawn = _drawing_facts(reply, draw)
+        drawn = _drawing_facts(manifest, reply, draw)
     if as_json:
         print_json("bundle", {**summary.as_json(bundle, manifest), **({"drawing": drawn} if drawn else {})})
         return
@@ -64,12 +64,13 @@ def inspect(
         kept, plain = (
             ", ".join(map(str, drawn[name])) for name in ("padded_kept", "padded_kept_without_debias")
         )
+        compared = manifest.plan.debias and None not in drawn["padded_kept_without_debias"]
         kept_text = f"{', '.join(map(str, drawn['kept']))} of {drawn['visual_tokens']} tokens"
         print_fields(
             [
                 ("drawn in", str(draw)),
                 ("kept", kept_text),
-                ("padding among them", f"{kept} (without debias {plain})" if manifest.plan.debias else kept),
+                ("padding among them", f"{kept} (without debias {plain})" if compared else kept),
             ]
         )
 
@@ -100,18 +101,21 @@ def _first_token(bundle: Path, backend: str, prompt: str, images: list[str]) -> 
     return load(bundle, backend).generate(prompt, images, max_new_tokens=1)
 
 
-def _drawing_facts(reply: Reply, output: Path) -> dict[str, Any]:
-    plain = [stage.without_debias() for stage in reply.stages]
-    padding = [stage.candidates[stage.visual_valid == 0] for stage in reply.stages]
+def _drawing_facts(manifest: Manifest, reply: Reply, output: Path) -> dict[str, Any]:
+    """The drawing in numbers; null is what a stage's scores, already debiased, do not tell."""
+    plain = [
+        stage.without_debias() if planned.score_is_raw else None
+        for stage, planned in zip(reply.stages, manifest.plan.stages, strict=True)
+    ]
     return {
         "file": str(output),
         "visual_tokens": reply.statistics.visual_tokens,
         "kept": list(reply.statistics.kept),
         "padded_kept": list(reply.statistics.padded_kept),
         "padded_kept_without_debias": [
-            len(set(kept.tolist()) & set(padded.tolist()))
-            for kept, padded in zip(plain, padding, strict=True)
+            None if kept is None else stage.padded_among(kept)
+            for stage, kept in zip(reply.stages, plain, strict=True)
         ],
         "kept_visual": [list(stage) for stage in reply.kept_visual],
-        "kept_visual_without_debias": [kept.tolist() for kept in plain],
+        "kept_visual_without_debias": [None if kept is None else kept.tolist() for kept in plain],
     }

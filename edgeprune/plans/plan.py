@@ -166,6 +166,11 @@ class PruningStage(Part):
         return () if self.ranking is Ranking.RANK_FUSION else self.debias
 
     @property
+    def score_is_raw(self) -> bool:
+        """Whether the stage's scores tell what it would select without debias."""
+        return self.node_debias == self.debias
+
+    @property
     def needs_text_behind_images(self) -> bool:
         """Whether a prompt must not end with an image.
 

@@ -38,7 +38,7 @@ def draw_kept(
 
     Dropped tokens are dimmed. Kept ones have a green frame; a red one where they are padding. "Without
     debias" is what the same scores select without bias curve and padding mask. A stage that the plan does not
-    debias has one half alone.
+    debias has one half alone, and so has one whose scores are debiased before they are ranked.
 
     Args:
         manifest: of the bundle.
@@ -92,9 +92,9 @@ def as_seen(image: NDArray[np.uint8], spec: Preprocessing) -> Image.Image:
 
 
 def _panels(manifest: Manifest, stage: StageResult) -> list[_Panel]:
-    debiased = any(planned.layer == stage.layer and planned.node_debias for planned in manifest.plan.stages)
-    without = _Panel("without debias", stage.without_debias())
-    return [without, _Panel("with debias", stage.kept_visual)] if debiased else [without]
+    (planned,) = (planned for planned in manifest.plan.stages if planned.layer == stage.layer)
+    panels = [_Panel("without debias", stage.without_debias())] if planned.score_is_raw else []
+    return [*panels, _Panel("with debias", stage.kept_visual)] if planned.debias else panels
 
 
 def _count(kept: int, of: int, padded: NDArray[np.bool_]) -> str:

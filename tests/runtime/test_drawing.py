@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,15 @@ def test_a_stage_that_is_not_debiased_is_drawn_once() -> None:
     both = draw_kept(manifest, [blue()], stage([3]))
     once = draw_kept(manifest.model_copy(update={"plan": plan}), [blue()], stage([3]))
     assert once.width == both.width - 500
+
+
+def test_scores_that_are_debiased_already_do_not_tell_what_is_kept_without() -> None:
+    manifest = make_manifest(method="tokencarve")
+    (layer,) = (planned.layer for planned in manifest.plan.stages)
+    assert manifest.plan.debias
+    once = draw_kept(manifest, [blue()], dataclasses.replace(stage([3, 6, 12]), layer=layer))
+    assert once.width < 600 < draw_kept(make_manifest(), [blue()], stage([3])).width
+    assert colored(cells(once, 0)[:, 0], BLUE) == [3, 6, 12]
 
 
 def test_the_picture_is_drawn_as_the_model_sees_it() -> None:

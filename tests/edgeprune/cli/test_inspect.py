@@ -163,6 +163,17 @@ def test_without_debias_there_is_nothing_to_compare_with(
         assert ("(without debias" in out) == told
 
 
+def test_what_would_be_kept_without_debias_is_not_said_where_the_scores_do_not_tell(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeprune.runtime.load", FakeModel().load, raising=False)
+    made = write_bundle(tmp_path / "made", method="tokencarve")
+    asked = ("inspect", made, "--image", PICTURE, "--draw", tmp_path / "kept.png")
+    assert "(without debias" not in cli(*asked).out
+    facts = json.loads(cli(*asked, "--json").out)["drawing"]
+    assert facts["kept_visual_without_debias"] == facts["padded_kept_without_debias"] == [None]
+
+
 def test_a_drawing_needs_an_image(cli: Cli, bundle: Path) -> None:
     result = cli("inspect", bundle, "--draw", "kept.png")
     assert (result.code, "'--draw': expected an --image" in result.message) == (2, True)
