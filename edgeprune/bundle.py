@@ -19,9 +19,11 @@ from pydantic import ValidationError
 from edgeprune.errors import BundleError, InputError
 from edgeprune.fields import first_fault, leaves, shown
 from edgeprune.files import open_regular, write_text
+from edgeprune.interface import PLAN_METADATA
 from edgeprune.json_file import read_json
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
-from edgeprune.onnx_files import external_files
+from edgeprune.onnx_files import external_files, metadata
+from edgeprune.plans import PruningPlan
 
 _CHUNK = 1 << 22
 # What is hashed at every load: some tenths of a second in all.
@@ -107,6 +109,7 @@ def read_manifest(
     _check_listed(root, manifest)
     check_files(root, manifest.files, check == "hashes", progress)
     _check_weights_listed(root, manifest)
+    _check_plan(root, manifest)
     return manifest
 
 
@@ -162,6 +165,23 @@ def _check_weights_listed(root: Path, manifest: Manifest) -> None:
                 "not list, so that nobody can tell whether they are the right ones: copy the whole bundle "
                 "again, or export it again"
             )
+
+
+def _check_plan(root: Path, manifest: Manifest) -> None:
+    """Refuses a plan that is not the one the graph was made by, where the graph says which that is."""
+    path = root / manifest.language.file
+    stated = metadata(path).get(PLAN_METADATA)
+    if stated is None:
+        return
+    try:
+        same = PruningPlan.model_validate_json(stated) == manifest.plan
+    except ValidationError:
+        same = False
+    if not same:
+        raise BundleError(
+            f"{path} was made by another plan than {MANIFEST_NAME} says ({manifest.plan.describe()}): they "
+            "do not belong together; copy the whole bundle again, or export it again"
+        )
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # The operator of a pruning stage, one node each.
 OP_DOMAIN, OP_NAME = "com.edgeprune", "DebiasedTokenPrune"
 
+# The name of the language graph's metadata that holds its plan, as JSON.
+PLAN_METADATA = "edgeprune.plan"
+
 # The vision graph.
 PIXEL_VALUES, VISUAL_EMBEDS, VISUAL_PLACE = "pixel_values", "visual_embeds", "visual_place"
 # The language graph, with VISUAL_EMBEDS.

@@ -138,6 +138,10 @@ class Prompt(Part):
     template_variables: Annotated[dict[Line, TokenText], Field(default_factory=dict, max_length=1000)]
 
 
+# The fields of `Generation` that say something only where tokens are drawn.
+OF_DRAWING = ("temperature", "top_k", "top_p", "min_p")
+
+
 class Generation(Part):
     """How the next token is chosen where a caller says nothing: the checkpoint's own defaults.
 

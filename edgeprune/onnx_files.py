@@ -1,4 +1,4 @@
-"""Which files an ONNX graph keeps its tensors in, read from the file's bytes without the package onnx.
+"""What an ONNX graph says of itself: the files it keeps its tensors in, and its metadata, without onnx.
 
 A bundle's graphs are protobuf messages that name other files ("external data"). A runtime opens whatever
 they name, so a bundle is whole only if every such file is in its manifest's list. Only what can hold a
@@ -8,8 +8,9 @@ together, so nothing that a runtime opens is missed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from edgeprune.errors import BundleError, InputError
 from edgeprune.fields import shown
@@ -44,6 +45,9 @@ _FIELDS: dict[str, dict[int, str]] = {
     "Tensor": {13: "Entry"},
 }
 _KEY, _VALUE = 1, 2
+_METADATA = 14  # of a model: entries of key and value
+
+Result = TypeVar("Result")
 
 
 def external_files(path: Path) -> set[str]:
@@ -53,6 +57,19 @@ def external_files(path: Path) -> set[str]:
         BundleError: the file is no ONNX graph, or larger than any that edgeprune writes.
         OSError: it cannot be read.
     """
+    return _read(path, lambda content: set(_locations(content, "Model", 0)))
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The graph's metadata_props: texts by name, the last of one name.
+
+    Raises:
+        BundleError, OSError: as `external_files`.
+    """
+    return _read(path, lambda content: dict(_metadata(content)))
+
+
+def _read(path: Path, reader: Callable[[memoryview], Result]) -> Result:
     try:
         with open_regular(path, "the graph") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -60,11 +77,18 @@ def external_files(path: Path) -> set[str]:
             raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MB, and weights belong into other files")
         if content[4:8] == _ORT_FORMAT:
             raise ValueError("it is in ONNX Runtime's own format")
-        return set(_locations(memoryview(content), "Model", 0))
+        return reader(memoryview(content))
     except (ValueError, InputError) as error:
         raise BundleError(
             f"{path} is no ONNX graph ({error}): copy the bundle again, or export it again"
         ) from error
+
+
+def _metadata(model: memoryview) -> Iterator[tuple[str, str]]:
+    for number, content in _fields(model):
+        if number == _METADATA and content is not None:
+            entry = {n: bytes(c).decode("utf-8", "replace") for n, c in _fields(content) if c is not None}
+            yield entry.get(_KEY, ""), entry.get(_VALUE, "")
 
 
 def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:

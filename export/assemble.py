@@ -132,8 +132,14 @@ def _name_axes(values: list[ir.Value], specs: Interface, kind: str) -> None:
         value.shape = ir.Shape(list(spec.shape))
 
 
-def save(graph: ir.Model, interface: Interface, path: Path, producer: str) -> None:
-    """Writes the ONNX file with the interface's names and axes; weights stay where they are."""
+def save(
+    graph: ir.Model,
+    interface: Interface,
+    path: Path,
+    producer: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the ONNX file with the interface's names and axes, and metadata; weights stay where they are."""
     _name_axes(list(graph.graph.inputs), interface, "inputs")
     _name_axes(list(graph.graph.outputs), interface, "outputs")
     graph.producer_name, graph.producer_version = "edgeprune", producer
@@ -144,7 +150,7 @@ def save(graph: ir.Model, interface: Interface, path: Path, producer: str) -> No
     for value in graph.graph.initializers.values():
         value.metadata_props.clear()
     proto = ir.to_proto(graph)
-    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, dict(metadata or {}))
     if has_node(proto):
         append_function(proto)
     onnx.save(proto, path)

@@ -11,7 +11,7 @@ from edgeprune.errors import InputError
 from edgeprune.exporter.processor import read_json
 from edgeprune.fields import shown
 from edgeprune.log import note
-from edgeprune.manifest import Generation
+from edgeprune.manifest import OF_DRAWING, Generation
 
 NAME = "generation_config.json"
 
@@ -66,6 +66,11 @@ def read_generation(folder: Path) -> Generation:
     known = {name: raw[name] for name in Generation.model_fields if name in raw}
     if known.get("temperature") == 0:  # as some checkpoints say that they take the likeliest token
         known |= {"temperature": 1.0, "do_sample": False}
+    if not known.get("do_sample"):
+        # Of no effect, whatever they are; they become one where somebody asks to draw.
+        known = {
+            name: value for name, value in known.items() if name not in OF_DRAWING or _is_valid(name, value)
+        }
     try:
         return Generation.model_validate(known)
     except ValidationError as error:
@@ -75,6 +80,14 @@ def read_generation(folder: Path) -> Generation:
             f"{folder / file} has {name} {shown(repr(known.get(str(name))))} ({fault['msg']}): correct or "
             "remove it"
         ) from error
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    try:
+        Generation.model_validate({name: value})
+    except ValidationError:
+        return False
+    return True
 
 
 def _values(folder: Path) -> tuple[dict[str, Any], str]:

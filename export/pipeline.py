@@ -28,7 +28,7 @@ from edgeprune.exporter.origin import check_curve, model_name, origin
 from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.fields import first_fault
 from edgeprune.files import need_utf8
-from edgeprune.interface import language_interface, vision_interface
+from edgeprune.interface import PLAN_METADATA, language_interface, vision_interface
 from edgeprune.log import note
 from edgeprune.manifest import (
     MAX_OPSET,
@@ -240,7 +240,8 @@ def _write(
             sources |= PrunedDecoder.constants(plan, torch.from_numpy(bias))
         assemble.attach(traced, sources, scratch)
         assemble.optimize(traced)
-        assemble.save(traced, spec, scratch / name, edgeprune.__version__)
+        stated = {PLAN_METADATA: plan.model_dump_json()} if module is decoder else None
+        assemble.save(traced, spec, scratch / name, edgeprune.__version__, stated)
         assemble.check(scratch / name, spec, stages)
 
     listed = [*entries, *(_entry(scratch / n) for n in ("vision.onnx", "language.onnx", prompt.tokenizer))]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.log import note
-from edgeprune.manifest import Generation
+from edgeprune.manifest import OF_DRAWING, Generation
 
 Scores = NDArray[np.float32]
 
@@ -41,9 +41,6 @@ class SamplingOptions(TypedDict, total=False):
     no_repeat_ngram_size: int | None
 
 
-_OF_DRAWING = ("temperature", "top_k", "top_p", "min_p")
-
-
 def chosen_by(defaults: Generation, given: SamplingOptions) -> Generation:
     """The bundle's way to choose tokens with what a caller says instead.
 
@@ -59,10 +56,10 @@ def chosen_by(defaults: Generation, given: SamplingOptions) -> Generation:
             raise InputError(f"`{name}` is {value!r}: expected {expected}")
     if said.get("temperature") == 0:
         said |= {"temperature": 1.0, "do_sample": False}
-    elif "do_sample" not in said and any(name in said for name in _OF_DRAWING):
+    elif "do_sample" not in said and any(name in said for name in OF_DRAWING):
         said["do_sample"] = True
-    elif said.get("do_sample") is False and any(name in said for name in _OF_DRAWING):
-        useless = ", ".join(f"`{name}`" for name in _OF_DRAWING if name in said)
+    elif said.get("do_sample") is False and any(name in said for name in OF_DRAWING):
+        useless = ", ".join(f"`{name}`" for name in OF_DRAWING if name in said)
         note(f"{useless} changes nothing where the likeliest token is taken (`do_sample=False`)")
     return defaults.model_copy(update=said)
 

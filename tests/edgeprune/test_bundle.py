@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from edgeprune import bundle as module
@@ -18,8 +19,9 @@ from edgeprune.bundle import (
     sha256_of,
 )
 from edgeprune.errors import BundleError
+from edgeprune.interface import PLAN_METADATA
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION
-from tests.manifests import FILES, entry, graph_pointing_to, into_hub, make_manifest, write_bundle
+from tests.manifests import FILES, entry, graph_pointing_to, into_hub, make_manifest, relist, write_bundle
 
 EMPTY_SHA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -302,3 +304,20 @@ def test_paths_inside_are_fine(bundle: Path) -> None:
 def test_the_bundle_itself_may_be_reached_by_a_link(bundle: Path) -> None:
     (bundle.parent / "link").symlink_to(bundle)
     assert read_manifest(bundle.parent / "link", check="hashes")
+
+
+@pytest.mark.parametrize("stated", ["other", "no plan", "same", None])
+def test_a_graph_of_another_plan_is_refused(tmp_path: Path, stated: str | None) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    plan = read_manifest(folder).plan
+    texts = {"other": plan.debiased(()).model_dump_json(), "no plan": "{", "same": plan.model_dump_json()}
+    if stated is not None:
+        model = onnx.load(folder / "language.onnx", load_external_data=False)
+        onnx.helper.set_model_props(model, {PLAN_METADATA: texts[stated]})
+        onnx.save(model, folder / "language.onnx")
+        relist(folder, "language.onnx")
+    if stated in ("other", "no plan"):
+        with pytest.raises(BundleError, match=r"was made by another plan than edgeprune\.json says"):
+            read_manifest(folder)
+    else:
+        assert read_manifest(folder).plan == plan

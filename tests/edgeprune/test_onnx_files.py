@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from edgeprune import onnx_files as module
 from edgeprune.errors import BundleError
-from edgeprune.onnx_files import external_files
+from edgeprune.onnx_files import external_files, metadata
 from tests.manifests import field, graph_pointing_to
 
 
@@ -207,3 +207,12 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "g.onnx")
     with pytest.raises(BundleError, match="is a pipe: expected a regular file"):
         external_files(tmp_path / "g.onnx")
+
+
+def test_metadata_equals_onnx_s(tmp_path: Path) -> None:
+    model = helper.make_model(graph())
+    helper.set_model_props(model, {"edgeprune.plan": "{}", "empty": "", "größe": "größer"})
+    onnx.save(model, tmp_path / "g.onnx")
+    assert metadata(tmp_path / "g.onnx") == {entry.key: entry.value for entry in model.metadata_props}
+    onnx.save(helper.make_model(graph()), tmp_path / "none.onnx")
+    assert metadata(tmp_path / "none.onnx") == {}

@@ -87,13 +87,25 @@ def test_what_is_not_supported_is_said_by_name(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": "hot"}, "has temperature 'hot'"),
-        ({"top_p": 1.5}, r"has top_p 1.5 \(Input should be less than or equal to 1\): correct or remove it"),
+        ({"temperature": "hot", "do_sample": True}, "has temperature 'hot'"),
+        (
+            {"top_p": 1.5, "do_sample": True},
+            r"has top_p 1.5 \(Input should be less than or equal to 1\): correct or remove it",
+        ),
         ({"repetition_penalty": -1}, "has repetition_penalty -1"),
         ({"do_sample": [1]}, "has do_sample"),
-        ({"temperature": 10**400}, r"has temperature 1000+\.\.\. \(Input should be"),
+        ({"temperature": 10**400, "do_sample": True}, r"has temperature 1000+\.\.\. \(Input should be"),
     ],
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_generation(folder(tmp_path, **values))
+
+
+def test_what_has_no_effect_is_not_judged(tmp_path: Path) -> None:
+    """As transformers ignores it: values of drawing where nothing is drawn."""
+    assert read_generation(folder(tmp_path, top_k=-1, top_p=0, temperature=0.7)) == Generation(
+        temperature=0.7
+    )
+    with pytest.raises(InputError, match="has top_k -1"):
+        read_generation(folder(tmp_path, top_k=-1, do_sample=True))
