@@ -22,7 +22,7 @@ from edgeprune.files import open_regular, write_text
 from edgeprune.interface import PLAN_METADATA
 from edgeprune.json_file import read_json
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
-from edgeprune.onnx_files import external_files, metadata
+from edgeprune.onnx_files import read_graph
 from edgeprune.plans import PruningPlan
 
 _CHUNK = 1 << 22
@@ -108,8 +108,7 @@ def read_manifest(
         raise BundleError(f"{path} is not valid: {first_fault(error)}; export the bundle again") from error
     _check_listed(root, manifest)
     check_files(root, manifest.files, check == "hashes", progress)
-    _check_weights_listed(root, manifest)
-    _check_plan(root, manifest)
+    _check_graphs(root, manifest)
     return manifest
 
 
@@ -154,34 +153,33 @@ def check_files(
             raise BundleError(f"{file} does not match its SHA-256 sum: it was altered; copy it again")
 
 
-def _check_weights_listed(root: Path, manifest: Manifest) -> None:
-    """What a graph opens and the list does not name could be anything, whatever the sums say."""
+def _check_graphs(root: Path, manifest: Manifest) -> None:
+    """What the graphs say of themselves: the files they open, and the plan they were made by."""
     listed = {entry.path for entry in manifest.files}
     for graph in (manifest.vision, manifest.language):
-        unlisted = external_files(root / graph.file) - listed
+        said = read_graph(root / graph.file)
+        # What it opens and the list does not name could be anything, whatever the sums say.
+        unlisted = said.external_files - listed
         if unlisted:
             raise BundleError(
                 f"{root / graph.file} keeps weights in {shown(min(unlisted))}, which {MANIFEST_NAME} does "
                 "not list, so that nobody can tell whether they are the right ones: copy the whole bundle "
                 "again, or export it again"
             )
+        stated = said.metadata.get(PLAN_METADATA)
+        if stated is not None and not _is_plan(stated, manifest.plan):
+            raise BundleError(
+                f"{root / graph.file} was made by another plan than {MANIFEST_NAME} says "
+                f"({manifest.plan.describe()}): they do not belong together; copy the whole bundle again, "
+                "or export it again"
+            )
 
 
-def _check_plan(root: Path, manifest: Manifest) -> None:
-    """Refuses a plan that is not the one the graph was made by, where the graph says which that is."""
-    path = root / manifest.language.file
-    stated = metadata(path).get(PLAN_METADATA)
-    if stated is None:
-        return
+def _is_plan(text: str, plan: PruningPlan) -> bool:
     try:
-        same = PruningPlan.model_validate_json(stated) == manifest.plan
+        return PruningPlan.model_validate_json(text) == plan
     except ValidationError:
-        same = False
-    if not same:
-        raise BundleError(
-            f"{path} was made by another plan than {MANIFEST_NAME} says ({manifest.plan.describe()}): they "
-            "do not belong together; copy the whole bundle again, or export it again"
-        )
+        return False
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -8,9 +8,9 @@ together, so nothing that a runtime opens is missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from edgeprune.errors import BundleError, InputError
 from edgeprune.fields import shown
@@ -47,29 +47,27 @@ _FIELDS: dict[str, dict[int, str]] = {
 _KEY, _VALUE = 1, 2
 _METADATA = 14  # of a model: entries of key and value
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True)
+class GraphFile:
+    """What a graph says of itself.
+
+    Attributes:
+        external_files: the files that its tensors lie in, as it names them.
+        metadata: its metadata_props: texts by name, the last of one name.
+    """
+
+    external_files: frozenset[str]
+    metadata: Mapping[str, str]
 
 
-def external_files(path: Path) -> set[str]:
-    """The files that a graph's tensors lie in, as the graph names them.
+def read_graph(path: Path) -> GraphFile:
+    """Reads a graph's file once.
 
     Raises:
         BundleError: the file is no ONNX graph, or larger than any that edgeprune writes.
         OSError: it cannot be read.
     """
-    return _read(path, lambda content: set(_locations(content, "Model", 0)))
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """The graph's metadata_props: texts by name, the last of one name.
-
-    Raises:
-        BundleError, OSError: as `external_files`.
-    """
-    return _read(path, lambda content: dict(_metadata(content)))
-
-
-def _read(path: Path, reader: Callable[[memoryview], Result]) -> Result:
     try:
         with open_regular(path, "the graph") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -77,11 +75,17 @@ def _read(path: Path, reader: Callable[[memoryview], Result]) -> Result:
             raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MB, and weights belong into other files")
         if content[4:8] == _ORT_FORMAT:
             raise ValueError("it is in ONNX Runtime's own format")
-        return reader(memoryview(content))
+        model = memoryview(content)
+        return GraphFile(frozenset(_locations(model, "Model", 0)), dict(_metadata(model)))
     except (ValueError, InputError) as error:
         raise BundleError(
             f"{path} is no ONNX graph ({error}): copy the bundle again, or export it again"
         ) from error
+
+
+def external_files(path: Path) -> frozenset[str]:
+    """See `read_graph`, of which this is one part."""
+    return read_graph(path).external_files
 
 
 def _metadata(model: memoryview) -> Iterator[tuple[str, str]]:

@@ -13,10 +13,10 @@ import torch
 from onnx import defs, helper, parser
 
 from edgeprune.exporter import indexing, information
-from edgeprune.interface import OP_DOMAIN, OP_NAME
+from edgeprune.interface import OP_DOMAIN as DOMAIN
+from edgeprune.interface import OP_NAME
 from edgeprune.selection import kept_count
 
-DOMAIN = OP_DOMAIN
 OP_VERSION = 1
 KEEP_ATTRIBUTE = "keep_per_10000"
 

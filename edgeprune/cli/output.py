@@ -46,9 +46,10 @@ def print_reason(what: str, reason: str, stderr: bool = True) -> None:
 
 def print_json(kind: str, value: Mapping[str, object]) -> None:
     """One JSON object that says what it is: `format` changes when a key does."""
-    text = json.dumps({"format": f"edgeprune.{kind}/1", **value}, indent=2, ensure_ascii=False)
+    whole = {"format": f"edgeprune.{kind}/1", **value}
+    text = json.dumps(whole, indent=2, ensure_ascii=False)
     # Escaped where the terminal or a name's bytes would lose characters.
-    print(text if shows(text) else json.dumps(json.loads(text), indent=2))
+    print(text if shows(text) else json.dumps(whole, indent=2))
 
 
 def print_fields(fields: Sequence[tuple[str, str]], stderr: bool = False) -> None:

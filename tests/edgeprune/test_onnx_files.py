@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from edgeprune import onnx_files as module
 from edgeprune.errors import BundleError
-from edgeprune.onnx_files import external_files, metadata
+from edgeprune.onnx_files import external_files, read_graph
 from tests.manifests import field, graph_pointing_to
 
 
@@ -213,6 +213,8 @@ def test_metadata_equals_onnx_s(tmp_path: Path) -> None:
     model = helper.make_model(graph())
     helper.set_model_props(model, {"edgeprune.plan": "{}", "empty": "", "größe": "größer"})
     onnx.save(model, tmp_path / "g.onnx")
-    assert metadata(tmp_path / "g.onnx") == {entry.key: entry.value for entry in model.metadata_props}
+    assert read_graph(tmp_path / "g.onnx").metadata == {
+        entry.key: entry.value for entry in model.metadata_props
+    }
     onnx.save(helper.make_model(graph()), tmp_path / "none.onnx")
-    assert metadata(tmp_path / "none.onnx") == {}
+    assert read_graph(tmp_path / "none.onnx").metadata == {}
