@@ -87,10 +87,10 @@ def measure(shape: str, dtype: str, targets: list[str], work: Path) -> Taken:
     """Builds a random LLaVA of a shape in a dtype and tells what that took."""
     from edgeprune import export
     from edgeprune.bundle import read_manifest
-    from edgeprune.runtime.engines import build
-    from edgeprune.runtime.engines.flavours import flavour_by_name
-    from edgeprune.runtime.engines.memory import estimate, weight_bytes
-    from edgeprune.runtime.engines.sidecar import read_sidecar
+    from edgeprune.runtime.backends.tensorrt import build
+    from edgeprune.runtime.backends.tensorrt.flavours import flavour_by_name
+    from edgeprune.runtime.backends.tensorrt.memory import estimate, weight_bytes
+    from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
 
     write(shape, work / "model", dtype)
     bundle = export(work / "model", keep=0.3, output=work / "bundle", verify=False)

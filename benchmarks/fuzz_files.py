@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz_altering import JSON_PIECES, altered, changed, scratch
-from edgeprune import curves
 from edgeprune.bundle import read_manifest
+from edgeprune.debias import curves
 from edgeprune.evaluation.benchmarks import BENCHMARKS, read_questions
 from edgeprune.evaluation.formats import Files
 from edgeprune.evaluation.predictions import Prediction, PredictionFile

@@ -167,7 +167,7 @@ def eager_step(
 
 
 def _eager_us(torch: Any, visual: int, width: int, runs: int) -> float:
-    from edgeprune.selection import kept_count
+    from edgeprune.debias.selection import kept_count
 
     text = 84  # as bench_prune has it
     with torch.device("cuda"), torch.no_grad():
@@ -220,8 +220,8 @@ def _engine(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
     """Builds an engine, and where there is a GPU compares it with ONNX Runtime."""
     from edgeprune.bundle import read_manifest
     from edgeprune.manifest import failures
-    from edgeprune.runtime.engines.compare import compare
-    from edgeprune.runtime.engines.sidecar import read_sidecar
+    from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
+    from edgeprune.verification.backends import compare
 
     bundle, folder = _bundle_with_engines(place, model, name, dtype, KEEP)
     sidecar = read_sidecar(folder)
@@ -249,7 +249,7 @@ def first_token(place: Place) -> dict[str, Any]:
     """Seconds to the first token of the larger model, in four ways."""
     import numpy as np
 
-    from edgeprune.runtime import bench
+    from edgeprune.bench import run as bench
 
     _need_gpu(place)
     model = _random_llava(place)
@@ -279,7 +279,7 @@ def _hugging_face(torch: Any, folder: Path, picture: Any, runs: int) -> dict[str
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     from benchmarks.prefill import hugging_face
-    from edgeprune.selection import keep_per_10000, kept_count
+    from edgeprune.debias.selection import keep_per_10000, kept_count
 
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float16).to("cuda").eval()
@@ -307,8 +307,8 @@ def _bundle_with_engines(
     place: Place, model: Path, name: str, dtype: str, keep: float | None
 ) -> tuple[Path, Path]:
     """A bundle, unpruned where keep is None, and the folder of its engines."""
-    from edgeprune.runtime.engines import build
-    from edgeprune.runtime.engines.flavours import FLAVOURS, is_installed
+    from edgeprune.runtime.backends.tensorrt import build
+    from edgeprune.runtime.backends.tensorrt.flavours import FLAVOURS, is_installed
 
     if not is_installed(FLAVOURS[FLAVOUR]):
         raise SkippedError("TensorRT for RTX is not installed: pip install 'edgeprune[rtx]'")
@@ -370,7 +370,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def machine() -> tuple[dict[str, Any], str | None]:
     """Facts about this machine, and its GPU's architecture."""
     from edgeprune.cli.machine import read_machine
-    from edgeprune.runtime.engines import device
+    from edgeprune.runtime.backends.tensorrt import device
 
     found = read_machine()
     gpu = device.read_gpu(device.runtime("the GPU check", "rtx")) if device.is_installed() else None

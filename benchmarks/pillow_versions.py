@@ -15,7 +15,11 @@ import sys
 import tempfile
 
 VERSIONS = ("10.4.0", "11.3.0", "12.3.0", "13.0.0")
-TESTS = ("tests/runtime/test_resizing.py", "tests/runtime/test_images.py", "tests/edgeprune/test_masks.py")
+TESTS = (
+    "tests/runtime/test_resizing.py",
+    "tests/runtime/test_images.py",
+    "tests/edgeprune/debias/test_masks.py",
+)
 
 
 def run(version: str) -> tuple[bool, str]:

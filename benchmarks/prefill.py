@@ -197,8 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     from edgeprune import export
-    from edgeprune.runtime import bench
-    from edgeprune.selection import keep_per_10000, kept_count
+    from edgeprune.bench import run as bench
+    from edgeprune.debias.selection import keep_per_10000, kept_count
 
     torch.set_num_threads(options.threads)
     picture = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)

@@ -34,9 +34,9 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from edgeprune.debias.masks import letterbox_valid
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.fitting import Attention, need_pictures, slope, spearman
-from edgeprune.masks import letterbox_valid
 from samples import model as sample
 from samples import packing, stages
 from samples.packing import Packed

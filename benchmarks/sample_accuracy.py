@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 import edgeprune
 from benchmarks import sample_report
 from benchmarks.sample_report import Figure, Report, Trend, mean_and_error
-from edgeprune.curves import ExponentialCurve, save_curve
+from edgeprune.debias.curves import ExponentialCurve, save_curve
+from edgeprune.debias.selection import keep_per_10000, random_visual
 from edgeprune.errors import EdgepruneError, InputError, PruningError
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import Backend, open_backend
@@ -43,7 +44,6 @@ from edgeprune.runtime.backends.base import Graph
 from edgeprune.runtime.prompt import PromptEncoder
 from edgeprune.runtime.sampling import Sampler
 from edgeprune.runtime.session import Generated, PromptInputs
-from edgeprune.selection import keep_per_10000, random_visual
 from samples.scenes import (
     GRID,
     HELD_OUT_SEEDS,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeprune.api import export
-    from edgeprune.curves import BiasCurve
+    from edgeprune.debias.curves import BiasCurve
     from edgeprune.errors import EdgepruneError
     from edgeprune.manifest import Manifest
     from edgeprune.plans import PruningPlan
@@ -29,7 +29,7 @@ _PUBLIC = {
     "export": "edgeprune.api",
     "load": "edgeprune.runtime",
     "EdgepruneError": "edgeprune.errors",
-    "BiasCurve": "edgeprune.curves",
+    "BiasCurve": "edgeprune.debias.curves",
     "PruningPlan": "edgeprune.plans",
     "Manifest": "edgeprune.manifest",
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.exporter import part
+from edgeprune.optional import export_module
 
 if TYPE_CHECKING:
     from edgeprune.manifest import DType
@@ -59,9 +59,15 @@ def export(
     Raises:
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
-    pipeline = part("pipeline")
+    pipeline = export_module("exporter.pipeline")
+    verification = export_module("verification.original")
     options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed)
     written: Path = pipeline.export(
-        model, options, output=output, force=force, verify=verify, progress=progress
+        model,
+        options,
+        output=output,
+        force=force,
+        verify=verification.verify_bundle if verify else None,
+        progress=progress,
     )
     return written

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.checks import check_count
-from edgeprune.curves import BiasCurve, FittedTo
+from edgeprune.debias.curves import BiasCurve, FittedTo
 from edgeprune.errors import InputError
 from edgeprune.evaluation.formats import PICTURE_ENDINGS, Files, llava_lines
 from edgeprune.evaluation.questions import read_text

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.curves import load_curve
+from edgeprune.debias.curves import load_curve
 from edgeprune.errors import InputError, OutputError
 from edgeprune.files import open_regular, refuse_same, write_bytes
 from edgeprune.fitting import Attention

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.curves import BiasCurve, CubicCurve, ExponentialCurve, TabulatedCurve
+from edgeprune.debias.curves import BiasCurve, CubicCurve, ExponentialCurve, TabulatedCurve
 from edgeprune.errors import InputError
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgeprune.curves import BiasCurve, TabulatedCurve
+from edgeprune.debias.curves import BiasCurve, TabulatedCurve
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.fields import (
     Bytes,
     FilePath,
@@ -26,7 +27,6 @@ from edgeprune.fields import (
     TokenText,
 )
 from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
-from edgeprune.masks import PaddingMask
 from edgeprune.plans import Debias, PruningPlan
 
 SCHEMA_VERSION = 1

@@ -23,7 +23,8 @@ from edgeprune.calibration import (
 )
 from edgeprune.calibration_files import Outputs, State
 from edgeprune.checks import check_count
-from edgeprune.curves import save_curve
+from edgeprune.debias.curves import save_curve
+from edgeprune.debias.masks import PaddingMask, visual_valid
 from edgeprune.errors import InputError
 from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.measuring import MeasuringDecoder
@@ -33,7 +34,6 @@ from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
 from edgeprune.files import only_writer
 from edgeprune.fitting import KINDS, TrendKind, need_pictures
 from edgeprune.manifest import Preprocessing
-from edgeprune.masks import PaddingMask, visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.images import load_image

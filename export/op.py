@@ -12,10 +12,10 @@ import onnxscript
 import torch
 from onnx import defs, helper, parser
 
+from edgeprune.debias.selection import kept_count
 from edgeprune.exporter import indexing, information
 from edgeprune.interface import OP_DOMAIN as DOMAIN
 from edgeprune.interface import OP_NAME
-from edgeprune.selection import kept_count
 
 OP_VERSION = 1
 KEEP_ATTRIBUTE = "keep_per_10000"
@@ -27,7 +27,7 @@ _LOWEST = torch.finfo(torch.float32).min
 def effective_score(
     score: torch.Tensor, visual_valid: torch.Tensor, bias_curve: torch.Tensor
 ) -> torch.Tensor:
-    """The debiased score as `edgeprune.selection.effective_score` defines it, float32 [B, V]."""
+    """The debiased score as `edgeprune.debias.selection.effective_score` defines it, float32 [B, V]."""
     product = score * bias_curve[: score.shape[1]] * visual_valid
     product = torch.where(product.isnan(), _LOWEST, product).clamp_min(_LOWEST)
     return torch.where(visual_valid == 0, -torch.inf, product)

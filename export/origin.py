@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from edgeprune.curves import BiasCurve, FittedTo
+from edgeprune.debias.curves import BiasCurve, FittedTo
 from edgeprune.errors import InputError
 from edgeprune.exporter.weights import checkpoint_files
 from edgeprune.files import open_regular

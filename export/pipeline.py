@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from transformers import PretrainedConfig
 
 import edgeprune
 from edgeprune.bundle import sha256_of, write_manifest
-from edgeprune.curves import BiasCurve, tile_weights
-from edgeprune.debiasing import check_wish, debiasing, read_debias
+from edgeprune.debias.curves import BiasCurve, tile_weights
+from edgeprune.debias.selection import read_share
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter import assemble, graph, weights
+from edgeprune.exporter.debiasing import check_wish, debiasing, read_debias
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, family_of, read_config
 from edgeprune.exporter.generation import read_generation
@@ -44,7 +46,9 @@ from edgeprune.manifest import (
 from edgeprune.plans import Keep, PruningPlan, keep_ratios, method_by_name, plan_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.replacing import need_space, writing_to
-from edgeprune.selection import read_share
+
+Verify: TypeAlias = "Callable[[Path, Manifest, Path, Progress], Verification]"
+"""Compares a bundle with the model's folder; see `edgeprune.verification.original.verify_bundle`."""
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
 
@@ -69,10 +73,10 @@ def export(
     *,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
-    verify: bool = True,
+    verify: Verify | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes a bundle; see `edgeprune.export`."""
+    """Writes a bundle; see `edgeprune.export`. What `verify` refuses is not put in place; None skips it."""
     listener = progress or Silent()
     if not MIN_OPSET <= options.opset <= MAX_OPSET:
         raise InputError(f"opset {options.opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
@@ -84,15 +88,10 @@ def export(
     _check_target(target, folder)
     with writing_to(target, force) as scratch:
         manifest = _write(folder, str(model), config, family, options, scratch, listener)
-        if verify:
-            from edgeprune.exporter.verify import verify_bundle
-
-            manifest = verify_bundle(scratch, manifest, folder, listener)
-        else:
-            manifest = manifest.model_copy(
-                update={"verification": Verification(skipped="it was not asked for")}
-            )
-        write_manifest(scratch, manifest)
+        verification = Verification(skipped="it was not asked for")
+        if verify is not None:
+            verification = verify(scratch, manifest, folder, listener)
+        write_manifest(scratch, manifest.model_copy(update={"verification": verification}))
     return target
 
 

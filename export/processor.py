@@ -21,11 +21,11 @@ from transformers.image_utils import (
 )
 
 from edgeprune import json_file
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.fields import shown
 from edgeprune.files import read_regular
 from edgeprune.manifest import Preprocessing, Prompt
-from edgeprune.masks import PaddingMask
 from edgeprune.plans import method_by_name
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.bundle import sha256_of, write_manifest
-from edgeprune.curves import ExponentialCurve
+from edgeprune.debias.curves import ExponentialCurve
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import (
     MANIFEST_NAME,
@@ -22,7 +23,6 @@ from edgeprune.manifest import (
     Prompt,
     Verification,
 )
-from edgeprune.masks import PaddingMask
 from edgeprune.plans import Debias, method_by_name
 
 

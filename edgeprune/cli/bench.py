@@ -22,7 +22,7 @@ from edgeprune.cli.output import (
 from edgeprune.cli.text import typed
 
 if TYPE_CHECKING:
-    from edgeprune.runtime.bench import BenchReport, SpeedUp, Spread
+    from edgeprune.bench.run import BenchReport, SpeedUp, Spread
 
 
 def bench(
@@ -53,7 +53,7 @@ def bench(
 
     `edgeprune bench out --backend tensorrt-rtx --baseline out-unpruned`
     """
-    from edgeprune.runtime import bench as measuring
+    from edgeprune.bench import run as measuring
 
     with progress_on_stderr() as progress:
         report = measuring.run(

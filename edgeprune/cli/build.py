@@ -77,8 +77,8 @@ def build(
 
     `edgeprune build llava --flavour tensorrt-rtx --target sm89`
     """
-    from edgeprune.runtime import engines
-    from edgeprune.runtime.engines.sidecar import read_sidecar
+    from edgeprune.runtime.backends import tensorrt as engines
+    from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
 
     with progress_on_stderr() as progress:
         folder = engines.build(

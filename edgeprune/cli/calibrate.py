@@ -70,8 +70,8 @@ def calibrate(
     """
     from edgeprune.calibration import plot
     from edgeprune.calibration_files import Outputs
-    from edgeprune.exporter import part
     from edgeprune.files import write_text
+    from edgeprune.optional import export_module
     from edgeprune.plotting import need_matplotlib
 
     if output.suffix != ".json":
@@ -81,7 +81,7 @@ def calibrate(
     if not no_plot:
         need_matplotlib()
     with progress_on_stderr() as progress:
-        found: Calibration = part("calibrate").calibrate(
+        found: Calibration = export_module("exporter.calibrate").calibrate(
             model,
             images,
             output,

@@ -130,18 +130,18 @@ def evaluate(
 
     `edgeprune eval llava --data llava_gqa.jsonl --annotations testdev.json --images gqa --metric gqa`
     """
-    from edgeprune.debiasing import check_wish, read_debias
+    from edgeprune.debias.selection import read_share
     from edgeprune.evaluation.answering import Asking
     from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
     from edgeprune.evaluation.comparison import Grid, comparison_outputs
     from edgeprune.evaluation.exporting import UNPRUNED, Pruning
     from edgeprune.evaluation.formats import Files
     from edgeprune.evaluation.outputs import Outputs, inputs_of
+    from edgeprune.exporter.debiasing import check_wish, read_debias
     from edgeprune.files import alone_in, make_folder, refuse_same
     from edgeprune.manifest import MANIFEST_NAME
     from edgeprune.plans import method_by_name
     from edgeprune.plotting import need_matplotlib
-    from edgeprune.selection import read_share
 
     benchmark = benchmark_by_name(metric)
     is_bundle = os.path.isfile(Path(target) / MANIFEST_NAME)
@@ -205,9 +205,9 @@ def _listed(text: str) -> list[str]:
 
 
 def _model_folder(target: str, progress: Progress) -> Path:
-    from edgeprune.exporter import part
+    from edgeprune.optional import export_module
 
-    folder: Path = part("pipeline").resolve_model(target, progress)
+    folder: Path = export_module("exporter.pipeline").resolve_model(target, progress)
     return folder
 
 

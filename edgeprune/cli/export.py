@@ -59,7 +59,7 @@ def export(
     """
     import edgeprune
     from edgeprune.bundle import read_manifest
-    from edgeprune.debiasing import check_wish, read_debias
+    from edgeprune.exporter.debiasing import check_wish, read_debias
     from edgeprune.plans import method_by_name
 
     # Before the exporter's packages are loaded, so that a mistake is told at once.

@@ -60,7 +60,7 @@ def read_shares(text: str | None) -> KeepRatios:
     Raises:
         InputError: a share is no number above 0 and at most 1, and no fraction.
     """
-    from edgeprune.selection import read_share
+    from edgeprune.debias.selection import read_share
 
     if text is None:
         return None

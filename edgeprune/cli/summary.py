@@ -11,7 +11,7 @@ from edgeprune.cli.text import shows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgeprune.curves import BiasCurve
+    from edgeprune.debias.curves import BiasCurve
     from edgeprune.interface import TensorSpec
     from edgeprune.manifest import Check, Manifest
 

@@ -73,8 +73,8 @@ def _alone(
     bundle: Path, manifest: Manifest, backend: str, progress: Progress
 ) -> tuple[list[Check], list[str]]:
     """The checks, and what could not be checked here."""
-    from edgeprune.cli.standalone import check_graphs, check_run
-    from edgeprune.runtime.engines.compare import comparable, compare
+    from edgeprune.verification.backends import comparable, compare
+    from edgeprune.verification.standalone import check_graphs, check_run
 
     checks, left_out = [], []
     progress.step("checking the graphs")
@@ -98,11 +98,11 @@ def _alone(
 
 
 def _against(bundle: Path, manifest: Manifest, model: str, progress: Progress) -> list[Check]:
-    from edgeprune.exporter import part
+    from edgeprune.optional import export_module
 
-    comparing = part("verify")
-    folder = part("pipeline").resolve_model(model, progress)
-    _check_same_model(manifest, part("families").read_config(folder), model)
+    comparing = export_module("verification.original")
+    folder = export_module("exporter.pipeline").resolve_model(model, progress)
+    _check_same_model(manifest, export_module("exporter.families").read_config(folder), model)
     if reason := comparing.why_not(bundle, manifest):
         raise InputError(
             f"the bundle cannot be compared with its original here: {reason}; leave out --against"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.bundle import read_manifest
+from edgeprune.debias.selection import keep_per_10000, random_visual
 from edgeprune.errors import InputError
 from edgeprune.evaluation import exporting
 from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
@@ -28,7 +29,6 @@ from edgeprune.evaluation.questions import Question
 from edgeprune.log import note
 from edgeprune.plans import PruningPlan, Ranking, method_by_name
 from edgeprune.progress import Progress, Silent
-from edgeprune.selection import keep_per_10000, random_visual
 
 UNPRUNED, RANDOM, RANDOM_CONTENT = "unpruned", "random", "random among content"
 DEBIAS = ("none", "position", "padding", "both")

@@ -18,9 +18,10 @@ from fractions import Fraction
 from typing import Protocol, TypeAlias
 
 from edgeprune.checks import check_count
+from edgeprune.debias.masks import PaddingMask
+from edgeprune.debias.selection import Share, keep_per_10000, kept_count, nearest_count, read_share
 from edgeprune.errors import InputError
 from edgeprune.fields import MOST_COUNT
-from edgeprune.masks import PaddingMask
 from edgeprune.plans.plan import (
     Merge,
     Positions,
@@ -31,7 +32,6 @@ from edgeprune.plans.plan import (
     TowerStage,
     stage_counts,
 )
-from edgeprune.selection import Share, keep_per_10000, kept_count, nearest_count, read_share
 
 Keep: TypeAlias = "Share | Sequence[Share] | None"
 
@@ -47,7 +47,7 @@ class Method(Protocol):
         name: what users call it.
         ranking: what its selections rank the visual tokens by; None where it has none.
         padding_mask: how a letterboxed picture's padding mask is made, as published.
-        preset: its published bias curve, by the name of `edgeprune.curves.load_preset`, or None.
+        preset: its published bias curve, by the name of `edgeprune.debias.curves.load_preset`, or None.
     """
 
     @property

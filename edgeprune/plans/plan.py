@@ -13,8 +13,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from edgeprune.debias.selection import kept_count
 from edgeprune.fields import Count, Flag, Layer, Line, Part, Tokens
-from edgeprune.selection import kept_count
 
 
 class ScoringRows(str, Enum):

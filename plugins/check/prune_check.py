@@ -103,7 +103,7 @@ class CheckLibrary:
         return int(self._library.edgeprune_check_devices())
 
     def kept_count(self, visual_tokens: int, keep: int) -> int:
-        """K, as `edgeprune.selection.kept_count`."""
+        """K, as `edgeprune.debias.selection.kept_count`."""
         return int(self._library.edgeprune_check_kept_count(visual_tokens, keep))
 
     def thread_order(self, order: int) -> None:

@@ -2,7 +2,7 @@
 //
 // One block per prompt, four steps:
 // 1. Each visual token's debiased score becomes a 32-bit key whose unsigned order is the order of
-//    edgeprune/selection.py.
+//    edgeprune/debias/selection.py.
 // 2. Radix select, eight bits at a time from the top: count the digits of the keys that share the digits
 //    found so far, and walk down from the largest digit to the one that holds the K-th best key. This gives
 //    the K-th best key (the threshold) and how many of the keys equal to it are among the best K.

@@ -1,6 +1,6 @@
 // Which positions one prompt keeps, in plain C++: the reference of select.cu.
 //
-// Follows the total order of edgeprune/selection.py by comparisons and a stable sort, where the kernel
+// Follows the total order of edgeprune/debias/selection.py by comparisons and a stable sort, where the kernel
 // counts digits, so that the two have nothing in common to be wrong in.
 #pragma once
 

@@ -250,7 +250,7 @@ void check_shapes(IPluginCreatorV3One& creator) {
                         in[input].d[axis] = unknown(sizes[input][axis]);
                 }
                 EXPECT(of.build->getOutputShapes(in, 5, nullptr, 0, out, 2, builder) == 0);
-                // The formula of edgeprune/selection.py, written in its own words: round half up, at least
+                // The formula of edgeprune/debias/selection.py, written in its own words: round half up, at least
                 // one.
                 const int64_t share = visual * keep;
                 int64_t kept = share / 10000 + (share % 10000 >= 5000 ? 1 : 0);

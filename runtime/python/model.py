@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from edgeprune.bundle import read_manifest
+from edgeprune.debias.masks import visual_valid
 from edgeprune.errors import InputError
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
-from edgeprune.masks import visual_valid
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.messages import Message, PromptLike

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune import interface as names
+from edgeprune.debias.selection import select_visual
 from edgeprune.errors import PruningError
 from edgeprune.plans import PruningPlan
-from edgeprune.selection import select_visual
 
 
 @dataclass(frozen=True, eq=False)

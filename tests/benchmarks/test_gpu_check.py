@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_check, random_llava
+from edgeprune.bench import run as bench
+from edgeprune.debias.selection import kept_count, select
 from edgeprune.errors import BackendError
-from edgeprune.runtime import bench
-from edgeprune.selection import kept_count, select
 
 FACTS = {
     "gpu": None,

@@ -18,7 +18,7 @@ from edgeprune.calibration import (
     plot,
     read_samples,
 )
-from edgeprune.curves import ExponentialCurve, FittedTo, load_curve, save_curve
+from edgeprune.debias.curves import ExponentialCurve, FittedTo, load_curve, save_curve
 from edgeprune.errors import InputError, OutputError
 from edgeprune.fitting import Attention
 from edgeprune.plans import PruningStage, ScoringRows

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeprune.calibration_files import Outputs, State
-from edgeprune.curves import ExponentialCurve, save_curve
+from edgeprune.debias.curves import ExponentialCurve, save_curve
 from edgeprune.errors import InputError, OutputError
 
 SETTINGS = {"method": "fastv", "grid": [6, 6]}

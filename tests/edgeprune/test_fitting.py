@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeprune.curves import CubicCurve, ExponentialCurve, TabulatedCurve
+from edgeprune.debias.curves import CubicCurve, ExponentialCurve, TabulatedCurve
 from edgeprune.errors import InputError
 from edgeprune.fitting import FOLDS, Attention, fit, slope, spearman, student_p
 

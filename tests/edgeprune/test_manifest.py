@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgeprune.curves import ExponentialCurve, FittedTo
+from edgeprune.debias.curves import ExponentialCurve, FittedTo
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.fields import first_fault
 from edgeprune.manifest import (
     SCHEMA_VERSION,
@@ -22,7 +23,6 @@ from edgeprune.manifest import (
     Verification,
     failures,
 )
-from edgeprune.masks import PaddingMask
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage
 from tests.hostile import Place, places, with_value, wrong_values
 from tests.manifests import make_manifest

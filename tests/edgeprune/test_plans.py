@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgeprune.curves import preset_names
+from edgeprune.debias.curves import preset_names
 from edgeprune.errors import InputError
 from edgeprune.plans import (
     METHODS,

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from edgeprune import export
 from edgeprune.bundle import read_manifest
-from edgeprune.curves import ExponentialCurve, save_curve
+from edgeprune.debias.curves import ExponentialCurve, save_curve
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.manifest import Manifest
 from tests.tiny import save_llava

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
+from edgeprune.debias.selection import select
 from edgeprune.interface import Interface
-from edgeprune.selection import select
 
 Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 

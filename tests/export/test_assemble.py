@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
-from edgeprune.curves import tile_weights
+from edgeprune.debias.curves import tile_weights
 from edgeprune.errors import VerificationError
 from edgeprune.exporter import assemble, op
 from edgeprune.exporter.weights import StoredTensor, read_header

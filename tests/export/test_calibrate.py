@@ -15,7 +15,8 @@ from transformers import AutoProcessor
 
 from edgeprune import export
 from edgeprune.calibration import Sample
-from edgeprune.curves import ExponentialCurve, load_curve, save_curve
+from edgeprune.debias.curves import ExponentialCurve, load_curve, save_curve
+from edgeprune.debias.masks import PaddingMask, visual_valid
 from edgeprune.errors import InputError, OutputError
 from edgeprune.exporter import calibrate as calibrating
 from edgeprune.exporter.calibrate import Scorer, calibrate, scoring_plan
@@ -24,7 +25,6 @@ from edgeprune.exporter.origin import check_curve, fingerprint, origin
 from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
 from edgeprune.files import only_writer
 from edgeprune.manifest import Preprocessing
-from edgeprune.masks import PaddingMask, visual_valid
 from edgeprune.plans import PruningPlan, method_by_name
 from tests.export.method_reference import find_raters
 from tests.tiny import save_llava

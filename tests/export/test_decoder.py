@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from edgeprune.curves import load_preset, tile_weights
+from edgeprune.debias.curves import load_preset, tile_weights
+from edgeprune.debias.selection import select
 from edgeprune.exporter.attention import NAME
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import language_interface
 from edgeprune.plans import Debias, PruningPlan, method_by_name
-from edgeprune.selection import select
 from tests.export.reference import Decoded, Inputs, fastv, greedy, huggingface, random_inputs, torch_step
 from tests.tiny import TEXT_CONFIGS, tiny_llava
 

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from edgeprune import export
 from edgeprune.bundle import read_manifest
-from edgeprune.curves import ExponentialCurve, save_curve, tile_weights
+from edgeprune.debias.curves import ExponentialCurve, save_curve, tile_weights
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
@@ -187,7 +187,7 @@ def test_the_exported_graph_equals_the_reference_too(
 @pytest.mark.slow
 def test_tensorrt_for_rtx_builds_the_graph(exported: tuple[str, Bundle]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from edgeprune.runtime.engines.building import build
+    from edgeprune.runtime.backends.tensorrt.building import build
 
     method, bundle = exported
     folder = build(bundle.folder, flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)

@@ -17,9 +17,9 @@ from onnx import TensorProto, defs, helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
+from edgeprune.debias.selection import kept_count, select
 from edgeprune.exporter import op
-from edgeprune.selection import kept_count, select
-from tests.edgeprune.test_selection import stages
+from tests.edgeprune.debias.test_selection import stages
 
 PROPERTY = settings(deadline=None, max_examples=120, derandomize=True)
 OPSETS = (18, 22)

@@ -19,7 +19,7 @@ import torch
 import edgeprune
 from edgeprune import export
 from edgeprune.bundle import read_manifest
-from edgeprune.curves import TabulatedCurve, save_curve
+from edgeprune.debias.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
 from edgeprune.exporter import pipeline, weights
 from edgeprune.exporter.origin import model_name
@@ -175,7 +175,7 @@ def test_an_export_that_dies_leaves_the_earlier_bundle(
 def test_a_disagreement_writes_nothing(
     handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeprune.exporter import verify
+    from edgeprune.verification import original as verify
 
     monkeypatch.setattr(verify, "compare", lambda *_: [verify.Check(name="logits", value=0.5, limit=1e-4)])
     message = r"does not agree with the original model: logits 0\.5 \(limit 0\.0001\).*Nothing was written"

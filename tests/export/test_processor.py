@@ -25,10 +25,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
 from edgeprune.manifest import Preprocessing
-from edgeprune.masks import PaddingMask
 from edgeprune.runtime.preprocess import preprocess
 from edgeprune.runtime.prompt import PromptEncoder
 

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoProcessor
 
-from edgeprune.curves import load_preset, tile_weights
+from edgeprune.debias.curves import load_preset, tile_weights
+from edgeprune.debias.masks import letterbox_valid
+from edgeprune.debias.selection import effective_score, kept_count
 from edgeprune.exporter.families.llava import Llava
-from edgeprune.masks import letterbox_valid
 from edgeprune.runtime import Reply, load
-from edgeprune.selection import effective_score, kept_count
 from samples.model import VISUAL_TOKENS
 from samples.scenes import GRID, TUNING_SEEDS, Question, Scene, prompt, scene
 from tests.export.reference import Inputs, fastv

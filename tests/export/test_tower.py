@@ -207,7 +207,7 @@ def test_visual_tokens_of_several_tower_layers_cannot_merge(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_tensorrt_for_rtx_builds_both_graphs(merged: tuple[LlavaForConditionalGeneration, Path]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from edgeprune.runtime.engines.building import build
+    from edgeprune.runtime.backends.tensorrt.building import build
 
     folder = build(merged[1], flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
     assert all((folder / name).stat().st_size > 0 for name in ("vision.engine", "language.engine"))

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from edgeprune.debias.selection import kept_count
 from edgeprune.errors import BackendError, InputError
-from edgeprune.selection import kept_count
 from plugins.check import prune_check
 from plugins.check.prune_check import CheckLibrary
-from tests.edgeprune.test_selection import stages
+from tests.edgeprune.debias.test_selection import stages
 from tests.export.test_op import (
     ADVERSARIAL,
     PROPERTY,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeprune.debias.selection import select
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.runtime.session import PromptInputs
-from edgeprune.selection import select
 from tests.manifests import make_manifest
 
 IMAGE, EOS, VOCAB = 5, 2, 64

@@ -20,12 +20,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import edgeprune
 from edgeprune import bundle as bundle_module
-from edgeprune.curves import tile_weights
+from edgeprune.debias.curves import tile_weights
+from edgeprune.debias.selection import select_visual
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.manifest import Generation
 from edgeprune.runtime import Model, Reply
 from edgeprune.runtime.backends import open_backend, ort
-from edgeprune.selection import select_visual
 from tests.conftest import SAMPLE_MODEL
 from tests.manifests import relist
 

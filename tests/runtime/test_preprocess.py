@@ -13,9 +13,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from edgeprune.debias.masks import PaddingMask, letterbox_valid, letterbox_valid_bilinear, visual_valid
 from edgeprune.errors import InputError
 from edgeprune.manifest import Preprocessing
-from edgeprune.masks import PaddingMask, letterbox_valid, letterbox_valid_bilinear, visual_valid
 from edgeprune.runtime import preprocess as module
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.preprocess import preprocess

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgeprune.debias.selection import select
 from edgeprune.errors import PruningError
 from edgeprune.plans import PruningPlan, PruningStage
 from edgeprune.runtime.stages import StageResult, stage_results
-from edgeprune.selection import select
 
 
 def one_stage(keep: int = 5000) -> PruningPlan:

@@ -12,8 +12,8 @@ from edgeprune.runtime.backends.base import Availability, Backend
 # Name -> module, the best first. A module has availability(name) and open_backend(name, options); one whose
 # graphs have to be built first also has is_ready(name, bundle).
 _MODULES = {
-    "tensorrt": "edgeprune.runtime.backends.engine",
-    "tensorrt-rtx": "edgeprune.runtime.backends.engine",
+    "tensorrt": "edgeprune.runtime.backends.tensorrt.backend",
+    "tensorrt-rtx": "edgeprune.runtime.backends.tensorrt.backend",
     "onnxruntime-cuda": "edgeprune.runtime.backends.ort",
     "onnxruntime": "edgeprune.runtime.backends.ort",
 }

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgeprune.runtime import bench as measuring
-from edgeprune.runtime.bench import BenchReport, SpeedUp, Spread, VariantResult
+from edgeprune.bench import run as measuring
+from edgeprune.bench.run import BenchReport, SpeedUp, Spread, VariantResult
 from tests.edgeprune.cli.conftest import Cli
 
 

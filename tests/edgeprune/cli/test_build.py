@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from edgeprune.ownership import SIDECAR_NAME
-from edgeprune.runtime.engines import building, flavours
+from edgeprune.runtime.backends.tensorrt import building
+from edgeprune.runtime.backends.tensorrt import flavours
 from tests.edgeprune.cli.conftest import Cli
-from tests.runtime.engines.test_sidecar import FITTING
+from tests.runtime.backends.tensorrt.test_sidecar import FITTING
 
 
 @pytest.fixture

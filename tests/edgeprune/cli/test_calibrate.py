@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeprune.calibration import Calibration, calibration_of
-from edgeprune.curves import FittedTo, save_curve
+from edgeprune.debias.curves import FittedTo, save_curve
 from edgeprune.fitting import Attention
 from edgeprune.plans import method_by_name
 from tests.edgeprune.cli.conftest import Cli

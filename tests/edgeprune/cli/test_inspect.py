@@ -11,8 +11,8 @@ from PIL import Image
 
 from edgeprune.bundle import read_manifest
 from edgeprune.cli.summary import curve_plot
-from edgeprune.curves import ExponentialCurve, TabulatedCurve
-from edgeprune.masks import PaddingMask
+from edgeprune.debias.curves import ExponentialCurve, TabulatedCurve
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.plans import PruningPlan, TowerStage
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli

@@ -12,7 +12,7 @@ import pytest
 
 from edgeprune.cli.summary import curve_plot
 from edgeprune.cli.text import from_stdin, shows, typed
-from edgeprune.curves import ExponentialCurve
+from edgeprune.debias.curves import ExponentialCurve
 from edgeprune.errors import InputError
 from tests.manifests import write_bundle
 

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeprune.cli import standalone
-from edgeprune.curves import TabulatedCurve
+from edgeprune.debias.curves import TabulatedCurve
 from edgeprune.manifest import MANIFEST_NAME, Check
+from edgeprune.verification import standalone
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli
 from tests.edgeprune.cli.fakes import make_reply
@@ -170,6 +170,7 @@ def test_against_what_is_no_model(
 def test_against_the_original_where_it_cannot_run(
     cli: Cli, sample_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprune.exporter.verify.why_not", lambda *arguments: "it needs 90 GB of memory")
+    reason = "it needs 90 GB of memory"
+    monkeypatch.setattr("edgeprune.verification.original.why_not", lambda *arguments: reason)
     message = cli("verify", sample_bundle, "--against", SAMPLE_MODEL).message
     assert "cannot be compared with its original here: it needs 90 GB" in message

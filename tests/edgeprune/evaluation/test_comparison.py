@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.evaluation import answering, report
 from edgeprune.evaluation.answering import Asking, Mask
@@ -19,7 +20,6 @@ from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, compar
 from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.predictions import Prediction
 from edgeprune.evaluation.questions import Question
-from edgeprune.masks import PaddingMask
 from tests.edgeprune.evaluation.test_answering import sample_questions
 from tests.manifests import write_bundle
 

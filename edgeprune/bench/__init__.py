@@ -1,0 +1,1 @@
+"""How fast a bundle is, beside itself unpruned and without debias, and beside the FLOPs bound."""

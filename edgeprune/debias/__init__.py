@@ -1,0 +1,1 @@
+"""Bias curves, padding masks and the selection: numpy is the law that every back end is held to."""

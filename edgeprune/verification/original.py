@@ -1,0 +1,472 @@
+"""Comparing a bundle with the model it was made from.
+
+Three independent statements are checked, on random inputs and on a drawn picture with a real prompt:
+1. the ONNX graph, run by ONNX Runtime, computes what the torch decoder computes (logits, kept tokens,
+   prefill and decode steps);
+2. the torch decoder computes what Hugging Face's own model computes: with pruning, the scores of the
+   layers before the first stage equal its eager attention; without, the logits do; and where the vision
+   tower merges tokens, so do the scores of the first such layer;
+3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeprune import interface
+from edgeprune.debias.curves import tile_weights
+from edgeprune.debias.selection import select
+from edgeprune.errors import MissingDependencyError, VerificationError
+from edgeprune.exporter.decoder import PrunedDecoder
+from edgeprune.exporter.families import Family, family_of, read_config
+from edgeprune.exporter.graph import TORCH_DTYPES, decoder_arguments
+from edgeprune.log import note
+from edgeprune.manifest import Check, Manifest, Verification, failures
+from edgeprune.memory import available_memory
+from edgeprune.plans import Debias, Ranking, ScoringRows
+from edgeprune.progress import Progress
+from edgeprune.units import bytes_text
+
+DECODE_STEPS = 4
+# Largest accepted absolute difference of logits, in units of the logits' own spread (at least 1).
+LOGIT_LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
+SCORE_LIMITS = {"fp32": 1e-5, "fp16": 2e-3}
+# Half precision moves scores that are nearly equal past each other; this share of kept tokens must agree.
+KEPT_LIMITS = {"fp32": 0.0, "fp16": 0.05}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one comparison.
+
+    Attributes:
+        name: says which.
+        input_ids, attention_mask: int64 [B, S].
+        pixel_values: float32 [pictures of all rows, 3, H, W].
+        visual_valid: the padding mask, float32 [B, places of a row's pictures]; for the language graph of
+            its visual tokens, [B, V].
+    """
+
+    name: str
+    input_ids: Array
+    attention_mask: Array
+    pixel_values: Array
+    visual_valid: Array
+
+
+class Figures:
+    """The worst value of every figure; NaN is worse than any number, and stays."""
+
+    def __init__(self) -> None:
+        self._worst: dict[str, Check] = {}
+
+    def add(self, name: str, value: float, limit: float) -> None:
+        if name not in self._worst or math.isnan(value) or value > self._worst[name].value:
+            self._worst[name] = Check(name=name, value=float(value), limit=limit)
+
+    @property
+    def checks(self) -> list[Check]:
+        return list(self._worst.values())
+
+
+def verify_bundle(
+    bundle: Path,
+    manifest: Manifest,
+    source: Path,
+    progress: Progress,
+) -> Verification:
+    """Compares `bundle` with the model folder `source`.
+
+    Returns:
+        The figures, or the reason why nothing could be compared here.
+
+    Raises:
+        VerificationError: a figure is beyond its limit.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    reason = why_not(bundle, manifest)
+    if reason:
+        note(f"not compared with the original model: {reason}")
+        return Verification(skipped=reason)
+    progress.step("comparing with the original model")
+    checks = compare(bundle, manifest, source)
+    if bad := failures(checks):
+        raise VerificationError(
+            f"the exported graph does not agree with the original model: {bad}. "
+            "Nothing was written; `verify=False` would write it all the same"
+        )
+    return Verification(checks=tuple(checks))
+
+
+def why_not(bundle: Path, manifest: Manifest) -> str | None:
+    """Why the comparison cannot run on this machine; None where it can."""
+    if manifest.model.dtype == "bf16":
+        return "ONNX Runtime's CPU kernels do not run bfloat16"
+    weights = sum(entry.bytes for entry in manifest.files)
+    free = available_memory()
+    # The original and the graph each hold the weights once; ONNX Runtime lays matrices out anew.
+    if free is not None and free < 4 * weights:
+        return f"it needs about {bytes_text(4 * weights)} of memory and {bytes_text(free)} are free"
+    return None
+
+
+def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
+    """All figures, without judging them."""
+    family = family_of(read_config(source))
+    dtype = TORCH_DTYPES[manifest.model.dtype]
+    model = family.load(source, dtype)
+    vision, language = _session(bundle / manifest.vision.file), _session(bundle / manifest.language.file)
+    figures = Figures()
+    record = figures.add
+
+    cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_picture_case(bundle, manifest)]
+    tower = manifest.plan.tower
+    received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
+    parts = family.parts(model, tower)
+    pictures = [_see(vision, parts.vision, case, dtype) for case in cases]
+    reference = [
+        _huggingface(model, case, manifest, seen.embeds if tower else None)
+        for case, seen in zip(cases, pictures, strict=True)
+    ]
+    curve = torch.from_numpy(_curve(manifest))
+    decoder = PrunedDecoder(
+        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve
+    ).eval()
+    for case, seen, paid, (hf_logits, hf_score) in zip(cases, pictures, received, reference, strict=True):
+        _compare_vision(seen, paid, manifest, record)
+        case = _after_tower(case, seen)
+        _compare_language(case, manifest, decoder, language, seen.embeds, hf_logits, hf_score, record)
+    return figures.checks
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What graph and torch module make of a case's N pictures.
+
+    Attributes:
+        found: the graph's outputs: embeddings [N, V, D]; where the tower merges also places int64 [N, V] and
+            the stages' scores.
+        expected: the module's. It merges by the graph's scores, since scores that are equal up to rounding
+            may be in another order here, and the order is what merges.
+    """
+
+    found: tuple[Array, ...]
+    expected: tuple[torch.Tensor, ...]
+
+    @property
+    def embeds(self) -> torch.Tensor:
+        return self.expected[0]
+
+
+def _see(session: Any, module: Any, case: Case, dtype: torch.dtype) -> _Seen:
+    found = session.run(None, {interface.PIXEL_VALUES: case.pixel_values.astype(_numpy(dtype))})
+    pixels = torch.from_numpy(case.pixel_values).to(dtype)
+    with torch.no_grad():
+        if len(found) == 1:
+            return _Seen(tuple(found), (module(pixels),))
+        return _Seen(tuple(found), module(pixels, [torch.from_numpy(score) for score in found[2:]]))
+
+
+def _received(family: Family, model: Any, case: Case, layer: int) -> Array:
+    """The attention that each place receives in a layer of Hugging Face's own tower, float32 [N, places]."""
+    pixels = torch.from_numpy(case.pixel_values).to(model.dtype)
+    with torch.no_grad():
+        paid = family.tower_attention(model, pixels, layer)
+    return _to_numpy(paid.float().mean(dim=(1, 2)))
+
+
+def _compare_vision(
+    seen: _Seen, received: Array | None, manifest: Manifest, record: Callable[[str, float, float], None]
+) -> None:
+    kind = manifest.model.dtype
+    scale = max(1.0, float(seen.embeds.float().abs().max()))
+    record("visual embeddings", _apart(seen.found[0], seen.embeds) / scale, LOGIT_LIMITS[kind])
+    if received is None:
+        return
+    places = float((seen.found[1] != seen.expected[1].numpy()).mean())
+    record("places of merged tokens, graph against torch", places, 0.0)
+    for score, own in zip(seen.found[2:], seen.expected[2:], strict=True):
+        record("tower score, graph against torch", _apart(score, own), SCORE_LIMITS[kind])
+    apart = float(np.abs(seen.found[2] - received).max())
+    record("tower score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
+
+
+def _after_tower(case: Case, seen: _Seen) -> Case:
+    """The case with the padding mask of the tokens that the tower left."""
+    if len(seen.found) == 1:
+        return case
+    place = seen.found[1]
+    valid = np.take_along_axis(case.visual_valid.reshape(len(place), -1), place, axis=1)
+    return replace(case, visual_valid=valid.reshape(len(case.visual_valid), -1))
+
+
+def _compare_language(
+    case: Case,
+    manifest: Manifest,
+    decoder: PrunedDecoder,
+    session: Any,
+    embeds: torch.Tensor,
+    hf_logits: torch.Tensor,
+    hf_score: torch.Tensor | None,
+    record: Callable[[str, float, float], None],
+) -> None:
+    kind = manifest.model.dtype
+    stages = len(manifest.plan.stages)
+    feeds = first_feeds(case, manifest, embeds)
+    names = [spec.name for spec in manifest.language.outputs]
+    for step in range(DECODE_STEPS + 1):
+        with torch.no_grad():
+            expected = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
+        wanted = {name: _to_numpy(value) for name, value in feeds.items()}
+        found = dict(zip(names, session.run(None, wanted), strict=True))
+        logits = expected[interface.LOGITS]
+        spread = max(1.0, float(logits.std()))
+        phase = "decode" if step else "prefill"
+        # A step's caches are the same on both sides; a prefill's selections need not be, to the last token.
+        rows = _same_selection(found, expected, stages) if step == 0 else slice(None)
+        record(
+            f"{phase} logits, graph against torch",
+            _apart(found[interface.LOGITS][rows], logits[rows]) / spread,
+            LOGIT_LIMITS[kind],
+        )
+        if step == 0:
+            if not stages:
+                record(
+                    "prefill logits, torch against Hugging Face",
+                    _apart(logits.numpy(), hf_logits) / spread,
+                    LOGIT_LIMITS[kind],
+                )
+            visual = _to_numpy(feeds[interface.VISUAL_INDEX])
+            for stage, planned in enumerate(manifest.plan.stages):
+                kept = found[interface.kept_index(stage)]
+                record(
+                    "kept tokens, graph against torch",
+                    _differing(kept, expected[interface.kept_index(stage)].numpy()),
+                    KEPT_LIMITS[kind],
+                )
+                curve, valid = decoder.bias_curve.numpy(), case.visual_valid
+                if Debias.POSITION not in planned.node_debias:
+                    curve = np.ones_like(curve)
+                if stage or planned.ranking is Ranking.RANK_FUSION:
+                    valid = np.ones(visual.shape, dtype=np.float32)
+                score = found[interface.score(stage)]
+                chosen = select(score, visual, valid, curve, planned.keep)
+                appended = planned.counts(visual.shape[1]).appended
+                lacking = _lacking(kept, chosen.kept_index, visual, appended)
+                record("kept tokens, graph against numpy", lacking, 0.0)
+                visual = _still_visual(kept, visual)
+            if stages and hf_score is not None:
+                apart = _apart(found[interface.score(0)], hf_score)
+                record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
+        feeds = _next_feeds(feeds, expected, manifest)
+
+
+def first_feeds(case: Case, manifest: Manifest, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The prefill's inputs, in the graph's order."""
+    batch, visual = case.visual_valid.shape
+    columns = [np.flatnonzero(row == manifest.prompt.image_token_id) for row in case.input_ids]
+    return _tensors(
+        interface.first_feeds(
+            manifest.language.inputs,
+            case.input_ids,
+            case.attention_mask,
+            np.stack(columns).astype(np.int64),
+            case.visual_valid,
+            embeds.reshape(batch, visual, -1),
+        )
+    )
+
+
+def _next_feeds(
+    feeds: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor], manifest: Manifest
+) -> dict[str, torch.Tensor]:
+    """A decode step: the greedy token, an empty visual input, the caches carried on."""
+    tokens = outputs[interface.LOGITS].argmax(-1).numpy()
+    positions = feeds[interface.POSITION_IDS][:, -1].numpy() + 1
+    return _tensors(interface.next_feeds(manifest.language.inputs, tokens, positions, outputs))
+
+
+def _tensors(feeds: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {
+        name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+        for name, value in feeds.items()
+    }
+
+
+def _huggingface(
+    model: Any, case: Case, manifest: Manifest, embeds: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention.
+
+    Args:
+        embeds: the visual embeddings [N, V, D], where they are not those of Hugging Face's own tower.
+    """
+    mask, ids = torch.from_numpy(case.attention_mask), torch.from_numpy(case.input_ids)
+    with torch.no_grad():
+        if embeds is None:
+            given = {"input_ids": ids, "pixel_values": torch.from_numpy(case.pixel_values).to(model.dtype)}
+        else:
+            words = model.get_input_embeddings()(ids)
+            words[ids == manifest.prompt.image_token_id] = embeds.flatten(0, 1)
+            given = {"inputs_embeds": words}
+        output = model(
+            **given,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            output_attentions=manifest.plan.prunes,
+            output_hidden_states=manifest.plan.prunes,
+            use_cache=False,
+        )
+    logits = output.logits[:, -1].float()
+    first = manifest.plan.stages[0] if manifest.plan.prunes else None
+    if first is None or first.ranking is not Ranking.ATTENTION or first.score_layer is None:
+        return logits, None
+    paid = output.attentions[first.score_layer].float().mean(1)
+    if first.rows is ScoringRows.LAST_TOKEN:
+        return logits, paid[:, -1]
+    weights = _row_weights(first.rows, ids == manifest.prompt.image_token_id, output.hidden_states[0])
+    return logits, (paid * weights.unsqueeze(-1)).sum(1)
+
+
+def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+    """What each row's attention counts in the first score, float32 [B, S]; embeds are the layers' input."""
+    weights = torch.zeros(is_visual.shape)
+    for row, marks in enumerate(is_visual):
+        visual = marks.nonzero()[:, 0]
+        if rows is ScoringRows.IMAGE:
+            weights[row, visual] = 1
+            continue
+        text = torch.arange(int(visual[-1]) + 1, len(marks))
+        if rows is ScoringRows.RATERS:
+            likeness = embeds[row, visual].float() @ embeds[row, text].float().T
+            received = likeness.softmax(dim=1).mean(dim=0)
+            above = text[received > received.mean()]
+            text = above if len(above) else text
+            weights[row, text] = 1 / len(text)
+        else:
+            weights[row, text] = 1
+    return weights
+
+
+def _curve(manifest: Manifest) -> NDArray[np.float32]:
+    per_image = manifest.tokens_per_image
+    return tile_weights(manifest.curve, per_image, manifest.max_visual_tokens // per_image)
+
+
+def _random_case(manifest: Manifest, seed: int) -> Case:
+    """A batch of two with left padding in one row and `seed + 1` pictures of noise each."""
+    rng = np.random.default_rng(seed)
+    per_image, pictures, batch = manifest.tokens_per_image, seed + 1, 2
+    visual = per_image * pictures
+    text = rng.integers(0, manifest.model.vocab_size, size=(batch, 12))
+    special = manifest.prompt.image_token_id
+    text[text == special] = (special + 1) % manifest.model.vocab_size
+    middle = np.full((batch, visual), special)
+    ids = np.concatenate([text[:, :5], middle, text[:, 5:]], axis=1).astype(np.int64)
+    mask = np.ones_like(ids)
+    mask[0, :3] = 0
+    height, width = manifest.preprocessing.image_size
+    pixels = rng.standard_normal((batch * pictures, 3, height, width)).astype(np.float32)
+    places = manifest.preprocessing.places_per_image * pictures
+    valid = (rng.random((batch, places)) > 0.2).astype(np.float32)
+    return Case("random", ids, mask, pixels, valid)
+
+
+def _picture_case(bundle: Path, manifest: Manifest) -> Case:
+    """A drawn wide picture through the bundle's preprocessing constants, in a prompt of its tokenizer."""
+    from tokenizers import Tokenizer
+
+    height, width = manifest.preprocessing.image_size
+    rows, columns = np.mgrid[0:height, 0:width]
+    disc = ((rows - height / 2) ** 2 + (columns - width / 3) ** 2) < (min(height, width) / 5) ** 2
+    channels = np.stack([rows / height, columns / width, disc.astype(float)])
+    mean = np.array(manifest.preprocessing.mean or (0, 0, 0)).reshape(3, 1, 1)
+    std = np.array(manifest.preprocessing.std or (1, 1, 1)).reshape(3, 1, 1)
+    pixels = ((channels - mean) / std).astype(np.float32)[None]
+    grid_rows, grid_columns = manifest.preprocessing.grid
+    valid = np.ones((grid_rows, grid_columns), dtype=np.float32)
+    if manifest.padding_mask.kind != "none":
+        valid[: grid_rows // 4] = valid[-(grid_rows // 4) :] = 0
+    tokenizer = Tokenizer.from_file(str(bundle / manifest.prompt.tokenizer))
+    before = tokenizer.encode("USER: ").ids
+    after = tokenizer.encode(" What is in the picture? ASSISTANT:", add_special_tokens=False).ids
+    visual = [manifest.prompt.image_token_id] * manifest.tokens_per_image
+    ids = np.array([before + visual + after], dtype=np.int64)
+    return Case("picture", ids, np.ones_like(ids), pixels, valid.reshape(1, -1))
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "comparing the export with the original", "onnxruntime", "ort"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _numpy(dtype: torch.dtype) -> type[np.generic]:
+    return np.float16 if dtype == torch.float16 else np.float32
+
+
+def _to_numpy(value: torch.Tensor) -> Array:
+    return value.detach().numpy()
+
+
+def _lacking(found: Array, chosen: Array, visual: Array, appended: int) -> float:
+    """Share of the reference's kept positions that the graph lacks; 1 where it has others than the plan's.
+
+    Beside the reference's positions, `appended` ones stand for means of dropped visual tokens.
+    """
+    if found.shape[1] != chosen.shape[1] + appended:
+        return 1.0
+    for row, reference, of_row in zip(found, chosen, visual, strict=True):
+        added = np.setdiff1d(row, reference)
+        if len(np.unique(row)) != len(row) or not np.isin(added, of_row).all():
+            return 1.0
+    missing = [np.setdiff1d(b, a).size for a, b in zip(found, chosen, strict=True)]
+    return float(np.sum(missing) / chosen.size)
+
+
+def _still_visual(kept: Array, visual: Array) -> Array:
+    """Where the visual tokens among the kept positions stand, int64 [B, visual tokens left]."""
+    rows = [np.flatnonzero(np.isin(row, of_row)) for row, of_row in zip(kept, visual, strict=True)]
+    return np.stack(rows)
+
+
+def _apart(found: Array, expected: torch.Tensor) -> float:
+    return float(np.abs(found.astype(np.float32) - expected.float().numpy()).max())
+
+
+def _same_selection(found: dict[str, Array], expected: dict[str, torch.Tensor], stages: int) -> Array | slice:
+    """The rows, bool [B], in which both kept the same tokens, so that their logits can be compared.
+
+    How many tokens may differ is a figure of its own. All rows where none agrees.
+    """
+    if not stages:
+        return slice(None)
+    names = [interface.kept_index(stage) for stage in range(stages)]
+    if any(found[name].shape != tuple(expected[name].shape) for name in names):
+        return slice(None)
+    same = np.all([(found[name] == expected[name].numpy()).all(axis=1) for name in names], axis=0)
+    return same if same.any() else slice(None)
+
+
+def _differing(found: Array, expected: Array) -> float:
+    """Share of kept positions that are not in both, over rows."""
+    if found.shape != expected.shape:
+        return 1.0
+    missing = [np.setdiff1d(a, b).size for a, b in zip(found, expected, strict=True)]
+    return float(np.sum(missing) / found.size)

@@ -1,0 +1,253 @@
+"""`build`: from a bundle to engines, in a folder of the bundle that is put in place when it is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import edgeprune
+from edgeprune.bundle import check_files, read_manifest, sha256_of
+from edgeprune.checks import check_count
+from edgeprune.errors import BackendError, InputError, OutputError
+from edgeprune.files import need_utf8, refuse_same, write_text
+from edgeprune.manifest import MANIFEST_NAME, Manifest
+from edgeprune.memory import PeakMemory
+from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
+from edgeprune.progress import Progress, Silent
+from edgeprune.replacing import need_space, writing_to
+from edgeprune.runtime.backends.tensorrt import flavours, memory, plugins
+from edgeprune.runtime.backends.tensorrt.compile import Job, read_timing_cache
+from edgeprune.runtime.backends.tensorrt.flavours import FLAVOURS, Flavour
+from edgeprune.runtime.backends.tensorrt.limits import (
+    check_topk,
+    language_profiles,
+    resolve_limits,
+    vision_profile,
+)
+from edgeprune.runtime.backends.tensorrt.sidecar import (
+    FUNCTION_BODY,
+    NOTHING,
+    PLUGIN,
+    EngineFile,
+    PluginLibrary,
+    Sidecar,
+    bundle_hash,
+    engine_folder,
+    this_platform,
+)
+from edgeprune.runtime.backends.tensorrt.targets import CURRENT, resolve_targets
+from edgeprune.runtime.child import child_command, child_environment
+
+
+def build(
+    bundle: str | os.PathLike[str],
+    *,
+    flavour: str | None = None,
+    targets: Sequence[str] = (CURRENT,),
+    max_batch: int | None = None,
+    max_prompt: int | None = None,
+    max_images: int | None = None,
+    max_new_tokens: int | None = None,
+    workspace: int | None = None,
+    plugin: plugins.Wish = "auto",
+    timing_cache: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Builds the engines of a bundle into its folder `engines`, replacing earlier ones of the same kind.
+
+    Args:
+        bundle: the folder that `edgeprune export` wrote.
+        flavour: "tensorrt" or "tensorrt-rtx"; None takes the one that is installed.
+        targets: GPU architectures such as "sm89", or "current" for this machine's GPU. TensorRT for RTX puts
+            several into one engine, and needs no GPU for it; TensorRT builds for this machine's GPU alone.
+        max_batch: prompts that run together; None for 1.
+        max_prompt: tokens of a prompt, visual ones included; None for the pictures and 512 more.
+        max_images: pictures of a prompt; None for 1.
+        max_new_tokens: tokens generated after a prompt; None for 512.
+        workspace: GPU memory in bytes that kernels may use between layers; None for TensorRT's own limit.
+        plugin: "on" takes the plugin for the pruning nodes, "off" their function body, "auto" the plugin
+            where there is one.
+        timing_cache: a file of measured kernel times that makes building again faster. TensorRT only.
+        force: build although memory looks too small.
+        progress: told the steps.
+
+    Returns:
+        The folder of the engines.
+
+    Raises:
+        BundleError: not a bundle, or a damaged one.
+        InputError: an option has no sensible value or does not fit the others; too little memory.
+        MissingDependencyError: the flavour is not installed.
+        OutputError: the bundle's folder cannot be written to, or its disk is full.
+        BackendError: TensorRT cannot build an engine.
+    """
+    progress = progress or Silent()
+    root = Path(os.path.abspath(bundle))
+    manifest = read_manifest(root)
+    need_utf8(root, "the bundle")  # the worker is told in JSON, and TensorRT takes no other
+    limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens)
+    if workspace is not None:
+        check_count("workspace", workspace)
+    chosen = _flavour(flavour)
+    trt = flavours.load(chosen, f"building engines for {chosen.title}")
+    version = str(trt.__version__)
+    if timing_cache is not None and chosen.builds_anywhere:
+        raise InputError(
+            f"{chosen.title} measures no kernels and has no timing cache: leave out `timing_cache`"
+        )
+    if timing_cache is not None:
+        _check_timing_cache(Path(timing_cache), root, manifest)
+    resolved = resolve_targets(chosen, trt, targets)
+    library = plugins.choose(plugin, chosen, version, manifest.plan.prunes)
+    if library is None:
+        check_topk(manifest, limits)
+    memory.check(manifest, chosen, resolved.gpu, resolved.gpu_free, force)
+    output: Path = engine_folder(root, chosen, version, resolved.names)
+    if not os.access(root, os.W_OK):
+        raise OutputError(
+            f"{root} cannot be written to, where the engines go: copy the bundle to another place"
+        )
+    need_space(root, memory.weight_bytes(manifest), ENGINE_FOLDER)
+    # The sidecar vouches for the engines by the manifest's sums, so these must be the files' own.
+    progress.step("comparing files with their hashes", sum(entry.bytes for entry in manifest.files))
+    check_files(root, manifest.files, everything=True, progress=progress.advance)
+
+    profiles = {
+        "vision": (vision_profile(manifest, limits),),
+        "language": tuple(language_profiles(manifest, limits).values()),
+    }
+    graphs = {"vision": manifest.vision, "language": manifest.language}
+    with writing_to(output, force=True, kind=ENGINE_FOLDER) as scratch:
+        engines: dict[Literal["language", "vision"], EngineFile] = {}
+        metric = ""
+        for name in ("vision", "language"):
+            stages = len(manifest.plan.stages) if name == "language" else 0
+            job = Job(
+                flavour=chosen.name,
+                onnx=root / graphs[name].file,
+                output=scratch / f"{name}.engine",
+                # TensorRT takes none: it builds for the GPU it finds.
+                targets=resolved.names if chosen.builds_anywhere else (),
+                profiles=profiles[name],
+                stages=stages,
+                plugin=library if stages else None,
+                workspace=workspace,
+                timing_cache=None if timing_cache is None else Path(os.path.abspath(timing_cache)),
+            )
+            started = perf_counter()
+            peak = _run(job, chosen, progress)
+            metric = peak.metric
+            engines[name] = EngineFile(
+                path=job.output.name,
+                bytes=job.output.stat().st_size,
+                sha256=sha256_of(job.output),
+                build_seconds=round(perf_counter() - started, 3),
+                peak_memory_bytes=peak.bytes,
+            )
+        sidecar = Sidecar(
+            edgeprune_version=edgeprune.__version__,
+            flavour=chosen.name,
+            version=version,
+            targets=resolved.names,
+            gpu=None if chosen.builds_anywhere or resolved.gpu is None else resolved.gpu.name,
+            platform=this_platform(),
+            bundle_sha256=bundle_hash(manifest),
+            limits=limits,
+            pruning=NOTHING if not manifest.plan.prunes else FUNCTION_BODY if library is None else PLUGIN,
+            plugin=None if library is None else PluginLibrary(file=library.name, sha256=sha256_of(library)),
+            workspace_bytes=workspace,
+            memory_metric=metric,
+            engines=engines,
+        )
+        write_text(scratch / SIDECAR_NAME, sidecar.model_dump_json(indent=2) + "\n")
+    return output
+
+
+def _check_timing_cache(path: Path, root: Path, manifest: Manifest) -> None:
+    """Before hours of building, at whose end it is written."""
+    refuse_same([path], [root / MANIFEST_NAME, *(root / entry.path for entry in manifest.files)])
+    read_timing_cache(path)
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(
+            f"the timing cache {path} cannot be written: name a file in a folder that exists and can be "
+            "written to"
+        )
+
+
+def _flavour(name: str | None) -> Flavour:
+    if name is not None:
+        return flavours.flavour_by_name(name)
+    for flavour in FLAVOURS.values():
+        if flavours.is_installed(flavour):
+            return flavour
+    ways = " or ".join(f"pip install 'edgeprune[{flavour.extra}]'" for flavour in FLAVOURS.values())
+    raise InputError(f"neither TensorRT nor TensorRT for RTX is installed: {ways}")
+
+
+def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
+    """Runs the job in a child process; see `worker` for why, and for what it says."""
+    command = child_command("edgeprune.runtime.backends.tensorrt.worker")
+    environment = child_environment()
+    # Else glibc stops giving back freed copies of weights after the first ones: a fifth more memory in fp16.
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
+    last: dict[str, object] = {}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=job.output.parent,  # new, and empty of modules
+            env=environment,
+            encoding="utf-8",
+        )
+        try:
+            if child.stdin is None or child.stdout is None:
+                raise AssertionError("the child's pipes are open")
+            try:
+                child.stdin.write(job.model_dump_json())
+                child.stdin.close()
+            except BrokenPipeError:
+                pass  # it has ended already; below says how
+            for line in child.stdout:
+                last = json.loads(line)
+                _pass_on(last, progress)
+            status = child.wait()
+        finally:  # also when interrupted
+            child.kill()
+            child.wait()
+        errors.seek(0)
+        printed = errors.read().strip()
+    if "error" in last:
+        raise BackendError(str(last["error"]))
+    if "done" not in last:
+        raise BackendError(_how_it_ended(status, printed, job, flavour))
+    peak = last["done"]
+    return PeakMemory(peak if isinstance(peak, int) else None, str(last["metric"]))
+
+
+def _pass_on(message: dict[str, object], progress: Progress) -> None:
+    if "step" in message:
+        total = message.get("total")
+        progress.step(str(message["step"]), total if isinstance(total, int) else None)
+    elif isinstance(advance := message.get("advance"), int):
+        progress.advance(advance)
+
+
+def _how_it_ended(status: int, printed: str, job: Job, flavour: Flavour) -> str:
+    if status == -signal.SIGKILL:
+        return (
+            f"building {job.output.name} was killed, as the system does when memory runs out: end other "
+            "programs, export with `dtype='fp16'`, or build on a machine with more memory"
+        )
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    last = printed.splitlines()[-1] if printed else "it printed nothing"
+    return f"{flavour.title} ended with {how} while building {job.output.name}: {last}"

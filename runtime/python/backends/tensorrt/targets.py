@@ -1,0 +1,99 @@
+"""The GPUs that engines are built for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeprune.errors import BackendError, InputError
+from edgeprune.runtime.backends.tensorrt import device
+from edgeprune.runtime.backends.tensorrt.device import Gpu
+from edgeprune.runtime.backends.tensorrt.flavours import Flavour
+
+CURRENT = "current"
+"""The GPU of this machine."""
+
+KNOWN = {
+    "sm80": "A100",
+    "sm86": "GeForce RTX 30, A40",
+    "sm87": "Jetson Orin",
+    "sm89": "GeForce RTX 40, L4, L40",
+    "sm90": "H100",
+    "sm110": "Jetson Thor",
+    "sm120": "GeForce RTX 50",
+}
+"""Architectures by name, with GPUs that have them; others are taken as they are."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Architectures, and the GPU that TensorRT builds on with its free bytes, where it builds on one."""
+
+    names: tuple[str, ...]
+    gpu: Gpu | None = None
+    gpu_free: int | None = None
+
+
+def resolve_targets(flavour: Flavour, trt: Any, wanted: Sequence[str]) -> Targets:
+    """What to build for.
+
+    Args:
+        trt: the flavour's module.
+        wanted: architectures, or "current".
+
+    Raises:
+        InputError: a target is unknown, or the flavour cannot build for it.
+        BackendError: there is no GPU here, and one is needed.
+    """
+    if not wanted:
+        raise InputError(f"no `targets`: give {CURRENT}, or {', '.join(KNOWN)}")
+    for name in wanted:
+        if name != CURRENT and not re.fullmatch(r"sm\d{2,3}", name):
+            known = ", ".join(f"{sm} ({gpus})" for sm, gpus in KNOWN.items())
+            raise InputError(f"`targets` {name!r} is no GPU architecture: expected {CURRENT}, {known}")
+    if flavour.builds_anywhere:
+        return _anywhere(flavour, trt, wanted)
+    return _here(flavour, wanted)
+
+
+def _anywhere(flavour: Flavour, trt: Any, wanted: Sequence[str]) -> Targets:
+    able = [name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
+    names = []
+    for name in wanted:
+        if name == CURRENT:
+            gpu = device.read_gpu(device.runtime(f"`targets` {CURRENT}", flavour.extra))
+            if gpu is None:
+                raise BackendError(
+                    f"{device.NO_GPU}; to build for another machine's GPU name it: "
+                    f"`targets` {' or '.join(able)}"
+                )
+            name = gpu.target
+        if name not in able:
+            way = (
+                ""
+                if name not in ("sm87", "sm110")
+                else "; for a Jetson, run `edgeprune build` with TensorRT on it"
+            )
+            raise InputError(f"{flavour.title} cannot build for {name}: it can for {', '.join(able)}{way}")
+        names.append(name)
+    # One engine for the same GPUs has one name, in whatever order they were given.
+    return Targets(tuple(sorted(set(names), key=lambda name: int(name[2:]))))
+
+
+def _here(flavour: Flavour, wanted: Sequence[str]) -> Targets:
+    cudart = device.runtime(f"building with {flavour.title}", flavour.extra)
+    gpu = device.read_gpu(cudart)
+    if gpu is None:
+        raise BackendError(
+            f"{flavour.title} builds on the GPU that the engine is for, and {device.NO_GPU}; run this "
+            "command on the target machine, or build for desktop GPUs with `flavour='tensorrt-rtx'`"
+        )
+    for name in wanted:
+        if name not in (CURRENT, gpu.target):
+            raise InputError(
+                f"{flavour.title} builds for the GPU it runs on, here {gpu.target} ({gpu.name}), not for "
+                f"{name}: run this command on the target machine"
+            )
+    return Targets((gpu.target,), gpu, device.Device(cudart).free_bytes())

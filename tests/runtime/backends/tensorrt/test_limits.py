@@ -1,0 +1,86 @@
+"""Limits and the profiles that follow from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeprune.errors import InputError
+from edgeprune.runtime.backends.tensorrt.limits import (
+    TOPK_LIMIT,
+    check_topk,
+    language_profiles,
+    resolve_limits,
+    vision_profile,
+)
+from tests.runtime.fakes import fake_manifest
+
+MANIFEST = fake_manifest()  # 16 visual tokens a picture
+POSITIONS = MANIFEST.model.max_positions
+
+
+def test_defaults_are_one_prompt_with_one_picture() -> None:
+    limits = resolve_limits(MANIFEST)
+    assert (limits.batch, limits.images) == (1, 1)
+    assert limits.prompt == min(POSITIONS, 16 + 512)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_batch": 0}, "`max_batch` is 0: expected a whole number of at least 1"),
+        ({"max_images": -1}, "`max_images` is -1"),
+        ({"max_new_tokens": True}, "`max_new_tokens` is True"),
+        ({"max_prompt": POSITIONS + 1}, f"the model has {POSITIONS} positions"),
+        ({"max_prompt": 16}, "1 pictures are 16 visual tokens.*no room.*raise `max_prompt`"),
+        ({"max_prompt": 40, "max_images": 3}, "3 pictures are 48 visual tokens"),
+    ],
+)
+def test_limits_that_make_no_sense(options: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve_limits(MANIFEST, **options)
+
+
+def test_every_range_is_in_order_and_every_input_has_one() -> None:
+    limits = resolve_limits(MANIFEST, 3, 64, 2, 20)
+    for profile in language_profiles(MANIFEST, limits).values():
+        assert profile.keys() == {spec.name for spec in MANIFEST.language.inputs}
+        for name, (least, usual, most) in profile.items():
+            assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)), name
+
+
+def test_profiles_span_prompts_with_and_without_pictures_and_all_steps() -> None:
+    limits = resolve_limits(MANIFEST, 3, 64, 2, 20)
+    profiles = language_profiles(MANIFEST, limits)
+    prefill, decode = profiles["prefill"], profiles["decode"]
+    assert (prefill["input_ids"].least, prefill["input_ids"].most) == ((1, 1), (3, 64))
+    assert (prefill["visual_index"].least, prefill["visual_index"].most) == ((1, 0), (3, 32))
+    assert prefill["past_key.0"].most[2] == 0
+    assert decode["visual_index"].most == (3, 0)
+    # The last of 20 new tokens is not read, and the one before has a past of 64 + 18; one more is room.
+    assert decode["past_mask.0"].most == decode["past_mask.1"].most == (3, 83)
+    # Pruned layers are tuned for the shorter past.
+    assert decode["past_mask.1"].usual < decode["past_mask.0"].usual
+    assert vision_profile(MANIFEST, limits)["pixel_values"].most[0] == 6
+
+
+def test_no_past_is_longer_than_the_positions() -> None:
+    limits = resolve_limits(MANIFEST, max_prompt=POSITIONS, max_new_tokens=1000)
+    assert language_profiles(MANIFEST, limits)["decode"]["past_mask.0"].most == (1, POSITIONS)
+
+
+def test_decode_sequence_is_not_fixed() -> None:
+    """With a fixed 1, TensorRT for RTX 1.7 stores the joint weights twice; see `_decode_axes`."""
+    limits = resolve_limits(MANIFEST)
+    assert language_profiles(MANIFEST, limits)["decode"]["input_ids"].most == (1, 2)
+
+
+def test_more_than_topk_selects_is_refused_before_it_is_built() -> None:
+    keep = MANIFEST.plan.stages[0].keep / 10000
+    images = int((TOPK_LIMIT - 1) / (16 * keep))
+    roomy = MANIFEST.model_copy(
+        update={"model": MANIFEST.model.model_copy(update={"max_positions": 1 << 20})}
+    )
+    fits = resolve_limits(roomy, max_images=images)
+    check_topk(roomy, fits)
+    with pytest.raises(InputError, match=r"would keep 3\d+ of .*at most 3839: lower `max_images`"):
+        check_topk(roomy, fits.model_copy(update={"images": images + 2}))
