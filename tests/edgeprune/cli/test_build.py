@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from edgeprune.ownership import SIDECAR_NAME
-from edgeprune.runtime.backends.tensorrt import building
-from edgeprune.runtime.backends.tensorrt import flavours
+from edgeprune.runtime.backends.tensorrt import building, flavours
 from tests.edgeprune.cli.conftest import Cli
 from tests.runtime.backends.tensorrt.test_sidecar import FITTING
 

@@ -18,12 +18,12 @@ from onnx import numpy_helper
 import edgeprune
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter import pipeline
-from edgeprune.verification import original as verify
 from edgeprune.exporter.op import KEEP_ATTRIBUTE, OP_NAME
 from edgeprune.exporter.weights import read_header
 from edgeprune.manifest import Check, Manifest, failures
 from edgeprune.progress import Silent
 from edgeprune.scratch import PARTIAL
+from edgeprune.verification import original as verify
 from tests.export.conftest import Exported
 from tests.manifests import make_manifest
 
