@@ -1,18 +1,20 @@
 """Which visual tokens are kept: the reference that every back end is compared with.
 
-A token's score is multiplied by its bias curve weight and its padding mask, the best K tokens of each
-prompt are kept, and they stay in their original order beside all text tokens (arXiv 2508.17807).
+A token's score is multiplied by its weight, which is its bias curve's value times its padding mask, the best
+K tokens of each prompt are kept, and they stay in their original order beside all text tokens
+(arXiv 2508.17807).
 
 Every back end follows the same total order, so that the same tokens are kept everywhere:
 
-1. a valid token with a number, the larger product first (+inf is the largest number);
-2. a valid token whose product is NaN or -inf, as if it were the lowest finite float32;
-3. a padded token, whatever its score.
+1. a token at the last position of the sequence, because the next token comes from there;
+2. a token with a number, the larger product first, +inf as the largest finite float32;
+3. a token whose product is NaN or -inf, as if it were the lowest finite float32;
+4. a token of weight 0, which is padding, whatever its score.
 
-Within each of these, equal products go to the lower index. A valid token whose attention underflowed
-to 0 therefore still beats every padded one, which a plain product with the mask would leave to chance.
-K depends on V and the keep ratio alone, as a compiled engine needs it; where fewer than K tokens are
-valid, padded ones fill the remaining places, lowest index first, and `Selection.padded_kept` counts them.
+Within each of these, equal products go to the lower index. A token whose attention underflowed to 0 therefore
+still beats every one of weight 0, which a plain product would leave to chance. K is given, and never depends
+on values, as a compiled engine needs it; where fewer than K tokens have a weight, those without fill the
+remaining places, lowest index first.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from edgeprune.errors import InputError
 
 Share: TypeAlias = "float | str | Fraction"
 
-_LOWEST = np.finfo(np.float32).min
+_LOWEST, _LARGEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 _WHOLE = 10_000
 _LEAST = Decimal("1e-6")
 
@@ -119,59 +121,57 @@ def kept_count(visual_tokens: int, keep: int) -> int:
 
 
 def effective_score(
-    score_v: NDArray[np.float32], visual_valid: NDArray[np.float32], bias_curve: NDArray[np.float32]
+    score_v: NDArray[np.float32], weight: NDArray[np.float32], stays: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
-    """The debiased score, in float32: (score * w) * m, multiplied in this order.
+    """The debiased score, in float32: score * weight.
 
-    NaN and -inf become the lowest finite float32; then padded tokens (m = 0) become -inf. The order of
-    the result is the one of the module's description. Formula: arXiv 2508.17807.
+    NaN becomes the lowest finite float32, infinities the nearest finite one; then tokens of weight 0 become
+    -inf, and those that stay in any case +inf. The order of the result is the one of the module's description. Formula: arXiv 2508.17807.
 
     Args:
         score_v: float32 [B, V], attention paid to each visual token.
-        visual_valid: float32 [B, V], the padding mask: 1 shows the picture, 0 is padding.
-        bias_curve: float32 [at least V]; the first V weights are used.
+        weight: float32 [B, V], what each score is multiplied by; 0 stands behind all others.
+        stays: bool [B, V], the tokens that stay in any case; None for none.
 
     Returns:
         float32 [B, V], free of NaN.
 
     Raises:
-        InputError: a dtype or a shape is another, or the curve is shorter than V.
+        InputError: a dtype or a shape is another.
     """
     _check("score_v", score_v, np.float32, (None, None))
-    _check("visual_valid", visual_valid, np.float32, score_v.shape)
-    _check("bias_curve", bias_curve, np.float32, (None,))
-    visual = score_v.shape[1]
-    if len(bias_curve) < visual:
-        raise InputError(
-            f"the bias curve has {len(bias_curve)} weights for {visual} visual tokens: expected one each; "
-            f"make it with at least {visual} tokens"
-        )
+    _check("weight", weight, np.float32, score_v.shape)
     with np.errstate(all="ignore"):  # what overflow and inf * 0 give is defined below
-        product = (score_v * bias_curve[:visual]) * visual_valid
-    product = np.where(np.isnan(product) | np.isneginf(product), _LOWEST, product)
-    return np.where(visual_valid == 0, np.float32(-np.inf), product).astype(np.float32)
+        product = score_v * weight
+    product = np.clip(np.where(np.isnan(product), _LOWEST, product), _LOWEST, _LARGEST)
+    effective = np.where(weight == 0, np.float32(-np.inf), product)
+    if stays is not None:
+        _check("stays", stays, np.bool_, score_v.shape)
+        effective = np.where(stays, np.float32(np.inf), effective)
+    return effective.astype(np.float32)
 
 
 def select_visual(
     score_v: NDArray[np.float32],
-    visual_valid: NDArray[np.float32],
-    bias_curve: NDArray[np.float32],
-    keep: int,
+    weight: NDArray[np.float32],
+    kept: int,
+    stays: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """The kept visual tokens: the top K of the effective score, equal ones to the lower index.
 
     Args:
-        score_v, visual_valid, bias_curve: as for `effective_score`.
-        keep: the keep ratio in ten-thousandths.
+        score_v, weight, stays: as for `effective_score`.
+        kept: K, from 0 to V; `kept_count` makes one of a keep ratio.
 
     Returns:
         int64 [B, K], for each prompt ascending indices into its visual tokens (0..V-1).
 
     Raises:
-        InputError: as `effective_score` and `kept_count`.
+        InputError: as `effective_score`; or K is out of range.
     """
-    effective = effective_score(score_v, visual_valid, bias_curve)
-    kept = kept_count(effective.shape[1], keep)
+    effective = effective_score(score_v, weight, stays)
+    visual = effective.shape[1]
+    _check_kept(kept, visual)
     # Negated, because only an ascending sort is stable towards the lower index.
     best = np.argsort(-effective, axis=1, kind="stable")[:, :kept]
     return np.sort(best, axis=1).astype(np.int64)
@@ -184,33 +184,31 @@ class Selection:
     Attributes:
         kept_index: int64 [B, S'], ascending positions kept: all text tokens and K visual ones.
         kept_visual: int64 [B, K], the kept ones of the visual tokens, ascending in 0..V-1.
-        padded_kept: int64 [B], how many of the kept visual tokens are padding.
     """
 
     kept_index: NDArray[np.int64]
     kept_visual: NDArray[np.int64]
-    padded_kept: NDArray[np.int64]
 
 
 def select(
     score: NDArray[np.float32],
     visual_index: NDArray[np.int64],
-    visual_valid: NDArray[np.float32],
-    bias_curve: NDArray[np.float32],
-    keep: int,
+    weight: NDArray[np.float32],
+    kept: int,
 ) -> Selection:
     """One pruning stage. V = 0, as in every decode step, keeps everything.
+
+    A visual token at the last position stays whatever its weight, because the next token comes from there.
 
     Args:
         score: float32 [B, S], attention the scoring rows pay each position.
         visual_index: int64 [B, V], positions of the visual tokens, ascending and unique in each row.
-        visual_valid: float32 [B, V], the padding mask.
-        bias_curve: float32 [at least V]; all ones where the stage is not debiased.
-        keep: the keep ratio in ten-thousandths.
+        weight: float32 [B, V], what each visual token's score is multiplied by; 0 stands behind all others.
+        kept: K, from 0 to V.
 
     Raises:
-        InputError: a dtype or a shape is another, the curve is shorter than V, a position is outside
-            0..S-1, or positions do not ascend.
+        InputError: a dtype or a shape is another, a position is outside 0..S-1, positions do not ascend, or K
+            is out of range.
     """
     _check("score", score, np.float32, (None, None))
     batch, sequence = score.shape
@@ -228,25 +226,24 @@ def select(
         )
     visual = visual_index.shape[1]
     kept_visual = select_visual(
-        np.take_along_axis(score, visual_index, axis=1), visual_valid, bias_curve, keep
+        np.take_along_axis(score, visual_index, axis=1), weight, kept, visual_index == sequence - 1
     )
     stays = np.ones((batch, sequence), dtype=bool)
     np.put_along_axis(stays, visual_index, False, axis=1)
     np.put_along_axis(stays, np.take_along_axis(visual_index, kept_visual, axis=1), True, axis=1)
     kept_index = np.nonzero(stays)[1].reshape(batch, sequence - visual + kept_visual.shape[1])
-    padded = np.take_along_axis(visual_valid, kept_visual, axis=1) == 0
-    return Selection(kept_index.astype(np.int64), kept_visual, padded.sum(axis=1, dtype=np.int64))
+    return Selection(kept_index.astype(np.int64), kept_visual)
 
 
 def random_visual(
-    rng: np.random.Generator, visual_valid: NDArray[np.float32], keep: int, among_content: bool
+    rng: np.random.Generator, visual_valid: NDArray[np.float32], kept: int, among_content: bool
 ) -> NDArray[np.int64]:
-    """A random selection of the same size, the baseline that a method has to beat.
+    """K random visual tokens, the baseline that a method has to beat.
 
     Args:
         rng: the source of randomness; the same state gives the same selection.
         visual_valid: float32 [B, V], the padding mask.
-        keep: the keep ratio in ten-thousandths.
+        kept: K, from 0 to V.
         among_content: draw from the valid tokens, so that the comparison with a padding mask is fair; where
             they are fewer than K all are kept, and padded ones fill up, lowest index first. Otherwise draw
             from all tokens, padding included.
@@ -255,11 +252,11 @@ def random_visual(
         int64 [B, K], ascending, drawn uniformly without replacement.
 
     Raises:
-        InputError: a dtype or a shape is another, or keep is out of range.
+        InputError: a dtype or a shape is another, or K is out of range.
     """
     _check("visual_valid", visual_valid, np.float32, (None, None))
     batch, visual = visual_valid.shape
-    kept = kept_count(visual, keep)
+    _check_kept(kept, visual)
     chosen = np.empty((batch, kept), dtype=np.int64)
     for row, valid in enumerate(visual_valid):
         pool = np.flatnonzero(valid != 0) if among_content else np.arange(visual)
@@ -267,6 +264,14 @@ def random_visual(
         filling = np.flatnonzero(valid == 0)[: kept - len(drawn)]
         chosen[row] = np.sort(np.concatenate([drawn, filling]))
     return chosen
+
+
+def _check_kept(kept: int, visual: int) -> None:
+    if isinstance(kept, bool) or not isinstance(kept, (int, np.integer)) or not 0 <= kept <= visual:
+        raise InputError(
+            f"{kept!r} visual tokens are to be kept of {visual}: expected a whole number from 0 to {visual}; "
+            "kept_count() makes one of a keep ratio"
+        )
 
 
 def _check(name: str, array: NDArray[np.generic], dtype: DTypeLike, shape: tuple[int | None, ...]) -> None:

@@ -55,9 +55,10 @@ def stages(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "score": floats(SCORES, batch, sequence),
         "visual_index": np.array(index, dtype=np.int64).reshape(batch, visual),
-        "visual_valid": floats(st.sampled_from([0.0, 1.0]), batch, visual),
-        "bias_curve": floats(st.floats(0.0625, 4, width=32), visual + draw(st.integers(0, 3))),
-        "keep": draw(st.integers(1, 10000)),
+        "weight": floats(
+            st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0625, 4, width=32)), batch, visual
+        ),
+        "kept": draw(st.integers(0, visual)),
     }
 
 
@@ -65,19 +66,19 @@ def by_hand(stage: dict[str, Any], prompt: int) -> list[int]:
     """The kept visual tokens of one prompt, by a stable sort of Python tuples."""
 
     def rank(token: int) -> tuple[int, float]:
-        if stage["visual_valid"][prompt, token] == 0:
+        position, weight = stage["visual_index"][prompt, token], stage["weight"][prompt, token]
+        if position == stage["score"].shape[1] - 1:
+            return (-1, 0.0)
+        if weight == 0:
             return (2, 0.0)
-        score = stage["score"][prompt, stage["visual_index"][prompt, token]]
         with np.errstate(all="ignore"):
-            product = float(np.float32(score) * np.float32(stage["bias_curve"][token]))
+            product = float(stage["score"][prompt, position] * weight)
         if math.isnan(product) or product == -math.inf or product == LOWEST:
             return (1, 0.0)
-        return (0, -product)
+        return (0, -min(product, LARGEST))
 
     visual = stage["visual_index"].shape[1]
-    exact = Fraction(visual * stage["keep"], 10000) + Fraction(1, 2)
-    kept = max(1, math.floor(exact)) if visual else 0
-    return sorted(sorted(range(visual), key=rank)[:kept])
+    return sorted(sorted(range(visual), key=rank)[: stage["kept"]])
 
 
 @PROPERTY
@@ -85,14 +86,13 @@ def by_hand(stage: dict[str, Any], prompt: int) -> list[int]:
 def test_select_agrees_with_a_sort_by_hand(stage: dict[str, Any]) -> None:
     chosen = select(**stage)
     batch, sequence = stage["score"].shape
-    assert chosen.kept_index.dtype == chosen.kept_visual.dtype == chosen.padded_kept.dtype == np.int64
+    assert chosen.kept_index.dtype == chosen.kept_visual.dtype == np.int64
     for prompt in range(batch):
         wanted = by_hand(stage, prompt)
         positions = stage["visual_index"][prompt]
         text = set(range(sequence)) - set(positions.tolist())
         assert chosen.kept_visual[prompt].tolist() == wanted
         assert chosen.kept_index[prompt].tolist() == sorted(text | set(positions[wanted].tolist()))
-        assert chosen.padded_kept[prompt] == sum(stage["visual_valid"][prompt, wanted] == 0)
 
 
 @PROPERTY
@@ -100,92 +100,92 @@ def test_select_agrees_with_a_sort_by_hand(stage: dict[str, Any]) -> None:
 def test_prompts_of_a_batch_do_not_influence_each_other(stage: dict[str, Any], random: Any) -> None:
     order = list(range(len(stage["score"])))
     random.shuffle(order)
-    rows = ("score", "visual_index", "visual_valid")
+    rows = ("score", "visual_index", "weight")
     shuffled = select(**{name: value[order] if name in rows else value for name, value in stage.items()})
     assert np.array_equal(shuffled.kept_index, select(**stage).kept_index[order])
 
 
 @PROPERTY
-@given(st.permutations(range(12)), st.integers(1, 10000))
-def test_without_ties_a_permutation_of_the_tokens_permutes_the_selection(order: list[int], keep: int) -> None:
+@given(st.permutations(range(12)), st.integers(0, 12))
+def test_without_ties_a_permutation_of_the_tokens_permutes_the_selection(order: list[int], kept: int) -> None:
     score = row(*(0.01 * (i + 1) for i in range(12)))
-    kept = select_visual(score, np.ones_like(score), ones(12), keep)[0]
-    permuted = select_visual(score[:, order], np.ones_like(score), ones(12), keep)[0]
-    assert sorted(order[i] for i in permuted) == kept.tolist()
+    best = select_visual(score, np.ones_like(score), kept)[0]
+    permuted = select_visual(score[:, order], np.ones_like(score), kept)[0]
+    assert sorted(order[i] for i in permuted) == best.tolist()
 
 
 def test_select_leaves_its_inputs_as_they_are() -> None:
-    score, valid, curve = row(0.1, math.nan, 0.3), row(1, 1, 0), ones(3)
-    copies = score.copy(), valid.copy(), curve.copy()
-    select(score, np.array([[0, 1, 2]]), valid, curve, 5000)
-    for array, copy in zip((score, valid, curve), copies, strict=True):
+    score, weight = row(0.1, math.nan, 0.3), row(1, 1, 0)
+    copies = score.copy(), weight.copy()
+    select(score, np.array([[0, 1, 2]]), weight, 2)
+    for array, copy in zip((score, weight), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
 def test_text_is_kept_and_the_best_visual_tokens_in_their_order() -> None:
-    chosen = select(row(9, 0.1, 0.4, 0.3, 0, 9), np.array([[1, 2, 3]]), row(1, 1, 1), ones(3), 6667)
+    chosen = select(row(9, 0.1, 0.4, 0.3, 0, 9), np.array([[1, 2, 3]]), row(1, 1, 1), 2)
     assert chosen.kept_index.tolist() == [[0, 2, 3, 4, 5]]
     assert chosen.kept_visual.tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("weight", [0, 1])
+def test_the_last_position_stays_whatever_its_score_and_weight(weight: float) -> None:
+    chosen = select(row(0.9, 0.8, math.nan), np.array([[0, 1, 2]]), row(1, 1, weight), 1)
+    assert chosen.kept_index.tolist() == [[2]]
+    text_behind = select(row(0.9, 0.8, math.nan, 0), np.array([[0, 1, 2]]), row(1, 1, weight), 1)
+    assert text_behind.kept_index.tolist() == [[0, 3]]
+
+
 def test_equal_scores_go_to_the_lower_index() -> None:
-    assert select_visual(row(*[0.25] * 9), row(*[1] * 9), ones(9), 3333).tolist() == [[0, 1, 2]]
-    assert select_visual(row(-0.0, 0.0), row(1, 1), ones(2), 5000).tolist() == [[0]]
+    assert select_visual(row(*[0.25] * 9), row(*[1] * 9), 3).tolist() == [[0, 1, 2]]
+    assert select_visual(row(-0.0, 0.0), row(1, 1), 1).tolist() == [[0]]
 
 
 def test_numbers_beat_nan_and_nan_beats_padding() -> None:
-    score, valid = row(9, math.nan, 0.0, math.inf, -math.inf), row(0, 1, 1, 1, 1)
-    order = [select_visual(score, valid, ones(5), keep)[0].tolist() for keep in (2000, 4000, 6000, 8000)]
+    score, weight = row(9, math.nan, 0.0, math.inf, -math.inf), row(0, 1, 1, 1, 1)
+    order = [select_visual(score, weight, kept)[0].tolist() for kept in (1, 2, 3, 4)]
     assert order == [[3], [2, 3], [1, 2, 3], [1, 2, 3, 4]]
 
 
 def test_effective_score_of_special_values() -> None:
-    score = row(math.nan, -math.inf, math.inf, math.inf, 0.0, math.nan, 2.0)
-    found = effective_score(score, row(1, 1, 1, 0, 1, 0, 1), np.array([1, 1, 1, 1, 1, 1, 0.25], np.float32))
+    score = row(math.nan, -math.inf, math.inf, math.inf, 0.0, math.nan, 2.0, math.nan)
+    stays = np.array([[False] * 7 + [True]])
+    found = effective_score(score, row(1, 1, 1, 0, 1, 0, 0.25, 0), stays)
     assert found.dtype == np.float32
-    assert found.tolist() == [[LOWEST, LOWEST, math.inf, -math.inf, 0.0, -math.inf, 0.5]]
+    assert found.tolist() == [[LOWEST, LOWEST, LARGEST, -math.inf, 0.0, -math.inf, 0.5, math.inf]]
 
 
-def test_effective_score_multiplies_by_the_curve_first_and_in_float32() -> None:
-    # (s * w) * m overflows where s * (w * m) would not.
-    assert effective_score(row(LARGEST), row(0.5), np.array([2], np.float32))[0, 0] == math.inf
+def test_effective_score_multiplies_in_float32() -> None:
     score, weight = np.float32(0.1), np.float32(0.7)
-    assert effective_score(row(0.1), row(1), np.array([0.7], np.float32))[0, 0] == score * weight
+    assert effective_score(row(0.1), row(0.7))[0, 0] == score * weight
+    assert effective_score(row(LARGEST), row(2))[0, 0] == LARGEST
 
 
 def test_attention_that_underflowed_to_zero_still_beats_padding() -> None:
-    assert select_visual(row(0.9, 0.9, 0.0, 0.0), row(0, 0, 1, 1), ones(4), 5000).tolist() == [[2, 3]]
+    assert select_visual(row(0.9, 0.9, 0.0, 0.0), row(0, 0, 1, 1), 2).tolist() == [[2, 3]]
 
 
-def test_padding_fills_up_from_the_lowest_index_and_is_counted() -> None:
-    chosen = select(row(0.1, 0.9, 0.8, 0.7), np.array([[0, 1, 2, 3]]), row(0, 0, 0, 1), ones(4), 7500)
-    assert chosen.kept_visual.tolist() == [[0, 1, 3]]
-    assert chosen.padded_kept.tolist() == [2]
+def test_tokens_without_weight_fill_up_from_the_lowest_index() -> None:
+    assert select_visual(row(0.1, 0.9, 0.8, 0.7), row(0, 0, 0, 1), 3).tolist() == [[0, 1, 3]]
+    assert select_visual(row(0.1, math.nan, 0.8), row(0, 0, 0), 2).tolist() == [[0, 1]]
 
 
-def test_all_padded_keeps_the_first_tokens() -> None:
-    chosen = select(row(0.1, math.nan, 0.8), np.array([[0, 1, 2]]), row(0, 0, 0), ones(3), 6667)
-    assert chosen.kept_visual.tolist() == [[0, 1]]
-    assert chosen.padded_kept.tolist() == [2]
+def test_weights_count_from_the_first_visual_token() -> None:
+    # Position 1 is visual token 0.
+    chosen = select(row(0, 0.5, 0.6, 0), np.array([[1, 2]]), row(1, 0.5), 1)
+    assert chosen.kept_index.tolist() == [[0, 1, 3]]
 
 
-def test_the_curve_counts_from_the_first_visual_token() -> None:
-    # Position 1 is visual token 0 and has weight 1; with the position's weight it would lose.
-    chosen = select(row(0, 0.5, 0.6), np.array([[1, 2]]), row(1, 1), np.array([1, 0.5, 9], np.float32), 5000)
-    assert chosen.kept_index.tolist() == [[0, 1]]
-
-
-@pytest.mark.parametrize(("keep", "kept"), [(10000, [0, 1, 2]), (1, [2])])
-def test_keeping_all_and_keeping_one(keep: int, kept: list[int]) -> None:
-    assert select_visual(row(0.1, 0.2, 0.3), row(1, 1, 1), ones(3), keep).tolist() == [kept]
+@pytest.mark.parametrize(("kept", "expected"), [(3, [0, 1, 2]), (1, [2]), (0, [])])
+def test_keeping_all_and_one_and_none(kept: int, expected: list[int]) -> None:
+    assert select_visual(row(0.1, 0.2, 0.3), row(1, 1, 1), kept).tolist() == [expected]
 
 
 def test_no_visual_token_is_the_identity() -> None:
     empty = np.zeros((2, 0), dtype=np.float32)
-    chosen = select(np.ones((2, 3), np.float32), empty.astype(np.int64), empty, ones(0), 3000)
+    chosen = select(np.ones((2, 3), np.float32), empty.astype(np.int64), empty, 0)
     assert chosen.kept_index.tolist() == [[0, 1, 2]] * 2
     assert chosen.kept_visual.shape == (2, 0)
-    assert chosen.padded_kept.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,8 @@ def test_kept_count_refuses_a_negative_number() -> None:
 GOOD: dict[str, Any] = {
     "score": row(0.1, 0.2, 0.3, 0.4),
     "visual_index": np.array([[1, 2]]),
-    "visual_valid": row(1, 1),
-    "bias_curve": ones(2),
-    "keep": 5000,
+    "weight": row(1, 1),
+    "kept": 1,
 }
 
 
@@ -281,11 +280,12 @@ GOOD: dict[str, Any] = {
         ({"visual_index": np.array([[-1, 2]])}, r"visual_index holds -1"),
         ({"visual_index": np.array([[2, 1]])}, r"visual_index does not ascend: expected .*; sort"),
         ({"visual_index": np.array([[1, 1]])}, r"visual_index does not ascend"),
-        ({"visual_valid": np.array([[True, True]])}, r"visual_valid is bool \[1, 2\]: expected float32"),
-        ({"visual_valid": row(1, 1, 1)}, r"visual_valid is float32 \[1, 3\]: expected float32 \[1, 2\]"),
-        ({"bias_curve": ones(1)}, r"bias curve has 1 weights for 2 visual tokens: .* at least 2 tokens"),
-        ({"bias_curve": np.ones(2)}, r"bias_curve is float64 \[2\]: expected float32 \[any\]"),
-        ({"keep": 0.5}, r"keep is 0.5"),
+        ({"weight": np.array([[True, True]])}, r"weight is bool \[1, 2\]: expected float32"),
+        ({"weight": row(1, 1, 1)}, r"weight is float32 \[1, 3\]: expected float32 \[1, 2\]"),
+        ({"kept": 3}, r"3 visual tokens are to be kept of 2: expected .* from 0 to 2; kept_count"),
+        ({"kept": -1}, r"-1 visual tokens are to be kept"),
+        ({"kept": 0.5}, r"0\.5 visual tokens are to be kept"),
+        ({"kept": True}, r"True visual tokens are to be kept"),
     ],
 )  # fmt: skip
 def test_select_refuses(changes: dict[str, Any], message: str) -> None:
@@ -299,12 +299,12 @@ def test_select_refuses(changes: dict[str, Any], message: str) -> None:
 def test_random_selection_has_the_size_of_the_real_one(
     stage: dict[str, Any], among_content: bool, seed: int
 ) -> None:
-    valid, keep = stage["visual_valid"], stage["keep"]
-    chosen = random_visual(np.random.default_rng(seed), valid, keep, among_content)
+    valid, kept = (stage["weight"] != 0).astype(np.float32), stage["kept"]
+    chosen = random_visual(np.random.default_rng(seed), valid, kept, among_content)
     visual = valid.shape[1]
     assert chosen.dtype == np.int64
-    assert chosen.shape == (len(valid), kept_count(visual, keep))
-    assert np.array_equal(chosen, random_visual(np.random.default_rng(seed), valid, keep, among_content))
+    assert chosen.shape == (len(valid), kept)
+    assert np.array_equal(chosen, random_visual(np.random.default_rng(seed), valid, kept, among_content))
     for prompt, picked in enumerate(chosen.tolist()):
         assert picked == sorted(set(picked))
         assert all(0 <= token < visual for token in picked)
@@ -318,7 +318,7 @@ def test_random_selection_has_the_size_of_the_real_one(
 @pytest.mark.parametrize(("among_content", "share"), [(False, 0.4), (True, 2 / 3)])
 def test_random_selection_is_uniform(among_content: bool, share: float) -> None:
     valid = np.tile(row(1, 0, 1, 0, 1), (6000, 1))
-    chosen = random_visual(np.random.default_rng(0), valid, 4000, among_content)
+    chosen = random_visual(np.random.default_rng(0), valid, 2, among_content)
     counts = np.bincount(chosen.ravel(), minlength=5) / len(valid)
     expected = np.where(valid[0] == 1, share, 0) if among_content else np.full(5, share)
     np.testing.assert_allclose(counts, expected, atol=0.03)
@@ -326,4 +326,4 @@ def test_random_selection_is_uniform(among_content: bool, share: float) -> None:
 
 def test_random_selection_refuses_another_mask() -> None:
     with pytest.raises(InputError, match=r"visual_valid is float32 \[2\]: expected float32 \[any, any\]"):
-        random_visual(np.random.default_rng(0), ones(2), 5000, True)
+        random_visual(np.random.default_rng(0), ones(2), 1, True)
