@@ -60,14 +60,13 @@ def export(
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
     pipeline = export_module("exporter.pipeline")
-    verification = export_module("verification.original")
     options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed)
     written: Path = pipeline.export(
         model,
         options,
         output=output,
         force=force,
-        verify=verification.verify_bundle if verify else None,
+        verify=export_module("verification.original").verify_bundle if verify else None,
         progress=progress,
     )
     return written

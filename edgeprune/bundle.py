@@ -97,9 +97,14 @@ def read_manifest(
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < _NO_VERSION:
         raise BundleError(f"{path} names no schema_version: it is not an edgeprune manifest; export again")
+    if version < SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema {version}, written by an earlier edgeprune; this one reads {SCHEMA_VERSION}: "
+            "export the bundle again"
+        )
     if version > SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema {version}, written by a newer edgeprune; this one reads up to "
+            f"{path} has schema {version}, written by a newer edgeprune; this one reads "
             f"{SCHEMA_VERSION}: upgrade edgeprune, or export again with this version"
         )
     try:

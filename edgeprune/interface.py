@@ -29,10 +29,11 @@ PLAN_METADATA = "edgeprune.plan"
 # The vision graph.
 PIXEL_VALUES, VISUAL_EMBEDS, VISUAL_PLACE = "pixel_values", "visual_embeds", "visual_place"
 # The language graph, with VISUAL_EMBEDS.
-INPUT_IDS, VISUAL_INDEX, VISUAL_VALID = "input_ids", "visual_index", "visual_valid"
+INPUT_IDS, VISUAL_INDEX = "input_ids", "visual_index"
+VISUAL_VALID, CURVE_PLACE = "visual_valid", "curve_place"
 POSITION_IDS, ATTENTION_MASK, LOGITS = "position_ids", "attention_mask", "logits"
 CACHE_KINDS = ("key", "value")
-_PAST, _PRESENT = "past_", "present_"
+_PAST, _PRESENT, _KEPT_SLOTS = "past_", "present_", "kept_slots."
 
 
 def tower_score(stage: int) -> str:
@@ -48,6 +49,21 @@ def kept_index(stage: int) -> str:
 def score(stage: int) -> str:
     """Output: the attention that a stage's scoring rows pay each position, float32 [B, S]."""
     return f"score.{stage}"
+
+
+def kept_slots(stage: int) -> str:
+    """Input: its length K is how many visual tokens a stage keeps, int64 [1, K]; its values do not matter."""
+    return f"{_KEPT_SLOTS}{stage}"
+
+
+def is_kept_slots(name: str) -> bool:
+    """Whether an input is a stage's `kept_slots`."""
+    return name.startswith(_KEPT_SLOTS)
+
+
+def kept_axis(stage: int) -> str:
+    """The name of the axis K of a stage's `kept_slots`."""
+    return f"kept_slots_{stage}"
 
 
 def past(kind: str, layer: int) -> str:
@@ -127,8 +143,10 @@ def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
         _spec(VISUAL_EMBEDS, dtype, "batch", "visual", info.hidden_size),
         _spec(VISUAL_INDEX, "int64", "batch", "visual"),
         _spec(VISUAL_VALID, "float32", "batch", "visual"),
+        _spec(CURVE_PLACE, "int64", "batch", "visual"),
         _spec(POSITION_IDS, "int64", "batch", "sequence"),
         _spec(ATTENTION_MASK, "int64", "batch", "sequence"),
+        *(_spec(kept_slots(s), "int64", 1, kept_axis(s)) for s in range(len(plan.stages))),
         *(_spec(past_mask(g), "int64", "batch", past_axis(g)) for g in range(groups)),
     ]
     stages = range(len(plan.stages))
@@ -174,6 +192,8 @@ def first_feeds(
     attention_mask: NDArray[np.int64],
     visual_index: NDArray[np.int64],
     visual_valid: NDArray[np.float32],
+    curve_place: NDArray[np.int64],
+    kept: Sequence[int],
     visual_embeds: Any,
 ) -> dict[str, Any]:
     """What the language graph is fed first: prompts, padded on the left to one length, and empty caches.
@@ -182,7 +202,9 @@ def first_feeds(
         inputs: of the language graph.
         input_ids, attention_mask: int64 [B, S].
         visual_index: int64 [B, V].
-        visual_valid: float32 [B, V].
+        visual_valid: float32 [B, V], 0 where a token stands behind all others.
+        curve_place: int64 [B, V], which entry of the bias curve each visual token reads; 0 is always 1.
+        kept: K of every stage.
         visual_embeds: [B, V, D], an array or a back end's tensor.
     """
     return {
@@ -190,9 +212,11 @@ def first_feeds(
         VISUAL_EMBEDS: visual_embeds,
         VISUAL_INDEX: visual_index,
         VISUAL_VALID: visual_valid,
+        CURVE_PLACE: curve_place,
         # Padding has position 0, where it is masked anyhow; real tokens count from 0.
         POSITION_IDS: np.maximum(np.cumsum(attention_mask, axis=1) - 1, 0),
         ATTENTION_MASK: attention_mask,
+        **{kept_slots(stage): np.zeros((1, count), dtype=np.int64) for stage, count in enumerate(kept)},
         **{spec.name: _empty(spec, len(input_ids)) for spec in inputs if is_past(spec.name)},
     }
 
@@ -210,12 +234,13 @@ def next_feeds(
         tokens, positions: int64 [B], positions in the unpruned sequence.
         outputs: of the run before; what is no cache is passed over.
     """
-    visual = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID)
+    visual = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
     return {
         INPUT_IDS: tokens[:, None],
         **{spec.name: _empty(spec, len(tokens)) for spec in inputs if spec.name in visual},
         POSITION_IDS: positions[:, None],
         ATTENTION_MASK: np.ones((len(tokens), 1), dtype=np.int64),
+        **{spec.name: _empty(spec, 1) for spec in inputs if is_kept_slots(spec.name)},
         **{_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if is_present(name)},
     }
 

@@ -29,7 +29,7 @@ from edgeprune.fields import (
 from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
 from edgeprune.plans import Debias, PruningPlan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "edgeprune.json"
 
 MIN_OPSET, MAX_OPSET = 18, 22
@@ -194,7 +194,7 @@ class Verification(Part):
 class Manifest(Part):
     """The root of `edgeprune.json`."""
 
-    schema_version: Annotated[int, Field(strict=True, ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(strict=True, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     edgeprune_version: Line
     opset: Annotated[int, Field(strict=True, ge=MIN_OPSET, le=MAX_OPSET)]
     model: ModelInfo
@@ -204,7 +204,6 @@ class Manifest(Part):
     language: GraphSpec
     vision: GraphSpec
     cache_groups: Annotated[tuple[CacheGroup, ...], Field(max_length=1024)]
-    max_visual_tokens: Tokens
     preprocessing: Preprocessing
     prompt: Prompt
     generation: Generation = Generation()
@@ -250,10 +249,6 @@ class Manifest(Part):
         places = self.preprocessing.places_per_image
         if self.plan.tower and self.plan.tower[0].kept > places:
             raise ValueError(f"the vision tower keeps {self.plan.tower[0].kept} of {places} tokens")
-        if self.max_visual_tokens < self.tokens_per_image:
-            raise ValueError(
-                f"max_visual_tokens is {self.max_visual_tokens}, and one picture has {self.tokens_per_image}"
-            )
         language = language_interface(self.model, self.plan)
         vision = vision_interface(self.model, self.plan, size, places)
         _check_interface("language", self.language, language)

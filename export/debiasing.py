@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeprune.debias.curves import BiasCurve, load_preset, resolve_curve
@@ -25,26 +24,6 @@ class Debiasing:
 
     debias: tuple[Debias, ...]
     curve: BiasCurve | None
-
-
-def read_debias(debias: str | Sequence[str] | None) -> tuple[Debias, ...] | None:
-    """The wish as it was handed in: names with commas between or in a sequence, "none", or None.
-
-    Raises:
-        InputError: a name is none of those.
-    """
-    if debias is None:
-        return None
-    names = [name.strip() for name in debias.split(",")] if isinstance(debias, str) else list(debias)
-    if names == ["none"]:
-        return ()
-    try:
-        found = tuple(dict.fromkeys(Debias(name) for name in names))
-    except ValueError as error:
-        raise InputError(
-            f"`debias` is {debias!r}: expected position, padding, both with a comma between, or none"
-        ) from error
-    return tuple(one for one in Debias if one in found)
 
 
 def check_wish(method: str, wanted: tuple[Debias, ...] | None, curve: str | os.PathLike[str] | None) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from edgeprune.exporter.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
-from edgeprune.exporter.indexing import remaining_visual, spread, take
+from edgeprune.exporter.indexing import length, remaining_visual, spread, take
 from edgeprune.exporter.merging import Means, absorb, append, carve, recycle
 from edgeprune.exporter.op import debiased_token_prune, effective_score
-from edgeprune.exporter.scoring import keep_last, rater_weights, score_tap
-from edgeprune.plans import Debias, Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
+from edgeprune.exporter.scoring import rater_weights, score_tap
+from edgeprune.plans import Merge, Positions, PruningPlan, Ranking, ScoringRows, random_scores
 
 
 @dataclass
@@ -51,7 +51,8 @@ class PrunedDecoder(nn.Module):
         lm_head: maps hidden states to logits.
         plan: the pruning stages.
         image_token_id: the token whose embeddings are replaced by visual embeddings.
-        bias_curve: float32 [Vmax], the graph constant of debiased stages.
+        bias_curve: float32 [1 + N], the graph's constant: 1, then the curve's weights.
+        most_visual: the largest number of visual tokens in a prompt.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PrunedDecoder(nn.Module):
         plan: PruningPlan,
         image_token_id: int,
         bias_curve: torch.Tensor,
+        most_visual: int,
     ) -> None:
         super().__init__()
         self.text_model = text_model
@@ -75,7 +77,7 @@ class PrunedDecoder(nn.Module):
             if stage.score_layer is not None and stage.score_layer < stage.layer
         }
         self.rated = any(stage.rows is ScoringRows.RATERS for stage in plan.stages)
-        for name, value in self.constants(plan, bias_curve).items():
+        for name, value in self.constants(plan, bias_curve, most_visual).items():
             self.register_buffer(name, value, persistent=False)
         # transformers renamed the keyword on its way from 5.0 to 5.40.
         known = inspect.signature(type(text_model.layers[0]).forward).parameters
@@ -83,14 +85,13 @@ class PrunedDecoder(nn.Module):
         use_edgeprune_attention(text_model.layers, text_model.config)
 
     @staticmethod
-    def constants(plan: PruningPlan, bias_curve: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The buffers that belong to the plan and not to the model, by name, each float32 [Vmax]."""
+    def constants(plan: PruningPlan, bias_curve: torch.Tensor, most_visual: int) -> dict[str, torch.Tensor]:
+        """The buffers that belong to the plan and not to the model, by name; see the class."""
         found = {"bias_curve": bias_curve} if plan.prunes else {}
         for number, stage in enumerate(plan.stages):
             if stage.ranking is Ranking.RANDOM:
-                found[f"random_scores_{number}"] = torch.from_numpy(
-                    random_scores(stage.seed, len(bias_curve))
-                ).to(bias_curve.device)
+                scores = torch.from_numpy(random_scores(stage.seed, most_visual))
+                found[f"random_scores_{number}"] = scores.to(bias_curve.device)
         return found
 
     @property
@@ -103,8 +104,10 @@ class PrunedDecoder(nn.Module):
         visual_embeds: torch.Tensor,
         visual_index: torch.Tensor,
         visual_valid: torch.Tensor,
+        curve_place: torch.Tensor,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        kept_slots: Sequence[torch.Tensor],
         past_masks: Sequence[torch.Tensor],
         past_keys: Sequence[torch.Tensor],
         past_values: Sequence[torch.Tensor],
@@ -115,9 +118,11 @@ class PrunedDecoder(nn.Module):
             input_ids: int64 [B, S].
             visual_embeds: [B, V, D] in the model's dtype; V counts a row's image tokens.
             visual_index: int64 [B, V].
-            visual_valid: float32 [B, V], the mask that the first stage selects by.
+            visual_valid: float32 [B, V], 0 where a visual token stands behind all others.
+            curve_place: int64 [B, V], the entry of the bias curve that each of them reads; entry 0 is 1.
             position_ids: int64 [B, S], positions in the unpruned sequence.
             attention_mask: int64 [B, S], 0 where a token is left padding.
+            kept_slots: per stage, int64 [1, K], whose length is how many visual tokens it keeps.
             past_masks: per group, int64 [B, P of the group].
             past_keys, past_values: per layer, [B, kv heads, P of its group, head dim].
 
@@ -133,15 +138,16 @@ class PrunedDecoder(nn.Module):
         scores: list[torch.Tensor] = []
         kept: list[torch.Tensor] = []
         taps: dict[int, ScoreTap] = {}
+        weights = self.get_buffer("bias_curve")[curve_place] * visual_valid if self.stages else visual_valid
         for number, layer in enumerate(self.text_model.layers):
             if number in self.stages:
                 stage = self.stages[number]
+                slots, weight = kept_slots[stage], _weight(stage, weights, tokens.visual_index)
                 score = self._score(stage, tokens, taps.get(stage))
                 if self.plan.stages[stage].ranking is Ranking.RANK_FUSION:
-                    score = self._carve(stage, tokens, score, visual_valid)
-                if not self.plan.needs_text_behind_images:
-                    score = keep_last(score, tokens.visual_index)
-                index, present = self._prune(stage, tokens, score, visual_valid, past_masks[stage + 1])
+                    score = self._carve(tokens, score, weight, length(slots))
+                    weight = torch.ones_like(weight)
+                index, present = self._prune(stage, tokens, score, weight, slots, past_masks[stage + 1])
                 scores.append(score)
                 kept.append(index)
                 present_masks.append(present)
@@ -213,14 +219,12 @@ class PrunedDecoder(nn.Module):
         return tap.score
 
     def _carve(
-        self, stage: int, tokens: _Sequence, attention: torch.Tensor, visual_valid: torch.Tensor
+        self, tokens: _Sequence, attention: torch.Tensor, weight: torch.Tensor, kept: torch.Tensor
     ) -> torch.Tensor:
         """Makes attention a fused rank, float32 [B, S], and merges dropped tokens before the selection."""
-        planned, visual = self.plan.stages[stage], tokens.visual_index
-        paid = take(attention, visual)
-        curve, valid = self._debias(stage, tokens, visual_valid)
-        paid = effective_score(paid, valid, curve)
-        carved = carve(tokens.hidden, paid, visual, tokens.position_ids, planned.keep)
+        visual = tokens.visual_index
+        paid = effective_score(take(attention, visual), weight)
+        carved = carve(tokens.hidden, paid, visual, tokens.position_ids, kept)
         tokens.hidden = carved.hidden
         return carved.score
 
@@ -229,20 +233,17 @@ class PrunedDecoder(nn.Module):
         stage: int,
         tokens: _Sequence,
         score: torch.Tensor,
-        visual_valid: torch.Tensor,
+        weight: torch.Tensor,
+        slots: torch.Tensor,
         past_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shortens the tokens; returns the kept positions int64 [B, S'] and the group's key mask."""
         planned = self.plan.stages[stage]
-        if planned.ranking is Ranking.RANK_FUSION:  # debiased already, before it was fused
-            curve, valid = self._nothing(tokens)
-        else:
-            curve, valid = self._debias(stage, tokens, visual_valid)
         before, visual, hidden = tokens.position_ids, tokens.visual_index, tokens.hidden
         if planned.merge is Merge.SURVIVOR:
-            effective = effective_score(take(score, visual), valid, curve)
-            hidden = absorb(hidden, effective, visual, before, planned.keep)
-        pruned, index = debiased_token_prune(hidden, score, visual, valid, curve, planned.keep)
+            effective = effective_score(take(score, visual), weight)
+            hidden = absorb(hidden, effective, visual, before, length(slots))
+        pruned, index = debiased_token_prune(hidden, score, visual, weight, slots)
         if planned.merge is Merge.RECYCLE:
             index = self._append(tokens, recycle(hidden, score, visual, index, before), pruned, index)
         else:
@@ -260,22 +261,6 @@ class PrunedDecoder(nn.Module):
             tokens.hidden, tokens.position_ids, tokens.attention_mask, past_mask
         )
         return index, present
-
-    def _debias(
-        self, stage: int, tokens: _Sequence, visual_valid: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bias curve float32 [Vmax] and the mask float32 [B, V] that act on a stage's scores.
-
-        What the first stage's mask says is the host's choice; later stages have neither.
-        """
-        curve, valid = self._nothing(tokens)
-        if Debias.POSITION in self.plan.stages[stage].debias:
-            curve = self.get_buffer("bias_curve")
-        return curve, valid if stage else visual_valid
-
-    def _nothing(self, tokens: _Sequence) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ones in the place of curve and mask."""
-        return torch.ones_like(self.bias_curve), torch.ones_like(tokens.visual_index, dtype=torch.float32)
 
     def _append(
         self, tokens: _Sequence, means: Means, pruned: torch.Tensor, index: torch.Tensor
@@ -326,3 +311,15 @@ class PrunedDecoder(nn.Module):
         # Finite, so that a row of pure padding stays finite too.
         mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min).to(torch.float32).unsqueeze(1)
         return self.text_model.rotary_emb(hidden, position_ids), mask, present
+
+
+def _weight(stage: int, weights: torch.Tensor, visual_index: torch.Tensor) -> torch.Tensor:
+    """What a stage's scores are multiplied by, float32 [B, V of the stage].
+
+    The weights [B, V] count as long as all visual tokens are there; what an earlier stage has selected is
+    selected from as it is.
+    """
+    if stage == 0:
+        return weights
+    number = torch.ones_like(visual_index).cumsum(1) - 1
+    return torch.where(length(visual_index) == length(weights), take(weights, number), 1.0)

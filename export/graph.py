@@ -20,7 +20,17 @@ from torch.export import Dim
 
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.op import translation
-from edgeprune.interface import ElementType, Interface, TensorSpec, past_axis
+from edgeprune.interface import (
+    CACHE_KINDS,
+    ElementType,
+    Interface,
+    TensorSpec,
+    kept_axis,
+    kept_slots,
+    past,
+    past_axis,
+    past_mask,
+)
 from edgeprune.manifest import DType
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
@@ -55,11 +65,13 @@ def quiet_exporter() -> Iterator[None]:
 # Distinct sizes of at least 2: the tracer turns sizes of 0, 1, and equal ones into constants.
 _SIZES = {"batch": 2, "sequence": 23, "visual": 11, "images": 2}
 _PAST_SIZES = (5, 3, 4, 7, 6, 13, 17, 19)
+_KEPT_SIZES = (10, 9, 8)
 _SMALLEST = {"batch": 1, "sequence": 1}
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:
     sizes = _SIZES | {past_axis(group): size for group, size in enumerate(_PAST_SIZES)}
+    sizes |= {kept_axis(stage): size for stage, size in enumerate(_KEPT_SIZES)}
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
     return torch.zeros(shape, dtype=_ELEMENTS[spec.dtype])
 
@@ -102,8 +114,10 @@ def trace_vision(vision: nn.Module, interface: Interface, mode: FakeTensorMode, 
 def decoder_arguments(values: Mapping[str, Any]) -> tuple[Any, ...]:
     """The inputs of the language graph, in its order, as `PrunedDecoder.forward` takes them."""
     single = [value for name, value in values.items() if "." not in name]
+    prefixes = (kept_slots(0), past_mask(0), *(past(kind, 0) for kind in CACHE_KINDS))
     lists = [
-        [v for n, v in values.items() if n.startswith(p)] for p in ("past_mask.", "past_key.", "past_value.")
+        [value for name, value in values.items() if name.startswith(prefix.removesuffix("0"))]
+        for prefix in prefixes
     ]
     return (*single, *lists)
 

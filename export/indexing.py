@@ -120,6 +120,11 @@ def ranks(score: torch.Tensor) -> torch.Tensor:
     return ((other > own) | ((other == own) & earlier)).to(torch.int64).sum(2)
 
 
+def length(tensor: torch.Tensor) -> torch.Tensor:
+    """N of [B, N] as an int64 scalar: a tensor, so that the tracer takes it for no constant."""
+    return torch.ones_like(tensor[:1], dtype=torch.int64).sum()
+
+
 def is_visual(visual_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """int64 [B, S], 1 where a visual token stands."""
     return torch.zeros_like(positions).scatter(1, visual_index, torch.ones_like(visual_index))
@@ -151,7 +156,7 @@ def translation() -> dict[object, object]:
     """The operators above as standard ONNX operators."""
     op: Any = onnxscript.values.Opset("", 18)
 
-    def length(value: Any) -> Any:
+    def size(value: Any) -> Any:
         return op.Shape(value, start=1, end=2)
 
     def ints(*values: int) -> Any:
@@ -176,12 +181,12 @@ def translation() -> dict[object, object]:
         return op.Slice(op.ScatterElements(counting, place, counting, axis=1), ints(0), count, ints(1))
 
     def text(visual_index, positions):  # type: ignore[no-untyped-def]
-        count = op.Sub(length(positions), length(visual_index))
+        count = op.Sub(size(positions), size(visual_index))
         return places(op.Sub(ints(1), mark(visual_index, positions)), count)
 
     def remaining(kept_index, visual_index, positions):  # type: ignore[no-untyped-def]
-        texts = op.Sub(length(positions), length(visual_index))
-        kept = op.Sub(length(kept_index), texts)
+        texts = op.Sub(size(positions), size(visual_index))
+        kept = op.Sub(size(kept_index), texts)
         return places(op.GatherElements(mark(visual_index, positions), kept_index, axis=1), kept)
 
     def leading(rank: Any, count: Any) -> Any:
@@ -191,12 +196,12 @@ def translation() -> dict[object, object]:
         return op.Slice(op.ScatterElements(counting, rank, counting, axis=1), ints(0), count, ints(1))
 
     def recycled(rank, kept_index, positions):  # type: ignore[no-untyped-def]
-        dropped = op.Sub(length(positions), length(kept_index))
+        dropped = op.Sub(size(positions), size(kept_index))
         share = op.Add(op.Div(op.Mul(dropped, ints(3)), ints(10)), ints(1))
         return leading(rank, op.Min(dropped, share))
 
     def centres(rank):  # type: ignore[no-untyped-def]
-        tokens = length(rank)
+        tokens = size(rank)
         return leading(rank, op.Min(tokens, op.Add(op.Div(tokens, ints(10)), ints(1))))
 
     return {

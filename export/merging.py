@@ -13,6 +13,7 @@ import torch
 from edgeprune.exporter.indexing import (
     cluster_centres,
     last_visual,
+    length,
     ranks,
     recycled_tokens,
     remaining_visual,
@@ -63,7 +64,7 @@ def recycle(
     chosen = take(visual_index, recycled_tokens(order, kept_index, positions))
     tokens = take(hidden, chosen).to(torch.float32)
     distance = _distances(tokens)
-    count = torch.ones_like(chosen[:1]).sum()
+    count = length(chosen)
     clusters = torch.minimum(count, torch.div(count, 10, rounding_mode="floor") + 1)
     numbers = torch.arange(distance.shape[-1], device=distance.device)
     nearest = distance.sort(dim=-1).values
@@ -139,7 +140,7 @@ def append(
     """Where means go; the arguments are those of `recycle` and its centres."""
     remaining = remaining_visual(kept_index, visual_index, positions)
     start = last_visual(remaining) + 1
-    kept, means = torch.ones_like(kept_index[:1]).sum(), torch.ones_like(centres[:1]).sum()
+    kept, means = length(kept_index), length(centres)
     number = torch.ones_like(torch.cat([kept_index, centres], dim=1)).cumsum(1) - 1
     behind = torch.where(number < start + means, number - start + kept, number - means)
     order = torch.where(number < start, number, behind)
@@ -152,7 +153,7 @@ def absorb(
     effective: torch.Tensor,
     visual_index: torch.Tensor,
     positions: torch.Tensor,
-    keep: int,
+    kept: torch.Tensor,
 ) -> torch.Tensor:
     """Averages all dropped visual tokens into the last kept one (arXiv 2412.06263), hidden [B, S, D].
 
@@ -163,9 +164,9 @@ def absorb(
         effective: float32 [B, V], the debiased scores that the selection goes by.
         visual_index: int64 [B, V].
         positions: any int64 [B, S].
-        keep: of the stage.
+        kept: K, int64 scalar.
     """
-    merged = with_survivor(take(hidden, visual_index), ranks(effective), kept_of(visual_index, keep))
+    merged = with_survivor(take(hidden, visual_index), ranks(effective), kept)
     return replace_visual(hidden, merged, visual_index, positions)
 
 
@@ -201,7 +202,7 @@ def carve(
     attention: torch.Tensor,
     visual_index: torch.Tensor,
     positions: torch.Tensor,
-    keep: int,
+    kept: torch.Tensor,
 ) -> Carved:
     """Ranks by attention and information, and merges the best dropped tokens (arXiv 2503.10501).
 
@@ -215,14 +216,13 @@ def carve(
         attention: float32 [B, V], debiased where the stage is.
         visual_index: int64 [B, V].
         positions: any int64 [B, S].
-        keep: of the stage.
+        kept: K, int64 scalar.
     """
     tokens = take(hidden, visual_index).to(torch.float32)
-    visual = torch.ones_like(visual_index[:1]).sum()
+    visual = length(visual_index)
     by_information = ranks(principal_magnitude(tokens, SWEEPS))
     fused = visual - (ranks(attention) + by_information).to(torch.float32) / 2
     place = ranks(fused)
-    kept = kept_of(visual_index, keep)
     best = torch.minimum(visual, kept + torch.div(kept, 2, rounding_mode="floor"))
     target = place < torch.div(best, 2, rounding_mode="floor")
     candidate = (place < best) & ~target
@@ -244,13 +244,6 @@ def carve(
         spread(torch.where(stays, fused, 0.0), visual_index, positions),
         replace_visual(hidden, mean.to(hidden.dtype), visual_index, positions),
     )
-
-
-def kept_of(visual_index: torch.Tensor, keep: int) -> torch.Tensor:
-    """K, as the pruning node counts it, int64 scalar."""
-    visual = torch.ones_like(visual_index[:1]).sum()
-    rounded = torch.div(2 * visual * keep + 10_000, 20_000, rounding_mode="floor")
-    return torch.maximum(rounded, visual.clamp_max(1))
 
 
 def replace_visual(

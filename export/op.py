@@ -12,25 +12,20 @@ import onnxscript
 import torch
 from onnx import defs, helper, parser
 
-from edgeprune.debias.selection import kept_count
 from edgeprune.exporter import indexing, information
 from edgeprune.interface import OP_DOMAIN as DOMAIN
 from edgeprune.interface import OP_NAME
 
-OP_VERSION = 1
-KEEP_ATTRIBUTE = "keep_per_10000"
+OP_VERSION = 2
 
-# Where a valid token's product is NaN or -inf it ranks below every number and above every padded token.
-_LOWEST = torch.finfo(torch.float32).min
+_FINITE = torch.finfo(torch.float32)
 
 
-def effective_score(
-    score: torch.Tensor, visual_valid: torch.Tensor, bias_curve: torch.Tensor
-) -> torch.Tensor:
+def effective_score(score: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The debiased score as `edgeprune.debias.selection.effective_score` defines it, float32 [B, V]."""
-    product = score * bias_curve[: score.shape[1]] * visual_valid
-    product = torch.where(product.isnan(), _LOWEST, product).clamp_min(_LOWEST)
-    return torch.where(visual_valid == 0, -torch.inf, product)
+    product = score * weight
+    product = torch.where(product.isnan(), _FINITE.min, product).clamp(_FINITE.min, _FINITE.max)
+    return torch.where(weight == 0, -torch.inf, product)
 
 
 @torch.library.custom_op("edgeprune::debiased_token_prune", mutates_args=())
@@ -38,27 +33,26 @@ def debiased_token_prune(
     hidden_states: torch.Tensor,
     score: torch.Tensor,
     visual_index: torch.Tensor,
-    visual_valid: torch.Tensor,
-    bias_curve: torch.Tensor,
-    keep: int,
+    weight: torch.Tensor,
+    kept_slots: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keeps all text tokens and the best visual tokens.
+    """Keeps all text tokens, the best visual tokens, and a visual token at the last position.
 
     Args:
         hidden_states: [B, S, D], any float dtype.
         score: float32 [B, S], the attention that the scoring rows pay each position.
         visual_index: int64 [B, V], ascending positions of the visual tokens.
-        visual_valid: float32 [B, V], the padding mask.
-        bias_curve: float32 [at least V].
-        keep: keep ratio per ten thousand.
+        weight: float32 [B, V], what each visual token's score is multiplied by; 0 stands behind all others.
+        kept_slots: int64 [1, K] or [B, K], whose length is how many visual tokens are kept.
 
     Returns:
         hidden_states [B, S', D] and kept_index int64 [B, S'] (ascending), S' = S - V + K.
     """
     batch, sequence, _ = hidden_states.shape
     visual = visual_index.shape[1]
-    kept = kept_count(visual, keep)
-    product = effective_score(score.gather(1, visual_index), visual_valid, bias_curve)
+    kept = kept_slots.shape[1]
+    product = effective_score(score.gather(1, visual_index), weight)
+    product = torch.where(visual_index == sequence - 1, torch.inf, product)
     best = product.sort(dim=1, descending=True, stable=True).indices[:, :kept]
     keep_mask = torch.ones(batch, sequence, dtype=torch.bool, device=score.device)
     keep_mask.scatter_(1, visual_index, False)
@@ -74,13 +68,12 @@ def _(
     hidden_states: torch.Tensor,
     score: torch.Tensor,
     visual_index: torch.Tensor,
-    visual_valid: torch.Tensor,
-    bias_curve: torch.Tensor,
-    keep: int,
+    weight: torch.Tensor,
+    kept_slots: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, _, width = hidden_states.shape
-    # A size of its own, not arithmetic on S, V and the keep ratio: so later shapes in the graph are read
-    # off the node's output, hold for V = 0 too, and another keep ratio is one attribute.
+    # A size of its own, not arithmetic on S, V and K: so later shapes in the graph are read off the node's
+    # output, and hold for V = 0 too.
     # At least 1, because the scoring token is always kept; known, it spares the tracer data-dependent guards.
     length = torch.library.get_ctx().new_dynamic_size(min=1)
     return hidden_states.new_empty(batch, length, width), visual_index.new_empty(batch, length)
@@ -103,14 +96,13 @@ def register_schema() -> None:
                 parameter("hidden_states", "T", "[B, S, D]"),
                 parameter("score", "tensor(float)", "[B, S]"),
                 parameter("visual_index", "tensor(int64)", "[B, V]"),
-                parameter("visual_valid", "tensor(float)", "[B, V]"),
-                parameter("bias_curve", "tensor(float)", "[Vmax]"),
+                parameter("weight", "tensor(float)", "[B, V]"),
+                parameter("kept_slots", "tensor(int64)", "[1 or B, K]"),
             ],
             outputs=[
                 parameter("pruned_states", "T", "[B, S', D]"),
                 parameter("kept_index", "tensor(int64)", "[B, S']"),
             ],
-            attributes=[defs.OpSchema.Attribute(KEEP_ATTRIBUTE, defs.OpSchema.AttrType.INT, required=True)],
         )
     )
 
@@ -120,9 +112,8 @@ def translation() -> dict[object, object]:
     register_schema()
     domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)
 
-    def to_onnx(hidden_states, score, visual_index, visual_valid, bias_curve, keep: int):  # type: ignore[no-untyped-def]
-        node = getattr(domain, OP_NAME)
-        return node(hidden_states, score, visual_index, visual_valid, bias_curve, **{KEEP_ATTRIBUTE: keep})
+    def to_onnx(hidden_states, score, visual_index, weight, kept_slots):  # type: ignore[no-untyped-def]
+        return getattr(domain, OP_NAME)(hidden_states, score, visual_index, weight, kept_slots)
 
     return {
         torch.ops.edgeprune.debiased_token_prune.default: to_onnx,
@@ -138,16 +129,14 @@ def translation() -> dict[object, object]:
 # to S': every index stays inside its tensor, which some runtimes insist on.
 _BODY = """
 <opset_import: ["" : %(opset)d], domain: "com.edgeprune">
-DebiasedTokenPrune <keep_per_10000> (hidden_states, score, visual_index, visual_valid, bias_curve)
+DebiasedTokenPrune (hidden_states, score, visual_index, weight, kept_slots)
     => (pruned_states, kept_index)
 {
-    keep = Constant <value_int: int = @keep_per_10000> ()
     zero = Constant <value_ints: ints = [0]> ()
     one = Constant <value_ints: ints = [1]> ()
     two = Constant <value_ints: ints = [2]> ()
-    half_unit = Constant <value_ints: ints = [10000]> ()
-    unit = Constant <value_ints: ints = [20000]> ()
     lowest = Constant <value_float: float = -3.4028234663852886e+38> ()
+    largest = Constant <value_float: float = 3.4028234663852886e+38> ()
     zero_f = Constant <value_float: float = 0.0> ()
     one_f = Constant <value_float: float = 1.0> ()
     infinity = Div (one_f, zero_f)
@@ -156,25 +145,22 @@ DebiasedTokenPrune <keep_per_10000> (hidden_states, score, visual_index, visual_
     batch = Shape <start: int = 0, end: int = 1> (score)
     sequence = Shape <start: int = 1, end: int = 2> (score)
     visual = Shape <start: int = 1, end: int = 2> (visual_index)
-    share = Mul (visual, keep)
-    share_twice = Mul (share, two)
-    rounded = Add (share_twice, half_unit)
-    share_kept = Div (rounded, unit)
-    at_least = Min (visual, one)
-    kept = Max (share_kept, at_least)
+    kept = Shape <start: int = 1, end: int = 2> (kept_slots)
     kept_and_sentinel = Add (kept, one)
     dropped = Sub (visual, kept)
     length = Sub (sequence, dropped)
 
     visual_score = GatherElements <axis: int = 1> (score, visual_index)
-    weights = Slice (bias_curve, zero, visual, zero)
-    weighted = Mul (visual_score, weights)
-    masked = Mul (weighted, visual_valid)
-    is_nan = IsNaN (masked)
-    numbers = Where (is_nan, lowest, masked)
-    clamped = Max (numbers, lowest)
-    padded = Equal (visual_valid, zero_f)
-    effective = Where (padded, minus_infinity, clamped)
+    product = Mul (visual_score, weight)
+    is_nan = IsNaN (product)
+    numbers = Where (is_nan, lowest, product)
+    from_below = Max (numbers, lowest)
+    clamped = Min (from_below, largest)
+    weightless = Equal (weight, zero_f)
+    weighted = Where (weightless, minus_infinity, clamped)
+    last = Sub (sequence, one)
+    is_last = Equal (visual_index, last)
+    effective = Where (is_last, infinity, weighted)
 
     sentinel_shape = Concat <axis: int = 0> (batch, one)
     sentinel = Expand (infinity, sentinel_shape)

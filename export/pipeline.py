@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,11 +17,11 @@ from transformers import PretrainedConfig
 
 import edgeprune
 from edgeprune.bundle import sha256_of, write_manifest
-from edgeprune.debias.curves import BiasCurve, tile_weights
+from edgeprune.debias.curves import BiasCurve, curve_table
 from edgeprune.debias.selection import read_share
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter import assemble, graph, weights
-from edgeprune.exporter.debiasing import check_wish, debiasing, read_debias
+from edgeprune.exporter.debiasing import check_wish, debiasing
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, family_of, read_config
 from edgeprune.exporter.generation import read_generation
@@ -43,7 +42,7 @@ from edgeprune.manifest import (
     ModelInfo,
     Verification,
 )
-from edgeprune.plans import Keep, PruningPlan, keep_ratios, method_by_name, plan_name
+from edgeprune.plans import Keep, PruningPlan, keep_ratios, method_by_name, plan_name, read_debias
 from edgeprune.progress import Progress, Silent
 from edgeprune.replacing import need_space, writing_to
 
@@ -204,14 +203,14 @@ def _write(
         plan, curve = plan.debiased(acting.debias), acting.curve
     if curve is not None and curve.fitted_to is not None:
         check_curve(curve, origin(folder, source, plan, preprocessing.grid))
-    vocabulary_slots = max(1, text.max_position_embeddings // per_image)
-    tokens = per_image * vocabulary_slots
-    bias = _bias(curve, per_image, vocabulary_slots)
+    if curve is not None and curve.num_tokens != per_image:
+        _note_resampled(curve, per_image)
+    bias = torch.from_numpy(curve_table(curve, per_image))
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         model = family.build(config, dtype)
-        curve_buffer = torch.empty(tokens)
+        curve_buffer = torch.empty(len(bias))
     stored = weights.locate(model, folder)
     size = weights.bytes_to_write(stored, folder, dtype)
     need_space(scratch.parent, size)
@@ -222,7 +221,9 @@ def _write(
     vision_spec = vision_interface(info, plan, preprocessing.image_size, preprocessing.places_per_image)
     vision = graph.trace_vision(parts.vision, vision_spec, mode, options.opset)
     progress.step("tracing the language graph")
-    decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve_buffer).eval()
+    decoder = PrunedDecoder(
+        parts.text_model, parts.lm_head, plan, parts.image_token_id, curve_buffer, info.max_positions
+    ).eval()
     language_spec = language_interface(info, plan)
     language = graph.trace_language(decoder, language_spec, mode, options.opset)
 
@@ -236,7 +237,7 @@ def _write(
     ):
         sources = assemble.initializer_sources(module, model, placed, buffers)
         if stages:
-            sources |= PrunedDecoder.constants(plan, torch.from_numpy(bias))
+            sources |= PrunedDecoder.constants(plan, bias, info.max_positions)
         assemble.attach(traced, sources, scratch)
         assemble.optimize(traced)
         stated = {PLAN_METADATA: plan.model_dump_json()} if module is decoder else None
@@ -256,7 +257,6 @@ def _write(
         language=GraphSpec(file="language.onnx", inputs=language_spec.inputs, outputs=language_spec.outputs),
         vision=GraphSpec(file="vision.onnx", inputs=vision_spec.inputs, outputs=vision_spec.outputs),
         cache_groups=_cache_groups(plan, info.layers),
-        max_visual_tokens=tokens,
         preprocessing=preprocessing,
         prompt=prompt,
         generation=generation,
@@ -276,17 +276,12 @@ def _values_of(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _bias(
-    curve: BiasCurve | None, per_image: int, pictures: int
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """The graph's constant, float32 [tokens per image * pictures]; all ones without a curve."""
-    if curve is not None and curve.num_tokens != per_image:
-        note(
-            f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
-            f"{per_image} by relative position"
-            + ("" if curve.fitted_to else "; a curve fitted to this model would be better")
-        )
-    return tile_weights(curve, per_image, pictures)
+def _note_resampled(curve: BiasCurve, per_image: int) -> None:
+    note(
+        f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
+        f"{per_image} by relative position"
+        + ("" if curve.fitted_to else "; a curve fitted to this model would be better")
+    )
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -63,16 +63,3 @@ def rater_weights(embeds: torch.Tensor, visual_index: torch.Tensor, positions: t
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, behind.to(torch.float32))
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
     return torch.zeros_like(positions, dtype=torch.float32).scatter(1, text, weights)
-
-
-def keep_last(score: torch.Tensor, visual_index: torch.Tensor) -> torch.Tensor:
-    """The scores, float32 [B, S], with +inf at the last position where a visual token stands there.
-
-    The next token comes from the last position's logits, so it must not be dropped.
-
-    Args:
-        score: float32 [B, S].
-        visual_index: int64 [B, V].
-    """
-    is_visual = (visual_index == score.shape[1] - 1).sum(1, keepdim=True) > 0
-    return torch.cat([score[:, :-1], torch.where(is_visual, torch.inf, score[:, -1:])], dim=1)

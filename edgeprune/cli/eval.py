@@ -137,10 +137,10 @@ def evaluate(
     from edgeprune.evaluation.exporting import UNPRUNED, Pruning
     from edgeprune.evaluation.formats import Files
     from edgeprune.evaluation.outputs import Outputs, inputs_of
-    from edgeprune.exporter.debiasing import check_wish, read_debias
+    from edgeprune.exporter.debiasing import check_wish
     from edgeprune.files import alone_in, make_folder, refuse_same
     from edgeprune.manifest import MANIFEST_NAME
-    from edgeprune.plans import method_by_name
+    from edgeprune.plans import method_by_name, read_debias
     from edgeprune.plotting import need_matplotlib
 
     benchmark = benchmark_by_name(metric)

@@ -59,8 +59,8 @@ def export(
     """
     import edgeprune
     from edgeprune.bundle import read_manifest
-    from edgeprune.exporter.debiasing import check_wish, read_debias
-    from edgeprune.plans import method_by_name
+    from edgeprune.exporter.debiasing import check_wish
+    from edgeprune.plans import method_by_name, read_debias
 
     # Before the exporter's packages are loaded, so that a mistake is told at once.
     method_by_name(method)

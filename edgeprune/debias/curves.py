@@ -289,38 +289,22 @@ _KINDS: dict[str, type[ExponentialCurve] | type[CubicCurve] | type[TabulatedCurv
 }
 
 
-def flat_curve(num_tokens: int) -> NDArray[np.float32]:
-    """Weights that change nothing: float32 ones [num_tokens].
-
-    Raises:
-        InputError: num_tokens is negative.
-    """
-    _check_count("visual tokens", num_tokens)
-    return np.ones(num_tokens, dtype=np.float32)
-
-
-def tile_weights(curve: BiasCurve | None, tokens_per_image: int, images: int) -> NDArray[np.float32]:
-    """The weights for a prompt with several pictures: each picture's tokens start the curve anew.
-
-    The published curves are fitted to prompts with one picture. They say how attention rises within a
-    picture; nothing was measured about how it rises from one picture to the next, and running one curve
-    on through all of them would push the last pictures' weights towards 0. So the bias between pictures
-    is left as it is.
+def curve_table(curve: BiasCurve | None, places: int) -> NDArray[np.float32]:
+    """The graph's constant: the weights that a visual token's place reads.
 
     Args:
-        curve: the curve of one picture; None weights nothing.
-        tokens_per_image: visual tokens of each picture.
-        images: number of pictures.
+        curve: the curve of one image; None weights nothing.
+        places: N, how many places it has: the visual tokens of one image. Another number than it was fitted
+            to is resampled by relative position.
 
     Returns:
-        float32 [tokens_per_image * images].
+        float32 [1 + N]: entry 0 is 1, for tokens that no curve acts on; entry 1 + i is w_i. [1] for None.
 
     Raises:
-        InputError: a number is negative, or a table is shorter than tokens_per_image.
+        InputError: a table is shorter than N.
     """
-    _check_count("images", images)
-    one = flat_curve(tokens_per_image) if curve is None else curve.weights(tokens_per_image)
-    return np.tile(one, images)
+    own = np.empty(0, dtype=np.float32) if curve is None else curve.weights(places)
+    return np.concatenate([np.ones(1, dtype=np.float32), own])
 
 
 def load_curve(path: str | os.PathLike[str]) -> BiasCurve:

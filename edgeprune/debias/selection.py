@@ -33,7 +33,8 @@ from edgeprune.errors import InputError
 Share: TypeAlias = "float | str | Fraction"
 
 _LOWEST, _LARGEST = np.finfo(np.float32).min, np.finfo(np.float32).max
-_WHOLE = 10_000
+WHOLE = 10_000
+"""All, in ten-thousandths."""
 _LEAST = Decimal("1e-6")
 
 
@@ -84,7 +85,7 @@ def keep_per_10000(keep: Share) -> int:
     Raises:
         InputError: as `read_share`.
     """
-    return nearest_count(_WHOLE, read_share(keep))
+    return nearest_count(WHOLE, read_share(keep))
 
 
 def nearest_count(visual_tokens: int, share: Fraction) -> int:
@@ -105,9 +106,9 @@ def kept_count(visual_tokens: int, keep: int) -> int:
     Raises:
         InputError: V is negative, or keep is not an integer from 1 to 10000.
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or not 1 <= keep <= _WHOLE:
+    if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or not 1 <= keep <= WHOLE:
         raise InputError(
-            f"keep is {keep!r}: expected an integer from 1 to {_WHOLE}, in ten-thousandths; "
+            f"keep is {keep!r}: expected an integer from 1 to {WHOLE}, in ten-thousandths; "
             "keep_per_10000() makes one of a share"
         )
     if visual_tokens < 0:
@@ -117,7 +118,7 @@ def kept_count(visual_tokens: int, keep: int) -> int:
     if visual_tokens == 0:
         return 0
     # Python integers: a NumPy one could be too narrow for the product.
-    return max(1, (2 * int(visual_tokens) * int(keep) + _WHOLE) // (2 * _WHOLE))
+    return max(1, (2 * int(visual_tokens) * int(keep) + WHOLE) // (2 * WHOLE))
 
 
 def effective_score(
@@ -126,7 +127,8 @@ def effective_score(
     """The debiased score, in float32: score * weight.
 
     NaN becomes the lowest finite float32, infinities the nearest finite one; then tokens of weight 0 become
-    -inf, and those that stay in any case +inf. The order of the result is the one of the module's description. Formula: arXiv 2508.17807.
+    -inf, and those that stay in any case +inf. The order of the result is that of the module's description.
+    Formula: arXiv 2508.17807.
 
     Args:
         score_v: float32 [B, V], attention paid to each visual token.

@@ -13,6 +13,7 @@ from edgeprune.plans.methods import (
     keep_ratios,
     method_by_name,
     plan_name,
+    with_keep,
 )
 from edgeprune.plans.plan import (
     Debias,
@@ -24,6 +25,7 @@ from edgeprune.plans.plan import (
     ScoringRows,
     StageCounts,
     TowerStage,
+    read_debias,
     recycled_count,
 )
 from edgeprune.plans.random_scores import random_scores
@@ -46,5 +48,7 @@ __all__ = [
     "method_by_name",
     "plan_name",
     "random_scores",
+    "read_debias",
     "recycled_count",
+    "with_keep",
 ]

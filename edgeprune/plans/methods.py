@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 from edgeprune.checks import check_count
 from edgeprune.debias.masks import PaddingMask
-from edgeprune.debias.selection import Share, keep_per_10000, kept_count, nearest_count, read_share
+from edgeprune.debias.selection import WHOLE, Share, keep_per_10000, kept_count, nearest_count, read_share
 from edgeprune.errors import InputError
 from edgeprune.fields import MOST_COUNT
 from edgeprune.plans.plan import (
@@ -35,7 +35,6 @@ from edgeprune.plans.plan import (
 
 Keep: TypeAlias = "Share | Sequence[Share] | None"
 
-_WHOLE = 10_000
 # A token is padding where more than half of it is.
 _HALF = PaddingMask(kind="share", threshold=0.5)
 
@@ -157,7 +156,7 @@ class StagedMethod:
             # What a tower leaves is what the decoder sees from its first layer on.
             exact = _spread([0, *at] if self.tower else at, self.shares, float(given), layers)
             # One selection takes the number as it was given; computed ones are whole ten-thousandths.
-            rounded = [Fraction(keep_per_10000(share), _WHOLE) for share in exact]
+            rounded = [Fraction(keep_per_10000(share), WHOLE) for share in exact]
             shares = [given] if len(exact) == 1 else rounded
         else:
             exact = shares = given
@@ -172,8 +171,6 @@ class StagedMethod:
             visual_tokens = None
         stages: list[PruningStage] = []
         for number, share in enumerate(self._relative(shares, visual_tokens)):
-            if share == _WHOLE:  # keeps everything that reaches it
-                continue
             random = self.ranking is Ranking.RANDOM
             stages.append(
                 PruningStage(
@@ -186,8 +183,6 @@ class StagedMethod:
                     seed=int(seed) if random else 0,
                 )
             )
-        if not stages and not tower:
-            return PruningPlan(method=self.name)
         return PruningPlan(
             method=self.name,
             stages=tuple(stages),
@@ -272,7 +267,7 @@ class StagedMethod:
         before, reached = Fraction(1), visual_tokens
         for share in shares:
             if reached is None:
-                part = max(1, round(_WHOLE * share / before))
+                part = max(1, round(WHOLE * share / before))
             else:
                 part = _part(reached, min(self.whole(visual_tokens or 0, share), reached))
                 # What is appended reaches the next selection too.
@@ -299,10 +294,10 @@ def _part(reached: int, kept: int) -> int:
 
     There is one as long as a ten-thousandth is less than a token.
     """
-    part = max(1, (2 * _WHOLE * kept + reached) // (2 * reached))
+    part = max(1, (2 * WHOLE * kept + reached) // (2 * reached))
     if kept_count(reached, part) != kept:
         raise InputError(
-            f"{kept} of {reached} visual tokens is no whole number of ten-thousandths: at most {_WHOLE} "
+            f"{kept} of {reached} visual tokens is no whole number of ten-thousandths: at most {WHOLE} "
             "visual tokens a picture can be kept in exact numbers"
         )
     return part
@@ -448,3 +443,37 @@ def method_by_name(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"unknown pruning method {name!r}: choose one of {', '.join(sorted(METHODS))}")
     return METHODS[name]
+
+
+def with_keep(plan: PruningPlan, keep: Keep, layers: int, visual_tokens: int | None = None) -> PruningPlan:
+    """The same stages with other keep ratios: what a graph can be asked for when it runs.
+
+    Args:
+        plan: of the graph.
+        keep, layers, visual_tokens: as for `Method.plan`; 1 keeps every visual token.
+
+    Raises:
+        InputError: a number is out of range, or there are more or fewer than stages; or what the plan keeps
+            is fixed: it has no stage, or its method is unknown, or merges inside the vision tower.
+    """
+    fixed = (
+        "it has no pruning stage"
+        if not plan.stages
+        else f"its method {plan.method} is unknown here"
+        if plan.method not in METHODS
+        else f"{plan.method} merges inside the vision tower, which is part of its graph"
+        if plan.tower
+        else None
+    )
+    if fixed:
+        raise InputError(
+            f"`keep` was given and what this bundle keeps is fixed, because {fixed}: leave it out, or export "
+            "again with it"
+        )
+    at = [stage.layer for stage in plan.stages]
+    found = METHODS[plan.method].plan(layers, keep, at, visual_tokens, plan.stages[0].seed)
+    stages = tuple(
+        own.model_copy(update={"keep": other.keep})
+        for own, other in zip(plan.stages, found.stages, strict=True)
+    )
+    return plan.model_copy(update={"stages": stages})

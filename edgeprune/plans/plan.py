@@ -13,7 +13,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from edgeprune.debias.selection import kept_count
+from edgeprune.debias.selection import WHOLE, kept_count
+from edgeprune.errors import InputError
 from edgeprune.fields import Count, Flag, Layer, Line, Part, Tokens
 
 
@@ -64,6 +65,26 @@ class Debias(str, Enum):
 
     POSITION = "position"
     PADDING = "padding"
+
+
+def read_debias(debias: str | Sequence[str] | None) -> tuple[Debias, ...] | None:
+    """The wish as it was handed in: names with commas between or in a sequence, "none", or None.
+
+    Raises:
+        InputError: a name is none of those.
+    """
+    if debias is None:
+        return None
+    names = [name.strip() for name in debias.split(",")] if isinstance(debias, str) else list(debias)
+    if names == ["none"]:
+        return ()
+    try:
+        found = tuple(dict.fromkeys(Debias(name) for name in names))
+    except ValueError as error:
+        raise InputError(
+            f"`debias` is {debias!r}: expected position, padding, both with a comma between, or none"
+        ) from error
+    return tuple(one for one in Debias if one in found)
 
 
 class Positions(str, Enum):
@@ -117,8 +138,8 @@ class PruningStage(Part):
         score_layer: the layer whose attention scores the tokens; None where no attention does. Where it is
             `layer` itself, its projections are applied to the hidden states that reach the stage.
         rows: the scoring rows.
-        keep: share kept of the visual tokens that reach the stage, in ten-thousandths (3000 is 0.3).
-        debias: what acts on the scores here, without repeats; only a plan's first stage has any.
+        keep: share kept of the visual tokens that reach the stage, in ten-thousandths (3000 is 0.3). It is
+            the bundle's default: how many are kept is an input of the graph.
         merge: what becomes of the dropped tokens.
         ranking: what the tokens are ranked by.
         seed: of the pseudo-random numbers, for `Ranking.RANDOM`.
@@ -127,8 +148,7 @@ class PruningStage(Part):
     layer: Annotated[Layer, Field(ge=1)]
     score_layer: Layer | None
     rows: ScoringRows = ScoringRows.LAST_TOKEN
-    keep: Annotated[int, Field(strict=True, ge=1, le=10000)]
-    debias: tuple[Debias, ...] = ()
+    keep: Annotated[int, Field(strict=True, ge=1, le=WHOLE)]
     merge: Merge = Merge.DROP
     ranking: Ranking = Ranking.ATTENTION
     seed: Count = 0
@@ -140,10 +160,6 @@ class PruningStage(Part):
                 f"ranking {self.ranking.value} with score layer {self.score_layer}: attention needs a layer, "
                 "random numbers have none"
             )
-        if len(set(self.debias)) != len(self.debias):
-            raise ValueError(f"debias holds {', '.join(one.value for one in self.debias)}: give each once")
-        if self.ranking is Ranking.RANDOM and Debias.POSITION in self.debias:
-            raise ValueError("random numbers have no bias by position: leave it out of debias")
         # What the graph does by the one, it does by the other.
         if (self.ranking is Ranking.RANK_FUSION) != (self.merge is Merge.NEAREST):
             raise ValueError(
@@ -158,17 +174,17 @@ class PruningStage(Part):
         return self
 
     @property
-    def node_debias(self) -> tuple[Debias, ...]:
-        """What the graph's pruning node itself applies to its scores.
+    def weighs_before(self) -> bool:
+        """Whether the weights act before the stage's scores are made, and not on them.
 
         A rank fusion debiases one of the two orders before it fuses them, so its scores are final.
         """
-        return () if self.ranking is Ranking.RANK_FUSION else self.debias
+        return self.ranking is Ranking.RANK_FUSION
 
     @property
-    def score_is_raw(self) -> bool:
-        """Whether the stage's scores tell what it would select without debias."""
-        return self.node_debias == self.debias
+    def drops(self) -> bool:
+        """Whether fewer tokens stay than come, where many come."""
+        return self.keep < WHOLE
 
     @property
     def needs_text_behind_images(self) -> bool:
@@ -178,7 +194,7 @@ class PruningStage(Part):
         visual token there; one that moves tokens behind it, averages into it, or is scored by the rows of the
         text behind the images, cannot.
         """
-        return self.merge is not Merge.DROP or self.rows is not ScoringRows.LAST_TOKEN
+        return self.drops and (self.merge is not Merge.DROP or self.rows is not ScoringRows.LAST_TOKEN)
 
     def counts(self, reached: int) -> StageCounts:
         """What becomes of `reached` visual tokens of one prompt."""
@@ -206,6 +222,8 @@ class PruningPlan(Part):
     Attributes:
         method: its name.
         stages: in the language model, ascending by layer.
+        debias: what the selection is debiased by, without repeats. It acts as long as all visual tokens are
+            there: later stages see what an earlier one has selected.
         tower: in the vision tower, ascending by layer.
         positions: position numbers behind a stage.
         trims_earlier_caches: whether the caches of the layers before the stages, too, are cut to the tokens
@@ -214,6 +232,7 @@ class PruningPlan(Part):
 
     method: Line
     stages: tuple[PruningStage, ...] = ()
+    debias: tuple[Debias, ...] = ()
     tower: tuple[TowerStage, ...] = ()
     positions: Positions = Positions.PRESERVED
     trims_earlier_caches: Flag = False
@@ -232,13 +251,13 @@ class PruningPlan(Part):
         return self
 
     @model_validator(mode="after")
-    def _first_stage_debiased(self) -> PruningPlan:
-        for stage in self.stages[1:]:
-            if stage.debias:
-                raise ValueError(
-                    f"the stage before layer {stage.layer} is debiased: only the first selection is, later "
-                    "ones see what it has selected"
-                )
+    def _debias_acts(self) -> PruningPlan:
+        if len(set(self.debias)) != len(self.debias):
+            raise ValueError(f"debias holds {', '.join(one.value for one in self.debias)}: give each once")
+        if self.debias and not self.stages:
+            raise ValueError("debias is given and there is no stage that it could act on: leave it out")
+        if Debias.POSITION in self.debias and self.stages[0].ranking is Ranking.RANDOM:
+            raise ValueError("random numbers have no bias by position: leave it out of debias")
         return self
 
     @model_validator(mode="after")
@@ -249,18 +268,10 @@ class PruningPlan(Part):
                 raise ValueError(f"the tower's stages must ascend by layer and not grow, found {self.tower}")
         return self
 
-    @property
-    def debias(self) -> tuple[Debias, ...]:
-        """What the first selection is debiased by."""
-        return self.stages[0].debias if self.stages else ()
-
     def debiased(self, debias: Sequence[Debias]) -> PruningPlan:
-        """The same plan with its first selection debiased by these; nothing changes where none is."""
-        if not self.stages:
-            return self
-        first, *later = self.stages
-        debiased = PruningStage.model_validate({**first.model_dump(), "debias": tuple(debias)})
-        return self.model_copy(update={"stages": (debiased, *later)})
+        """The same plan debiased by these; nothing changes where there is no stage."""
+        acting = tuple(debias) if self.stages else ()
+        return PruningPlan.model_validate({**self.model_dump(), "debias": acting})
 
     @property
     def needs_text_behind_images(self) -> bool:
@@ -269,13 +280,13 @@ class PruningPlan(Part):
 
     @property
     def prunes(self) -> bool:
-        """Whether the language model drops visual tokens."""
+        """Whether the language model has pruning stages."""
         return bool(self.stages)
 
     @property
     def shortens(self) -> bool:
         """Whether visual tokens are dropped or merged anywhere, in the language model or the vision tower."""
-        return bool(self.stages or self.tower)
+        return bool(self.tower) or any(stage.drops for stage in self.stages)
 
     def tokens_per_image(self, places: int) -> int:
         """Visual tokens of one picture that reach the language model, of so many places in its grid."""
@@ -310,12 +321,10 @@ class PruningPlan(Part):
     def describe(self) -> str:
         tower = ", ".join(f"{stage.kept} after layer {stage.layer}'s attention" for stage in self.tower)
         stages = [f"in the vision tower to {tower}"] if tower else []
-        stages += [
-            f"before layer {s.layer} keep {s.keep / 10000:g}"
-            + (f" (debias {', '.join(one.value for one in s.debias)})" if s.debias else " (no debias)")
-            for s in self.stages
-        ]
-        return f"{self.method}: {', '.join(stages) or 'no pruning'}"
+        stages += [f"before layer {stage.layer} keep {stage.keep / WHOLE:g}" for stage in self.stages]
+        by = ", ".join(one.value for one in self.debias)
+        debias = f" (debias {by})" if by else " (no debias)" if self.stages else ""
+        return f"{self.method}: {', '.join(stages) or 'no pruning'}{debias}"
 
     def describe_counts(self, layers: int, places: int) -> str:
         """The visual tokens of one picture through the stages, and their average share over the layers."""

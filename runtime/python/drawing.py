@@ -37,8 +37,8 @@ def draw_kept(
     """Kept and dropped tokens over the pictures as the model saw them, without and with debias side by side.
 
     Dropped tokens are dimmed. Kept ones have a green frame; a red one where they are padding. "Without
-    debias" is what the same scores select without bias curve and padding mask. A stage that the plan does not
-    debias has one half alone, and so has one whose scores are debiased before they are ranked.
+    debias" is what the same scores select without bias curve and padding mask. A stage that nothing debiases
+    has one half alone, and so has one whose scores are debiased before they are ranked.
 
     Args:
         manifest: of the bundle.
@@ -60,7 +60,7 @@ def draw_kept(
             f"{len(images)} pictures are to be drawn with visual tokens up to number {reached}: expected the "
             f"pictures of the prompt, with {per_image} tokens each; give those and no others"
         )
-    panels = _panels(manifest, stage)
+    panels = _panels(stage)
     scale = max(1, round(_SIDE / max(spec.image_size)))
     height, width = (side * scale for side in spec.image_size)
     top = _MARGIN + _LINE + _LINE // 2
@@ -91,10 +91,9 @@ def as_seen(image: NDArray[np.uint8], spec: Preprocessing) -> Image.Image:
     return Image.fromarray(preprocess(image, plain).transpose(1, 2, 0).astype(np.uint8))
 
 
-def _panels(manifest: Manifest, stage: StageResult) -> list[_Panel]:
-    (planned,) = (planned for planned in manifest.plan.stages if planned.layer == stage.layer)
-    panels = [_Panel("without debias", stage.without_debias())] if planned.score_is_raw else []
-    return [*panels, _Panel("with debias", stage.kept_visual)] if planned.debias else panels
+def _panels(stage: StageResult) -> list[_Panel]:
+    panels = [_Panel("without debias", stage.without_debias())] if stage.score_is_raw else []
+    return [*panels, _Panel("with debias", stage.kept_visual)] if stage.debias else panels
 
 
 def _count(kept: int, of: int, padded: NDArray[np.bool_]) -> str:

@@ -17,6 +17,7 @@ from edgeprune.debias.masks import visual_valid
 from edgeprune.errors import InputError
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
+from edgeprune.plans import Debias, Keep, PruningPlan, read_debias, with_keep
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.messages import Message, PromptLike
@@ -41,6 +42,7 @@ class Reply:
         text: the reply, without special tokens, cut before a stop string.
         token_ids: every token that was generated, an end-of-sequence token included.
         finish_reason: "stop" at an end-of-sequence token, "stop_string", or "length".
+        plan: the stages as they were asked for: the bundle's own, or with the call's `keep` and `debias`.
         stages: what each pruning stage did.
         statistics: tokens, times and memory.
     """
@@ -48,6 +50,7 @@ class Reply:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    plan: PruningPlan
     stages: tuple[StageResult, ...]
     statistics: Statistics
 
@@ -62,6 +65,7 @@ class Reply:
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
+            "plan": self.plan.describe(),
             "kept_visual": [list(stage) for stage in self.kept_visual],
             **self.statistics.to_dict(),
         }
@@ -99,6 +103,8 @@ class Model:
         prompt: str | Sequence[Message],
         images: Sequence[Picture] = (),
         *,
+        keep: Keep = None,
+        debias: str | Sequence[str] | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = (),
@@ -113,6 +119,8 @@ class Model:
         prompt: Sequence[PromptLike],
         images: Sequence[Sequence[Picture]],
         *,
+        keep: Keep = None,
+        debias: str | Sequence[str] | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = (),
@@ -126,6 +134,8 @@ class Model:
         prompt: Any,
         images: Any = (),
         *,
+        keep: Keep = None,
+        debias: str | Sequence[str] | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = (),
@@ -139,6 +149,10 @@ class Model:
             prompt: a string, or the messages of a conversation; or a list of strings or of conversations.
             images: the pictures of the prompt, in the order of its image places; for a list of prompts, a
                 list of such lists. Paths, bytes, file objects, PIL images or uint8 arrays.
+            keep: the share of visual tokens to keep, 0 < keep <= 1, as for `edgeprune.export`; 1 runs the
+                unpruned model. None is what the bundle was exported with.
+            debias: what the selection is debiased by: "position" (where the bundle has a bias curve),
+                "padding", both, or "none"; None is what the bundle was exported with.
             max_new_tokens: generate at most so many tokens; fewer where the position range ends.
             seed: makes drawing repeatable, whatever else is in the batch; for a list of prompts one for all
                 or one for each. None draws anew each time.
@@ -164,6 +178,7 @@ class Model:
             )
         if stream is not None and not callable(stream):
             raise InputError(f"stream is {stream!r:.80}: expected a function that is called with each piece")
+        plan = self.plan(keep, debias)
         self._note_raw_prompts(prompts)
         how, seeds = chosen_by(self.manifest.generation, sampling), _seeds(seed, len(prompts), single=single)
         writers = [_Writer(self._encoder, stop, stream) for _ in prompts]
@@ -175,13 +190,43 @@ class Model:
             max_new_tokens,
             lambda number, token: writers[number].take(token),
             batch_size,
+            plan,
         )
         replies = []
         for writer, result in zip(writers, generated, strict=True):
             text = writer.finish()
             reason = "stop_string" if writer.stopped else result.finish_reason
-            replies.append(Reply(text, result.token_ids, reason, result.stages, result.statistics))
+            replies.append(Reply(text, result.token_ids, reason, plan, result.stages, result.statistics))
         return replies[0] if single else replies
+
+    def plan(self, keep: Keep = None, debias: str | Sequence[str] | None = None) -> PruningPlan:
+        """The bundle's plan with other keep ratios or another debias; see `generate`.
+
+        Raises:
+            InputError: out of range, or what the bundle cannot do.
+        """
+        plan, manifest = self.manifest.plan, self.manifest
+        if keep is not None:
+            places = manifest.preprocessing.places_per_image
+            plan = with_keep(plan, keep, manifest.model.layers, places)
+        wanted = read_debias(debias)
+        if wanted is None:
+            return plan
+        if wanted and not plan.prunes:
+            raise InputError(
+                f"`debias` is {debias!r} and this bundle has no pruning stage that it could act on: leave it "
+                "out, or export with a method that prunes"
+            )
+        if Debias.POSITION in wanted and manifest.curve is None:
+            raise InputError(
+                "`debias` asks for position, and this bundle has no bias curve: export it with one as "
+                "`curve`, or take `debias='padding'`"
+            )
+        if Debias.PADDING in wanted and manifest.padding_mask.kind == "none":
+            raise InputError(
+                "`debias` asks for padding, and this model's images are never padded: leave padding out"
+            )
+        return plan.debiased(wanted)
 
     def _note_raw_prompts(self, prompts: Sequence[PromptLike]) -> None:
         token, template = self.manifest.prompt.image_token, self.manifest.prompt.chat_template

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.checks import check_count
+from edgeprune.debias.curves import curve_table
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
 from edgeprune.interface import (
     LOGITS,
@@ -32,7 +33,7 @@ from edgeprune.interface import (
     score,
 )
 from edgeprune.manifest import Manifest
-from edgeprune.plans import Debias
+from edgeprune.plans import Debias, PruningPlan
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
@@ -57,8 +58,8 @@ class PromptInputs:
         pixel_values: float32 [pictures, 3, height, width].
         visual_valid: float32 [places], the padding mask of its pictures' places: its visual tokens, as long
             as the vision tower merges none. It says what they are; the plan says whether that counts.
-        imposed: float32 [places], what the first selection is told instead of the padding mask; for
-            comparisons. None for what the plan says.
+        imposed: float32 [places], what the selection is told instead of the padding mask; for comparisons.
+            None for what the plan says.
         preprocess_seconds: what making all this took.
     """
 
@@ -104,17 +105,19 @@ class Session:
         _check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
         _check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
+        self._curve = curve_table(manifest.curve, manifest.tokens_per_image)
         self._present = [name for name in names if is_present(name)]
         stages = range(len(manifest.plan.stages))
         self._traces = [name(stage) for name in (kept_index, score) for stage in stages]
 
-    def check(self, prompt: PromptInputs) -> None:
-        """Refuses a prompt that the graphs cannot take.
+    def check(self, prompt: PromptInputs, plan: PruningPlan | None = None) -> None:
+        """Refuses a prompt that the graphs cannot take, or a plan with other stages than the manifest's.
 
         Raises:
             InputError: longer than the model's positions, or pictures, padding mask and image tokens differ
                 in number.
         """
+        plan = plan or self.manifest.plan
         info, per_image = self.manifest.model, self.manifest.tokens_per_image
         places = self.manifest.preprocessing.places_per_image
         length, limit = len(prompt.input_ids), info.max_positions
@@ -125,9 +128,9 @@ class Session:
                 f"{limit}, the model's range of positions; shorten it or leave out pictures"
             )
         image = self.manifest.prompt.image_token_id
-        if self.manifest.plan.needs_text_behind_images and length and prompt.input_ids[-1] == image:
+        if plan.needs_text_behind_images and length and prompt.input_ids[-1] == image:
             raise InputError(
-                f"the prompt ends with an image, and the plan ({self.manifest.plan.describe()}) selects by "
+                f"the prompt ends with an image, and the plan ({plan.describe()}) selects by "
                 "the text behind it, or moves tokens there: put the question behind the images"
             )
         image_tokens = int((prompt.input_ids == image).sum())
@@ -145,6 +148,7 @@ class Session:
         max_new_tokens: int,
         listener: Listener | None = None,
         batch_size: int = DEFAULT_BATCH,
+        plan: PruningPlan | None = None,
     ) -> list[Generated]:
         """Generates a reply to every prompt.
 
@@ -156,6 +160,7 @@ class Session:
             max_new_tokens: at most so many each; fewer where the model's positions end.
             listener: see `Listener`.
             batch_size: how many run together at most.
+            plan: the manifest's with other keep ratios or another debias; None for the manifest's.
 
         Returns:
             One result per prompt, in their order.
@@ -167,41 +172,46 @@ class Session:
         check_count("max_new_tokens", max_new_tokens)
         check_count("batch_size", batch_size)
         for prompt in prompts:
-            self.check(prompt)
+            self.check(prompt, plan)
         results: dict[int, Generated] = {}
         for numbers in _batches([len(prompt.visual_valid) for prompt in prompts], batch_size):
             replies = [
                 _Growing(number, pickers[number], self._limit(prompts[number], max_new_tokens))
                 for number in numbers
             ]
-            results |= self._run([prompts[number] for number in numbers], replies, listener)
+            results |= self._run([prompts[number] for number in numbers], replies, listener, plan)
         return [results[number] for number in range(len(prompts))]
 
-    def prefill(self, prompts: Sequence[PromptInputs]) -> Decoding:
-        """Reads a batch of prompts that have as many visual tokens each.
+    def prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan | None = None) -> Decoding:
+        """Reads a batch of prompts that have as many visual tokens each; `plan` is as for `generate`.
 
         Raises:
             InputError: a prompt cannot be taken, or the numbers of visual tokens differ.
             PruningError: a stage did not keep what the plan says.
         """
+        plan = plan or self.manifest.plan
         for prompt in prompts:
-            self.check(prompt)
+            self.check(prompt, plan)
         if len({len(prompt.visual_valid) for prompt in prompts}) != 1:
             raise InputError(
                 "the prompts of one batch have different numbers of visual tokens: expected the same number; "
                 "put those with as many pictures together"
             )
-        batch = _padded(prompts, self.manifest)
+        batch = _padded(prompts, self.manifest, plan)
         started = perf_counter()
         embeds, places = self._see(prompts)
         self.backend.synchronize()
         seen = perf_counter()
+        selectable = np.take_along_axis(batch.selectable, places, axis=1)
+        curve_place = self._curve_place(batch.visual_index, plan)
         feeds = first_feeds(
             self.manifest.language.inputs,
             batch.input_ids,
             batch.attention_mask,
             batch.visual_index,
-            self._selectable(batch, places),
+            selectable,
+            curve_place,
+            [counts.kept for counts in plan.counts(places.shape[1])],
             embeds,
         )
         found = self._language.run(feeds, [LOGITS, *self._traces, *self._present])
@@ -209,24 +219,26 @@ class Session:
         read = perf_counter()
         self._check_finite(logits)
         stages = stage_results(
-            self.manifest.plan,
+            plan,
             batch.visual_index,
             places,
             batch.visual_valid,
+            self._curve[curve_place] * selectable,
             batch.input_ids.shape[1],
             {name: found[name].numpy() for name in self._traces},
         )
         caches = {name: found[name] for name in self._present}
-        self._check_caches(caches, batch.input_ids.shape[1], places.shape[1])
+        self._check_caches(caches, batch.input_ids.shape[1], places.shape[1], plan)
         lengths = batch.attention_mask.sum(axis=1)
         return Decoding(self, caches, lengths, logits, stages, seen - started, read - seen)
 
-    def _selectable(self, batch: _Batch, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What the first selection is told of the visual tokens, float32 [B, V]: 0 stands behind all."""
-        told = np.take_along_axis(batch.selectable, places, axis=1)
-        # The next token comes from the last position, so what stands there always stays.
-        told[batch.visual_index == batch.input_ids.shape[1] - 1] = 1.0
-        return told
+    def _curve_place(self, visual_index: NDArray[np.int64], plan: PruningPlan) -> NDArray[np.int64]:
+        """Which entry of the bias curve each visual token reads, int64 [B, V]; the curve begins anew with
+        every image."""
+        if Debias.POSITION not in plan.debias:
+            return np.zeros_like(visual_index)
+        number = np.arange(visual_index.shape[1], dtype=np.int64)
+        return np.broadcast_to(1 + number % self.manifest.tokens_per_image, visual_index.shape)
 
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""
@@ -236,10 +248,14 @@ class Session:
         return min(max_new_tokens, max(1, longest - len(prompt.input_ids) + 1))
 
     def _run(
-        self, prompts: Sequence[PromptInputs], replies: Sequence[_Growing], listener: Listener | None
+        self,
+        prompts: Sequence[PromptInputs],
+        replies: Sequence[_Growing],
+        listener: Listener | None,
+        plan: PruningPlan | None,
     ) -> dict[int, Generated]:
         started = perf_counter()
-        state = self.prefill(prompts)
+        state = self.prefill(prompts, plan)
         ends = self.manifest.prompt.eos_token_ids
         while True:
             for reply, logits in zip(replies, state.logits, strict=True):
@@ -323,14 +339,14 @@ class Session:
             )
         )
 
-    def _check_caches(self, caches: dict[str, Tensor], sequence: int, visual: int) -> None:
+    def _check_caches(self, caches: dict[str, Tensor], sequence: int, visual: int, plan: PruningPlan) -> None:
         """The caches are the proof that later layers really saw fewer tokens."""
-        for group, expected in enumerate(self.manifest.plan.cache_lengths(sequence, visual)):
+        for group, expected in enumerate(plan.cache_lengths(sequence, visual)):
             found = caches[present_mask(group)].shape[1]
             if found != expected:
                 raise PruningError(
                     f"the caches of layer group {group} hold {found} tokens: expected {expected} "
-                    f"of {sequence}, as the plan says ({self.manifest.plan.describe()}); export again"
+                    f"of {sequence}, as the plan says ({plan.describe()}); export again"
                 )
 
 
@@ -432,7 +448,7 @@ class _Batch:
     selectable: NDArray[np.float32]
 
 
-def _padded(prompts: Sequence[PromptInputs], manifest: Manifest) -> _Batch:
+def _padded(prompts: Sequence[PromptInputs], manifest: Manifest, plan: PruningPlan) -> _Batch:
     image, fill = manifest.prompt.image_token_id, manifest.prompt.pad_token_id
     if fill == image:  # padding that looked like visual tokens would take their embeddings
         fill = 1 if image == 0 else 0
@@ -445,15 +461,15 @@ def _padded(prompts: Sequence[PromptInputs], manifest: Manifest) -> _Batch:
         mask[row, start:] = 1
     index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
     valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
-    told = [_told(prompt, manifest) for prompt in prompts]
-    return _Batch(ids, mask, index.astype(np.int64), valid, np.stack(told).astype(np.float32))
+    selectable = [_selectable(prompt, plan) for prompt in prompts]
+    return _Batch(ids, mask, index.astype(np.int64), valid, np.stack(selectable).astype(np.float32))
 
 
-def _told(prompt: PromptInputs, manifest: Manifest) -> NDArray[np.float32]:
+def _selectable(prompt: PromptInputs, plan: PruningPlan) -> NDArray[np.float32]:
+    """What the selection is told of the visual tokens, float32 [places]: 0 stands behind all others."""
     if prompt.imposed is not None:
         return prompt.imposed
-    by_padding = Debias.PADDING in manifest.plan.debias
-    return prompt.visual_valid if by_padding else np.ones_like(prompt.visual_valid)
+    return prompt.visual_valid if Debias.PADDING in plan.debias else np.ones_like(prompt.visual_valid)
 
 
 def _batches(visual_tokens: Sequence[int], size: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeprune import interface as names
 from edgeprune.debias.selection import select_visual
 from edgeprune.errors import PruningError
-from edgeprune.plans import PruningPlan
+from edgeprune.plans import Debias, PruningPlan, PruningStage
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,22 +23,26 @@ class StageResult:
     the first one: 0..V-1, unless the vision tower merged some away.
 
     Attributes:
-        layer: tokens were dropped before this decoder layer.
-        keep: the stage's keep ratio in ten-thousandths.
+        planned: the stage of the plan that ran.
+        debias: what acted on its selection.
         kept_visual: int64 [K], ascending, the numbers of the visual tokens that stayed.
         candidates: int64 [C], the visual tokens that reached the stage, likewise.
         score: float32 [C], the attention that the scoring rows pay each of them, before any debiasing.
+        weight: float32 [C], what each score was multiplied by.
         visual_valid: float32 [C], their padding mask.
+        ends_prompt: whether the last of them stands at the last position of the prompt, where it stays.
         averaged: int64 [means], where the stage appends means of dropped tokens: for each the visual token
             at the middle of its cluster, for which it stands from here on.
     """
 
-    layer: int
-    keep: int
+    planned: PruningStage
+    debias: tuple[Debias, ...]
     kept_visual: NDArray[np.int64]
     candidates: NDArray[np.int64]
     score: NDArray[np.float32]
+    weight: NDArray[np.float32]
     visual_valid: NDArray[np.float32]
+    ends_prompt: bool = False
     averaged: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
@@ -55,10 +59,20 @@ class StageResult:
         """How many of some candidates are padding."""
         return int(np.isin(visual, self.candidates[self.visual_valid == 0]).sum())
 
+    @property
+    def score_is_raw(self) -> bool:
+        """Whether the scores tell what the stage would select without debias."""
+        return not (self.debias and self.planned.weighs_before)
+
     def without_debias(self) -> NDArray[np.int64]:
         """The visual tokens that the same scores select without bias curve and padding mask, int64 [K]."""
-        ones = np.ones((1, len(self.score)), dtype=np.float32)
-        return self.candidates[select_visual(self.score[None], ones, ones[0], self.keep)[0]]
+        return self.selected_by(np.ones_like(self.weight))
+
+    def selected_by(self, weight: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The visual tokens that the scores select with other weights, float32 [C], as numpy has it."""
+        stays = np.zeros((1, len(weight)), dtype=bool)
+        stays[:, -1:] = self.ends_prompt
+        return self.candidates[select_visual(self.score[None], weight[None], self.kept, stays)[0]]
 
 
 def stage_results(
@@ -66,16 +80,18 @@ def stage_results(
     visual_index: NDArray[np.int64],
     places: NDArray[np.int64],
     visual_valid: NDArray[np.float32],
+    weight: NDArray[np.float32],
     sequence: int,
     traces: Mapping[str, NDArray[Any]],
 ) -> list[tuple[StageResult, ...]]:
     """Reads the stages of a prefill.
 
     Args:
-        plan: of the bundle.
+        plan: the one that ran.
         visual_index: int64 [B, V], positions of the visual tokens in the batch.
         places: int64 [B, V], their numbers.
         visual_valid: float32 [B, places], the padding mask by number.
+        weight: float32 [B, V], bias curve times padding mask as the plan debiases.
         sequence: S, the batch's length.
         traces: per stage s `kept_index.s` int64 [B, S after] and `score.s` float32 [B, S before]; positions
             count within what reached the stage.
@@ -88,6 +104,7 @@ def stage_results(
             or not in order.
     """
     batch, visual = visual_index.shape
+    all_visual = visual
     results: list[list[StageResult]] = [[] for _ in range(batch)]
     # For each position that is left: which visual token it is, or -1.
     identity = np.full((batch, sequence), -1, dtype=np.int64)
@@ -116,14 +133,18 @@ def stage_results(
                 )
             reached = identity[row] >= 0
             candidates = identity[row][reached]
+            acts = visual == all_visual
+            on_scores = acts and not stage.weighs_before
             results[row].append(
                 StageResult(
-                    layer=stage.layer,
-                    keep=stage.keep,
+                    planned=stage,
+                    debias=plan.debias if acts else (),
                     kept_visual=kept,
                     candidates=candidates,
                     score=score[row][reached],
+                    weight=weight[row] if on_scores else np.ones(visual, dtype=np.float32),
                     visual_valid=visual_valid[row][candidates],
+                    ends_prompt=bool(reached[-1]),
                     averaged=averaged,
                 )
             )

@@ -9,7 +9,7 @@ import pytest
 
 from edgeprune.debias.curves import ExponentialCurve, load_preset, save_curve
 from edgeprune.errors import InputError
-from edgeprune.exporter.debiasing import check_wish, debiasing, read_debias
+from edgeprune.exporter.debiasing import check_wish, debiasing
 from edgeprune.manifest import ModelInfo, Preprocessing
 from edgeprune.plans import Debias
 from tests.manifests import make_manifest
