@@ -28,7 +28,7 @@ class MeasuringDecoder(PrunedDecoder):
     ) -> None:
         last = max(stage.score_layer for stage in plan.stages if stage.score_layer is not None)
         text_model.layers = torch.nn.ModuleList(list(text_model.layers)[: last + 1])
-        super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(visual_tokens))
+        super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(1), visual_tokens)
         self.scored = {stage.score_layer: number for number, stage in enumerate(plan.stages)}
 
     def measure(

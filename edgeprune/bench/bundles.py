@@ -1,19 +1,22 @@
-"""Bundles that are measured beside each other as they are: what each is, and whether they fit together."""
+"""What is measured beside each other: the forms of a bundle and its baselines, if they fit together."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest, ModelInfo
+from edgeprune.plans import Keep, PruningPlan, with_keep
 from edgeprune.runtime.backends import Backend
 from edgeprune.runtime.backends.tensorrt.backend import EngineBackend
 from edgeprune.runtime.backends.tensorrt.limits import Limits
 from edgeprune.runtime.backends.tensorrt.sidecar import Sidecar
+
+PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Measured:
 
     Attributes:
         name: as the report calls it.
-        bundle: the folder of its weights and tokenizer.
-        manifest: of the variant.
-        graphs: the folder of its graphs, where those are not the bundle's own.
+        bundle: the folder.
+        manifest: of the bundle.
+        plan: what its stages keep and are debiased by.
         engine: which of the bundle's engines runs, None where the ONNX files do.
         size: the bytes of what is loaded.
     """
@@ -32,12 +35,36 @@ class Measured:
     name: str
     bundle: Path
     manifest: Manifest
-    graphs: Path | None
+    plan: PruningPlan
     engine: str | None
     size: int
 
 
-def bundles_as_they_are(
+def forms(own: Measured, keep: Keep) -> list[Measured]:
+    """A bundle unpruned, pruned without debias, and pruned; fewer where those do not differ.
+
+    Args:
+        own: the bundle.
+        keep: other keep ratios than it was exported with.
+
+    Raises:
+        InputError: as `edgeprune.plans.with_keep`.
+    """
+    model = own.manifest.model
+    places = own.manifest.preprocessing.places_per_image
+    plan = own.plan if keep is None else with_keep(own.plan, keep, model.layers, places)
+    if not plan.shortens:
+        return [replace(own, name=UNPRUNED, plan=plan)]
+    found = [replace(own, name=PRUNED, plan=plan)]
+    if plan.debias:
+        found.insert(0, replace(own, name=NO_DEBIAS, plan=plan.debiased(())))
+    # What a vision tower merges is part of its graph.
+    if not plan.tower:
+        found.insert(0, replace(own, name=UNPRUNED, plan=plan.keeping_all()))
+    return found
+
+
+def opened(
     bundle: str | os.PathLike[str],
     baselines: Sequence[str | os.PathLike[str]],
     backend: Backend,
@@ -67,7 +94,7 @@ def bundles_as_they_are(
             if manifest.plan.prunes:
                 engine += f", pruning by the {sidecar.pruning}"
             size = sum(entry.bytes for entry in sidecar.engines.values())
-        found.append(Measured(os.fspath(path), folder, manifest, None, engine, size))
+        found.append(Measured(os.fspath(path), folder, manifest, manifest.plan, engine, size))
     *others, own = found
     for other in others:
         _check_same_model(other, own)

@@ -1,7 +1,7 @@
 """What pruning gains here: a bundle measured beside what it is compared with.
 
-ONNX files can be changed, so of one bundle its unpruned form and the one without debias are made. Engines
-cannot: there, or where it is wanted, other bundles of the same model are measured beside it.
+One bundle, and one engine, runs unpruned, pruned without debias, and pruned; other bundles of the same model
+may be measured beside it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from numpy.typing import NDArray
 
 from edgeprune import errors
 from edgeprune.bench import bound as bounds
-from edgeprune.bench.bundles import Measured, bundles_as_they_are
-from edgeprune.bench.variants import NO_DEBIAS, PRUNED, UNPRUNED, write_variant
+from edgeprune.bench.bundles import UNPRUNED, Measured, forms, opened
 from edgeprune.bench.worker import Job, Run
 from edgeprune.bundle import read_manifest
 from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.files import need_utf8
 from edgeprune.log import note
-from edgeprune.manifest import Manifest
-from edgeprune.memory import available_memory
+from edgeprune.plans import Keep
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.backends import Backend, open_backend
-from edgeprune.runtime.backends.tensorrt.backend import EngineBackend
 from edgeprune.runtime.child import child_command, child_environment
 from edgeprune.runtime.images import Picture, load_image
 
@@ -140,6 +137,7 @@ class BenchReport:
 def run(
     bundle: str | os.PathLike[str],
     *,
+    keep: Keep = None,
     baselines: Sequence[str | os.PathLike[str]] = (),
     prompt: str = DEFAULT_PROMPT,
     images: Sequence[Picture] | None = None,
@@ -155,9 +153,8 @@ def run(
     Args:
         bundle: the folder that `edgeprune export` wrote; it is only read, but for what TensorRT for RTX keeps
             beside its engines.
-        baselines: other bundles of the same model to measure beside it, exported with `method='none'`, say.
-            None: its ONNX files are measured beside their unpruned form and that without debias, and of an
-            engine itself alone.
+        keep: other keep ratios than the bundle was exported with, as for `Model.generate`.
+        baselines: other bundles of the same model to measure beside it, as they are.
         prompt: the question.
         images: its pictures; None draws one.
         runs: measured runs of each variant.
@@ -168,7 +165,6 @@ def run(
         progress: told the steps.
 
     Raises:
-        MissingDependencyError: onnx, which makes the variants, is not installed.
         InputError: also where a baseline differs from the bundle in more than its pruning.
         InputError, BundleError, BackendError, PruningError: as `load` and `Model.generate`.
     """
@@ -180,20 +176,17 @@ def run(
     for folder in (bundle, *baselines):
         need_utf8(folder, "the bundle")  # its workers are told in JSON
     options: dict[str, Any] = {} if threads is None else {"threads": threads}
-    opened = open_backend(backend, bundle=Path(bundle), **options)
+    device = open_backend(backend, bundle=Path(bundle), **options)
     pictures = [_drawn()] if images is None else [load_image(image) for image in images]
     if manifest.prompt.chat_template is None and prompt == DEFAULT_PROMPT:
         prompt = f"{manifest.prompt.image_token * len(pictures)}\n{prompt}"
     with tempfile.TemporaryDirectory(prefix="edgeprune-bench-") as scratch:
+        *others, own = opened(bundle, baselines, device)
+        variants = [*others, *forms(own, keep)]
         not_measured: tuple[str, ...] = ()
-        if baselines or isinstance(opened, EngineBackend):
-            variants = bundles_as_they_are(bundle, baselines, opened)
-            if not baselines and manifest.plan.shortens:
-                not_measured = (_no_baseline(bundle, opened.name),)
-        else:
-            listener.step("making the variants")
-            variants = _made(Path(bundle).resolve(), manifest, Path(scratch))
-        together = _fit_together(opened, variants)
+        if not baselines and all(variant.name != UNPRUNED for variant in variants):
+            not_measured = (_no_baseline(bundle),)
+        together = _fit_together(device, variants)
         if not together:
             note("the variants do not fit into memory together: they are measured one after the other")
         files = []
@@ -205,9 +198,8 @@ def run(
         for number, variant in enumerate(variants):
             job = Job(
                 bundle=variant.bundle,
-                graphs=variant.graphs,
-                manifest=variant.manifest,
-                backend=opened.name,
+                plan=variant.plan,
+                backend=device.name,
                 threads=threads,
                 prompt=prompt,
                 pictures=tuple(files),
@@ -220,7 +212,7 @@ def run(
         measured = _measure(jobs, warmup, runs, together, listener)
     last = measured[variants[-1].name][-1]
     return BenchReport(
-        backend=opened.name,
+        backend=device.name,
         threads=threads,
         runs=runs,
         warmup=warmup,
@@ -235,23 +227,11 @@ def run(
     )
 
 
-def _no_baseline(bundle: str | os.PathLike[str], backend: str) -> str:
+def _no_baseline(bundle: str | os.PathLike[str]) -> str:
     return (
-        f"what {os.fspath(bundle)} gains: an engine cannot be changed as an ONNX file can; export the model "
-        f"with `method='none'` too, build that with `flavour='{backend}'`, and give it as `baselines`"
+        f"what {os.fspath(bundle)} gains over the unpruned model: its vision tower merges tokens, which is "
+        "part of its graph; export the model with `method='none'` too, and give that as `baselines`"
     )
-
-
-def _made(bundle: Path, manifest: Manifest, scratch: Path) -> list[Measured]:
-    """The forms of one bundle, made from its own graph."""
-    size = sum(entry.bytes for entry in manifest.files)
-    variants = []
-    for name in (UNPRUNED, NO_DEBIAS, PRUNED) if manifest.plan.shortens else (UNPRUNED,):
-        graphs = scratch / name.replace(" ", "-")
-        graphs.mkdir()
-        changed = write_variant(name, bundle, manifest, graphs)
-        variants.append(Measured(name, bundle, changed, graphs, None, size))
-    return variants
 
 
 def _measure(
@@ -355,28 +335,26 @@ def _speed_ups(variants: Sequence[Measured], measured: dict[str, list[Run]]) -> 
     found = []
     for other in others:
         first, prefill, later = (a / b for a, b in zip(medians(other), medians(own), strict=True))
-        ours, theirs = (_flops(each.manifest, measured[each.name][-1]) for each in (own, other))
+        ours, theirs = (_flops(each, measured[each.name][-1]) for each in (own, other))
         bound = bounds.speed_up(ours / theirs)
         found.append(SpeedUp(other.name, first, prefill, later, bound, prefill / bound))
     return tuple(found)
 
 
-def _flops(manifest: Manifest, run: Run) -> float:
+def _flops(variant: Measured, run: Run) -> float:
     """Of the decoder layers in one prefill."""
-    info = manifest.model
+    info, plan = variant.manifest.model, variant.plan
     sizes = (info.hidden_size, info.intermediate_size, info.heads, info.kv_heads, info.head_dim)
     text = run.prompt_tokens - run.tower_tokens
-    counts = manifest.plan.counts(run.tower_tokens)
-    stages = [
-        (stage.layer, text + count.after) for stage, count in zip(manifest.plan.stages, counts, strict=True)
-    ]
+    counts = plan.counts(run.tower_tokens)
+    stages = [(stage.layer, text + count.after) for stage, count in zip(plan.stages, counts, strict=True)]
     share = bounds.prefill_bound(info.layers, run.prompt_tokens, stages, *sizes)
     return share * info.layers * bounds.layer_flops(run.prompt_tokens, *sizes)
 
 
 def _fit_together(backend: Backend, variants: Sequence[Measured]) -> bool:
     """Whether all variants fit into memory at once, each with what it loads and as much again."""
-    free = backend.free_bytes() if isinstance(backend, EngineBackend) else available_memory()
+    free = backend.free_bytes()
     return free is None or free > 2 * sum(variant.size for variant in variants)
 
 

@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from edgeprune.bench.variants import weights_folder
+from edgeprune.bundle import read_manifest
 from edgeprune.debias.masks import PaddingMask, visual_valid
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.manifest import Manifest
 from edgeprune.memory import PeakMemory
+from edgeprune.plans import PruningPlan
 from edgeprune.runtime.backends import open_backend
 from edgeprune.runtime.child import take_stdout
 from edgeprune.runtime.model import Model
-from edgeprune.runtime.session import Session
 from edgeprune.runtime.stages import StageResult
 
 
@@ -34,9 +33,8 @@ class Job(BaseModel):
     """What a worker measures.
 
     Attributes:
-        bundle: the folder of weights and tokenizer.
-        graphs: the folder of the variant's graphs; None for the bundle's own, or its engines.
-        manifest: the variant's.
+        bundle: the folder.
+        plan: what its stages keep and are debiased by.
         backend, threads: as for `load`.
         prompt: the question.
         pictures: files of numpy arrays, uint8 [H, W, 3].
@@ -47,8 +45,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: Path
-    graphs: Path | None
-    manifest: Manifest
+    plan: PruningPlan
     backend: str
     threads: int | None
     prompt: str
@@ -87,19 +84,17 @@ class Worker:
     def __init__(self, job: Job) -> None:
         options: dict[str, Any] = {} if job.threads is None else {"threads": job.threads}
         self._backend = open_backend(job.backend, **options)
-        weights = None if job.graphs is None else weights_folder(job.bundle, job.manifest)
-        session = Session(self._backend, job.graphs or job.bundle, job.manifest, weights=weights)
-        self._model = Model(job.bundle, job.manifest, self._backend, session)
+        self._model = Model(job.bundle, read_manifest(job.bundle), self._backend)
         self._pictures = [np.load(path) for path in job.pictures]
         self._job = job
         self._memory: PeakMemory | None = None
-        spec = job.manifest.preprocessing
+        spec = self._model.manifest.preprocessing
         masks = [visual_valid(image.shape[1], image.shape[0], spec, job.padding) for image in self._pictures]
         self._valid = np.concatenate([np.empty(0, dtype=np.float32), *masks])
 
     def run(self) -> Run:
         """One prompt from its pictures' pixels to the last token; end-of-sequence tokens do not end it."""
-        manifest, new_tokens = self._job.manifest, self._job.new_tokens
+        manifest, new_tokens = self._model.manifest, self._job.new_tokens
         started = perf_counter()
         inputs = self._model.prepare(self._job.prompt, self._pictures)
         needed, limit = len(inputs.input_ids) + new_tokens - 1, manifest.model.max_positions
@@ -108,7 +103,7 @@ class Worker:
                 f"the prompt and {new_tokens} new tokens need {needed} positions and the model has {limit}: "
                 "ask for fewer new tokens, or shorten the prompt"
             )
-        state = self._model.session.prefill([inputs])
+        state = self._model.session.prefill([inputs], self._job.plan)
         token = state.logits.argmax(axis=1)
         first = perf_counter()
         for _ in range(new_tokens - 1):
@@ -142,7 +137,7 @@ class Worker:
 
     def _padded(self, stages: Sequence[StageResult]) -> int | None:
         """How many of the visual tokens that are left are padding."""
-        if not stages and self._job.manifest.plan.tower:
+        if not stages and self._job.plan.tower:
             return None
         left = self._valid[stages[-1].kept_visual] if stages else self._valid
         return int((left == 0).sum())

@@ -19,6 +19,7 @@ from edgeprune.cli.output import (
     print_table,
     progress_on_stderr,
 )
+from edgeprune.cli.pruning import RunKeep, read_shares
 from edgeprune.cli.text import typed
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 def bench(
     bundle: Bundle,
+    keep: RunKeep = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
             metavar="BUNDLE",
-            help="Measure this one beside it: the same model with --method none, say. May be repeated.",
+            help="Measure this bundle of the same model beside it. May be repeated.",
         ),
     ] = None,
     image: Annotated[
@@ -48,16 +50,17 @@ def bench(
 ) -> None:
     """Measure what pruning gains on this machine.
 
-    The bundle runs unpruned, pruned without debias, and pruned, beside what the count of FLOPs allows. An
-    engine runs as it is, beside those of the baselines.
+    The bundle, or its engine, runs unpruned, pruned without debias, and pruned, beside what the count of
+    FLOPs allows.
 
-    `edgeprune bench out --backend tensorrt-rtx --baseline out-unpruned`
+    `edgeprune bench out --keep 0.2 --backend tensorrt-rtx`
     """
     from edgeprune.bench import run as measuring
 
     with progress_on_stderr() as progress:
         report = measuring.run(
             bundle,
+            keep=read_shares(keep),
             baselines=baseline or [],
             prompt=typed(prompt, "--prompt"),
             images=image,

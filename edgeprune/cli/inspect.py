@@ -55,7 +55,7 @@ def inspect(
         check_drawable(manifest, images, draw)
         reply = _first_token(bundle, backend, typed(prompt, "--prompt"), images)
         draw_reply(manifest, images, reply, draw)
-        drawn = _drawing_facts(manifest, reply, draw)
+        drawn = _drawing_facts(reply, draw)
     if as_json:
         print_json("bundle", {**summary.as_json(bundle, manifest), **({"drawing": drawn} if drawn else {})})
         return
@@ -84,7 +84,6 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
     print_fields(
         [
             ("visual tokens", f"{preprocessing.places_per_image} a picture ({rows} x {columns})"),
-            ("most visual tokens", str(manifest.max_visual_tokens)),
             ("positions", str(model.max_positions)),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
             ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),
@@ -101,12 +100,9 @@ def _first_token(bundle: Path, backend: str, prompt: str, images: list[str]) -> 
     return load(bundle, backend).generate(prompt, images, max_new_tokens=1)
 
 
-def _drawing_facts(manifest: Manifest, reply: Reply, output: Path) -> dict[str, Any]:
+def _drawing_facts(reply: Reply, output: Path) -> dict[str, Any]:
     """The drawing in numbers; null is what a stage's scores, already debiased, do not tell."""
-    plain = [
-        stage.without_debias() if planned.score_is_raw else None
-        for stage, planned in zip(reply.stages, manifest.plan.stages, strict=True)
-    ]
+    plain = [stage.without_debias() if stage.score_is_raw else None for stage in reply.stages]
     return {
         "file": str(output),
         "visual_tokens": reply.statistics.visual_tokens,

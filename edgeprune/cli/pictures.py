@@ -56,4 +56,4 @@ def draw_reply(manifest: Manifest, images: Sequence[str], reply: Reply, path: Pa
     """Draws the first pruning stage, the one that debiasing acts on."""
     from edgeprune.runtime.drawing import draw_kept
 
-    save_picture(draw_kept(manifest, images, reply.stages[0]), path)
+    save_picture(draw_kept(manifest, images, reply.stages[0], reply.plan.describe()), path)

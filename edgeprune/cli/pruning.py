@@ -18,6 +18,15 @@ Keep = Annotated[
         "tokens. Fractions such as 192/576 are read exactly. By default the method's published setting.",
     ),
 ]
+RunKeep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="SHARE[,...]",
+        help="Share of visual tokens to keep in this run, as for `export`; 1 runs the unpruned model. By "
+        "default what the bundle was exported with.",
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(
@@ -42,6 +51,15 @@ Debias = Annotated[
         help="What the first selection is debiased by: `position` (the bias curve), `padding` (the "
         "padding mask), both with a comma between, or `none`; by default padding, and position where a "
         "curve belongs to the model or is given.",
+    ),
+]
+RunDebias = Annotated[
+    str | None,
+    typer.Option(
+        "--debias",
+        metavar="NAMES",
+        help="What the selection is debiased by in this run: `position`, `padding`, both with a comma "
+        "between, or `none`; by default what the bundle was exported with.",
     ),
 ]
 Curve = Annotated[

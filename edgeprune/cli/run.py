@@ -21,6 +21,7 @@ from edgeprune.cli.output import (
     seconds_text,
 )
 from edgeprune.cli.pictures import check_drawable, draw_reply, images_of
+from edgeprune.cli.pruning import RunDebias, RunKeep, read_shares
 from edgeprune.cli.text import from_stdin, typed
 from edgeprune.errors import InputError, printable
 
@@ -49,6 +50,8 @@ def run(
         bool,
         typer.Option("--chat", help="Go on asking, a question a line, until the input ends."),
     ] = False,
+    keep: RunKeep = None,
+    debias: RunDebias = None,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="End the answer after so many tokens.")
     ] = 128,
@@ -106,6 +109,8 @@ def run(
     asking = _Asking(
         None if system is None else typed(system, "--system"),
         {
+            "keep": read_shares(keep),
+            "debias": debias,
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "stop": [typed(one, "--stop") for one in stop or ()],

@@ -273,6 +273,11 @@ class PruningPlan(Part):
         acting = tuple(debias) if self.stages else ()
         return PruningPlan.model_validate({**self.model_dump(), "debias": acting})
 
+    def keeping_all(self) -> PruningPlan:
+        """The same stages, dropping nothing: the unpruned model."""
+        stages = tuple(stage.model_copy(update={"keep": WHOLE}) for stage in self.stages)
+        return self.model_copy(update={"stages": stages})
+
     @property
     def needs_text_behind_images(self) -> bool:
         """Whether a stage cannot keep the last position where an image ends the prompt."""

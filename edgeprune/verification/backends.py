@@ -157,6 +157,8 @@ def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) 
         np.ones_like(ids, dtype=np.int64),
         np.nonzero(ids == image)[1][None].astype(np.int64),
         valid,
+        (1 + np.arange(visual)[None] % manifest.tokens_per_image) * int(manifest.curve is not None),
+        [counts.kept for counts in manifest.plan.counts(visual)],
         embeds,
     )
 

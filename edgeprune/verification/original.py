@@ -3,9 +3,9 @@
 Three independent statements are checked, on random inputs and on a drawn picture with a real prompt:
 1. the ONNX graph, run by ONNX Runtime, computes what the torch decoder computes (logits, kept tokens,
    prefill and decode steps);
-2. the torch decoder computes what Hugging Face's own model computes: with pruning, the scores of the
-   layers before the first stage equal its eager attention; without, the logits do; and where the vision
-   tower merges tokens, so do the scores of the first such layer;
+2. they compute what Hugging Face's own model computes: the graph's logits, where every stage keeps all; the
+   scores of the layers before the first stage, its eager attention; and where the vision tower merges
+   tokens, the scores of the first such layer;
 3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
 """
 
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeprune import interface
-from edgeprune.debias.curves import tile_weights
+from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import select
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter.decoder import PrunedDecoder
@@ -31,7 +31,7 @@ from edgeprune.exporter.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.log import note
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
-from edgeprune.plans import Debias, Ranking, ScoringRows
+from edgeprune.plans import Debias, PruningPlan, Ranking, ScoringRows
 from edgeprune.progress import Progress
 from edgeprune.units import bytes_text
 
@@ -138,9 +138,10 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
         _huggingface(model, case, manifest, seen.embeds if tower else None)
         for case, seen in zip(cases, pictures, strict=True)
     ]
-    curve = torch.from_numpy(_curve(manifest))
+    curve = torch.from_numpy(curve_table(manifest.curve, manifest.tokens_per_image))
+    most = manifest.model.max_positions
     decoder = PrunedDecoder(
-        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve
+        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most
     ).eval()
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, pictures, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
@@ -222,7 +223,14 @@ def _compare_language(
 ) -> None:
     kind = manifest.model.dtype
     stages = len(manifest.plan.stages)
-    feeds = first_feeds(case, manifest, embeds)
+    feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), embeds)
+    whole = session.run([interface.LOGITS], {name: _to_numpy(value) for name, value in feeds.items()})[0]
+    record(
+        "unpruned prefill logits, graph against Hugging Face",
+        _apart(whole, hf_logits) / max(1.0, float(hf_logits.std())),
+        LOGIT_LIMITS[kind],
+    )
+    feeds = first_feeds(case, manifest, manifest.plan, embeds)
     names = [spec.name for spec in manifest.language.outputs]
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
@@ -240,13 +248,9 @@ def _compare_language(
             LOGIT_LIMITS[kind],
         )
         if step == 0:
-            if not stages:
-                record(
-                    "prefill logits, torch against Hugging Face",
-                    _apart(logits.numpy(), hf_logits) / spread,
-                    LOGIT_LIMITS[kind],
-                )
             visual = _to_numpy(feeds[interface.VISUAL_INDEX])
+            every, place = visual.shape[1], _to_numpy(feeds[interface.CURVE_PLACE])
+            weights = decoder.bias_curve.numpy()[place] * case.visual_valid if stages else case.visual_valid
             for stage, planned in enumerate(manifest.plan.stages):
                 kept = found[interface.kept_index(stage)]
                 record(
@@ -254,15 +258,11 @@ def _compare_language(
                     _differing(kept, expected[interface.kept_index(stage)].numpy()),
                     KEPT_LIMITS[kind],
                 )
-                curve, valid = decoder.bias_curve.numpy(), case.visual_valid
-                if Debias.POSITION not in planned.node_debias:
-                    curve = np.ones_like(curve)
-                if stage or planned.ranking is Ranking.RANK_FUSION:
-                    valid = np.ones(visual.shape, dtype=np.float32)
-                score = found[interface.score(stage)]
-                chosen = select(score, visual, valid, curve, planned.keep)
-                appended = planned.counts(visual.shape[1]).appended
-                lacking = _lacking(kept, chosen.kept_index, visual, appended)
+                acts = visual.shape[1] == every and not planned.weighs_before
+                weight = weights if acts else np.ones(visual.shape, dtype=np.float32)
+                counts = planned.counts(visual.shape[1])
+                chosen = select(found[interface.score(stage)], visual, weight, counts.kept)
+                lacking = _lacking(kept, chosen.kept_index, visual, counts.appended)
                 record("kept tokens, graph against numpy", lacking, 0.0)
                 visual = _still_visual(kept, visual)
             if stages and hf_score is not None:
@@ -271,10 +271,15 @@ def _compare_language(
         feeds = _next_feeds(feeds, expected, manifest)
 
 
-def first_feeds(case: Case, manifest: Manifest, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+def first_feeds(
+    case: Case, manifest: Manifest, plan: PruningPlan, embeds: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The prefill's inputs, in the graph's order."""
     batch, visual = case.visual_valid.shape
     columns = [np.flatnonzero(row == manifest.prompt.image_token_id) for row in case.input_ids]
+    place = np.zeros((batch, visual), dtype=np.int64)
+    if Debias.POSITION in plan.debias:
+        place += 1 + np.arange(visual) % manifest.tokens_per_image
     return _tensors(
         interface.first_feeds(
             manifest.language.inputs,
@@ -282,6 +287,8 @@ def first_feeds(case: Case, manifest: Manifest, embeds: torch.Tensor) -> dict[st
             case.attention_mask,
             np.stack(columns).astype(np.int64),
             case.visual_valid,
+            place,
+            [counts.kept for counts in plan.counts(visual)],
             embeds.reshape(batch, visual, -1),
         )
     )
@@ -356,11 +363,6 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
         else:
             weights[row, text] = 1
     return weights
-
-
-def _curve(manifest: Manifest) -> NDArray[np.float32]:
-    per_image = manifest.tokens_per_image
-    return tile_weights(manifest.curve, per_image, manifest.max_visual_tokens // per_image)
 
 
 def _random_case(manifest: Manifest, seed: int) -> Case:

@@ -86,9 +86,7 @@ def check_run(bundle: Path, manifest: Manifest, backend: str) -> list[Check]:
         "What is in the picture?", [_picture()], max_new_tokens=_NEW_TOKENS
     )
     return [_equal("graph runs: tokens missing", 0 if reply.token_ids else 1)] + [
-        _equal(
-            f"stage {number}: kept tokens besides the numpy reference's", _kept_apart(manifest, number, stage)
-        )
+        _equal(f"stage {number}: kept tokens besides the numpy reference's", _kept_apart(stage))
         for number, stage in enumerate(reply.stages)
     ]
 
@@ -102,23 +100,11 @@ def _picture() -> NDArray[np.uint8]:
     return np.stack([rows * 3, columns * 2, disc * 255], axis=-1).astype(np.uint8)
 
 
-def _kept_apart(manifest: Manifest, number: int, result: StageResult) -> int:
+def _kept_apart(result: StageResult) -> int:
     """Tokens that only one of the graph and the reference keeps, given the graph's own scores."""
     import numpy as np
 
-    from edgeprune.debias.curves import flat_curve, tile_weights
-    from edgeprune.debias.selection import select_visual
-    from edgeprune.plans import Debias
-
-    stage = manifest.plan.stages[number]
-    weights, valid = flat_curve(len(result.score)), np.ones_like(result.visual_valid)
-    if Debias.PADDING in stage.node_debias:
-        valid = result.visual_valid
-    if Debias.POSITION in stage.node_debias:
-        per_image = manifest.tokens_per_image
-        weights = tile_weights(manifest.curve, per_image, len(result.score) // per_image)
-    chosen = result.candidates[select_visual(result.score[None], valid[None], weights, stage.keep)[0]]
-    return int(np.setxor1d(chosen, result.kept_visual).size)
+    return int(np.setxor1d(result.selected_by(result.weight), result.kept_visual).size)
 
 
 def _equal(name: str, apart: int) -> Check:

@@ -78,7 +78,6 @@ class Model:
         folder: the bundle.
         manifest: of the bundle.
         backend: what runs its graphs.
-        session: on other graphs than the bundle's own; None for those.
 
     Attributes:
         manifest: what the bundle says of itself.
@@ -86,16 +85,14 @@ class Model:
         session: the graphs, for work on arrays instead of prompts.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, backend: Backend, session: Session | None = None
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
         self._encoder = PromptEncoder(
             folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
         )
-        self.session = session or Session(backend, folder, manifest)
+        self.session = Session(backend, folder, manifest)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation

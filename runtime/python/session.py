@@ -87,7 +87,6 @@ class Session:
         backend: where they run.
         folder: the bundle.
         manifest: of the bundle.
-        weights: the folder of its weight files, where that is another.
 
     Raises:
         BackendError: a graph cannot be loaded.
@@ -95,13 +94,11 @@ class Session:
         PruningError: the plan prunes and the language graph has no pruning stage.
     """
 
-    def __init__(
-        self, backend: Backend, folder: Path, manifest: Manifest, weights: Path | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, folder: Path, manifest: Manifest) -> None:
         self.backend = backend
         self.manifest = manifest
-        self._vision = backend.load(folder, manifest.vision, weights)
-        self._language = backend.load(folder, manifest.language, weights)
+        self._vision = backend.load(folder, manifest.vision)
+        self._language = backend.load(folder, manifest.language)
         _check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
         _check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
@@ -243,7 +240,7 @@ class Session:
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""
         positions = self.manifest.model.max_positions
-        longest = min(positions, getattr(self._language, "max_length", None) or positions)
+        longest = min(positions, self._language.max_length or positions)
         # A prompt that does not fit at all is refused where it is run, with what to do about it.
         return min(max_new_tokens, max(1, longest - len(prompt.input_ids) + 1))
 

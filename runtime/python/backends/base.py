@@ -79,6 +79,8 @@ class Graph(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    max_length: int | None
+    """The most tokens of prompt and reply that it reads, None where nothing but the model limits it."""
 
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
         """Computes outputs from inputs.
@@ -103,13 +105,12 @@ class Backend(Protocol):
 
     name: str
 
-    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> Graph:
+    def load(self, folder: Path, spec: GraphSpec) -> Graph:
         """Makes a graph of a bundle ready to run.
 
         Args:
             folder: the bundle.
             spec: the graph; the back end takes its ONNX file or the engine that was built from that.
-            weights: the folder of the weight files, where it is not the same.
 
         Raises:
             BackendError: the graph cannot run here; the message says why.
@@ -122,6 +123,10 @@ class Backend(Protocol):
 
     def peak_memory(self) -> PeakMemory:
         """The most memory used so far, and in what sense."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Memory for graphs that nothing has taken yet; None where it cannot be told."""
         ...
 
 

@@ -22,7 +22,7 @@ from edgeprune.fields import first_fault, shown
 from edgeprune.files import utf8_named
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
-from edgeprune.memory import PeakMemory, host_peak_memory
+from edgeprune.memory import PeakMemory, available_memory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
@@ -159,6 +159,8 @@ class OrtTensor:
 class OrtGraph:
     """An ONNX file in an inference session."""
 
+    max_length: int | None = None
+
     def __init__(self, session: Any, device: tuple[str, int], name: str) -> None:
         self._session = session
         self._device = device
@@ -229,7 +231,7 @@ class OrtBackend:
         self.options = options
         self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
 
-    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> OrtGraph:
+    def load(self, folder: Path, spec: GraphSpec) -> OrtGraph:
         import onnxruntime
 
         path = folder / spec.file
@@ -239,15 +241,12 @@ class OrtBackend:
         # A pattern is kept for every shape ever met, and each decode step has another one.
         settings.enable_mem_pattern = False
         try:
-            with utf8_named(folder if weights is None else weights) as named:
-                source: str | bytes = str(named / spec.file)
-                if weights is not None:
-                    settings.add_session_config_entry(
-                        "session.model_external_initializers_file_folder_path", str(named)
-                    )
-                    source = path.read_bytes()
+            with utf8_named(folder) as named:
                 session = onnxruntime.InferenceSession(
-                    source, settings, providers=self._providers(), disabled_optimizers=_NOT_WANTED
+                    str(named / spec.file),
+                    settings,
+                    providers=self._providers(),
+                    disabled_optimizers=_NOT_WANTED,
                 )
         except Exception as error:  # as in run()
             reason = " ".join(str(error).split())
@@ -282,3 +281,7 @@ class OrtBackend:
         if self.name != CUDA:
             return host
         return PeakMemory(host.bytes, f"{host.metric}, of the host alone: the GPU's is not told")
+
+    def free_bytes(self) -> int | None:
+        """Of the host; the GPU's is not told."""
+        return None if self.name == CUDA else available_memory()

@@ -23,7 +23,17 @@ from edgeprune.bundle import read_manifest
 from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import read_regular, write_bytes
-from edgeprune.interface import TensorSpec, is_cache, is_past, past_mask
+from edgeprune.interface import (
+    CURVE_PLACE,
+    VISUAL_EMBEDS,
+    VISUAL_INDEX,
+    VISUAL_VALID,
+    TensorSpec,
+    is_cache,
+    is_kept_slots,
+    is_past,
+    past_mask,
+)
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import RUNTIME_CACHE
@@ -32,7 +42,12 @@ from edgeprune.runtime.backends.tensorrt import device, flavours, plugins
 from edgeprune.runtime.backends.tensorrt.compile import error_logger
 from edgeprune.runtime.backends.tensorrt.device import Device, Memory, Staging
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour, flavour_by_name
-from edgeprune.runtime.backends.tensorrt.limits import Profile, language_profiles, vision_profile
+from edgeprune.runtime.backends.tensorrt.limits import (
+    Profile,
+    language_profiles,
+    most_kept,
+    vision_profile,
+)
 from edgeprune.runtime.backends.tensorrt.sidecar import Here, Sidecar, find_engines, has_engines
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
@@ -301,14 +316,15 @@ def _largest_outputs(
     """Bytes of every output at the largest inputs: TensorRT computes the shapes, here as in every run.
 
     Outputs grow with every axis but one: where tokens are pruned, fewer visual ones leave more of the others.
-    So each profile is asked with as many visual tokens as it takes and with as few.
+    So each profile is asked with as many visual tokens as it takes, all kept, and with as few.
     """
+    visual_inputs = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
     sizes = dict.fromkeys((spec.name for spec in outputs), 0)
     for context, profile in zip(contexts, profiles, strict=True):
         for visual in ("least", "most"):
             for spec in inputs:
                 shape = list(profile[spec.name].most)
-                if spec.name.startswith("visual_"):
+                if spec.name in visual_inputs or is_kept_slots(spec.name):
                     shape[1] = getattr(profile[spec.name], visual)[1]
                 context.set_input_shape(spec.name, tuple(shape))
             for spec in outputs:
@@ -328,12 +344,7 @@ class EngineBackend:
         self._logger = error_logger(trt)
         self._runtime = trt.Runtime(self._logger)
 
-    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> EngineGraph:
-        if weights is not None:
-            raise BackendError(
-                f"the back end {self.name} runs built engines, and this is a changed ONNX file: choose "
-                "`backend='onnxruntime'`"
-            )
+    def load(self, folder: Path, spec: GraphSpec) -> EngineGraph:
         manifest = read_manifest(folder)
         engines, sidecar = self.find(folder, manifest)
         which = "language" if spec.file == manifest.language.file else "vision"
@@ -349,7 +360,7 @@ class EngineBackend:
                 f"it again: `{sidecar.build_command(folder)}`"
             )
         if which == "language":
-            profiles = tuple(language_profiles(manifest, sidecar.limits).values())
+            profiles = tuple(language_profiles(manifest, sidecar.limits, sidecar.plugin is not None).values())
         else:
             profiles = (vision_profile(manifest, sidecar.limits),)
         contexts = self._contexts(engine, engines / f"{which}.{RUNTIME_CACHE}", len(profiles))
@@ -465,6 +476,13 @@ class _Advice:
             prompt = max(limits.prompt, limits.prompt + (images - limits.images) * per_image)
             found, most = f"{images} pictures", f"{limits.images} per prompt"
             changed = {"images": images, "prompt": prompt}
+        elif is_kept_slots(name):
+            largest = most_kept(self.manifest, limits, self.sidecar.plugin is not None)
+            return (
+                f"a pruning stage is to keep {size} visual tokens, and without the plugin TensorRT selects "
+                f"at most {largest}: give a lower `keep` or fewer images, or build with the plugin "
+                "(`flavour='tensorrt'`, `plugin='on'`)"
+            )
         else:
             total = limits.prompt + limits.new_tokens
             found = f"the {size + 1} tokens of prompt and reply"

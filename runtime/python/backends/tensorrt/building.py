@@ -17,6 +17,7 @@ from edgeprune.bundle import check_files, read_manifest, sha256_of
 from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import need_utf8, refuse_same, write_text
+from edgeprune.log import note
 from edgeprune.manifest import MANIFEST_NAME, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
@@ -26,8 +27,8 @@ from edgeprune.runtime.backends.tensorrt import flavours, memory, plugins
 from edgeprune.runtime.backends.tensorrt.compile import Job, read_timing_cache
 from edgeprune.runtime.backends.tensorrt.flavours import FLAVOURS, Flavour
 from edgeprune.runtime.backends.tensorrt.limits import (
-    check_topk,
     language_profiles,
+    most_kept,
     resolve_limits,
     vision_profile,
 )
@@ -107,8 +108,12 @@ def build(
         _check_timing_cache(Path(timing_cache), root, manifest)
     resolved = resolve_targets(chosen, trt, targets)
     library = plugins.choose(plugin, chosen, version, manifest.plan.prunes)
-    if library is None:
-        check_topk(manifest, limits)
+    most = most_kept(manifest, limits, library is not None)
+    if manifest.plan.prunes and most < limits.images * manifest.tokens_per_image:
+        note(
+            f"without the plugin TensorRT selects at most {most} visual tokens: a prompt that keeps more is "
+            "refused when it is run"
+        )
     memory.check(manifest, chosen, resolved.gpu, resolved.gpu_free, force)
     output: Path = engine_folder(root, chosen, version, resolved.names)
     if not os.access(root, os.W_OK):
@@ -122,7 +127,7 @@ def build(
 
     profiles = {
         "vision": (vision_profile(manifest, limits),),
-        "language": tuple(language_profiles(manifest, limits).values()),
+        "language": tuple(language_profiles(manifest, limits, library is not None).values()),
     }
     graphs = {"vision": manifest.vision, "language": manifest.language}
     with writing_to(output, force=True, kind=ENGINE_FOLDER) as scratch:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.fields import Count, Part, Tokens
-from edgeprune.interface import past_axis
+from edgeprune.interface import kept_axis, past_axis
 from edgeprune.manifest import GraphSpec, Manifest
 
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
@@ -83,29 +83,20 @@ def _whole(option: str, value: int | None, default: int, least: int) -> int:
     return value
 
 
-def check_topk(manifest: Manifest, limits: Limits) -> None:
-    """Refuses what the function body's TopK cannot select, before a device finds out at run time.
-
-    Raises:
-        InputError: a stage would have to keep too many tokens.
-    """
+def most_kept(manifest: Manifest, limits: Limits, plugin: bool) -> int:
+    """The most visual tokens that a stage can keep: all, unless the function body's TopK takes fewer."""
     visual = limits.images * manifest.tokens_per_image
-    for number, stage in enumerate(manifest.plan.stages):
-        counts = stage.counts(visual)
-        visual = counts.after
-        if counts.kept + 1 > TOPK_LIMIT:
-            raise InputError(
-                f"pruning stage {number} would keep {counts.kept} of the visual tokens of {limits.images} "
-                f"pictures, and without the plugin TensorRT selects at most {TOPK_LIMIT - 1}: lower "
-                "`max_images`, export with a lower `keep`, or build with the plugin (`flavour='tensorrt'`, "
-                "`plugin='on'`)"
-            )
+    return visual if plugin else min(visual, TOPK_LIMIT - 1)
 
 
-def language_profiles(manifest: Manifest, limits: Limits) -> dict[str, Profile]:
-    """The two profiles of the language engine: whole prompts without a past, and single tokens with one."""
+def language_profiles(manifest: Manifest, limits: Limits, plugin: bool) -> dict[str, Profile]:
+    """The two profiles of the language engine: whole prompts without a past, and single tokens with one.
+
+    Args:
+        plugin: whether the plugin prunes, which can keep any number of tokens.
+    """
     return {
-        PREFILL: _profile(manifest.language, _prefill_axes(manifest, limits)),
+        PREFILL: _profile(manifest.language, _prefill_axes(manifest, limits, plugin)),
         DECODE: _profile(manifest.language, _decode_axes(manifest, limits)),
     }
 
@@ -119,10 +110,16 @@ def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
 _Axes: TypeAlias = "dict[str, tuple[int, int, int]]"
 
 
-def _prefill_axes(manifest: Manifest, limits: Limits) -> _Axes:
+def _prefill_axes(manifest: Manifest, limits: Limits, plugin: bool) -> _Axes:
     usual, visual = _usual_prompt(manifest, limits)
     most = limits.images * manifest.tokens_per_image
+    kept = most_kept(manifest, limits, plugin)
     return {
+        # Every number up to all of them: how many are kept is a choice of each run.
+        **{
+            kept_axis(stage): (0, min(counts.kept, kept), kept)
+            for stage, counts in enumerate(manifest.plan.counts(visual))
+        },
         "batch": (1, 1, limits.batch),
         "sequence": (1, usual, limits.prompt),
         "visual": (0, visual, most),  # a prompt may come without pictures
@@ -140,6 +137,7 @@ def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
         # k, v and of gate, up a second time for it, and costs half as much engine and memory again.
         "sequence": (1, 1, 2),
         "visual": (0, 0, 0),
+        **{kept_axis(stage): (0, 0, 0) for stage in range(len(manifest.plan.stages))},
     }
     dropped = 0
     for group in range(len(manifest.cache_groups)):
