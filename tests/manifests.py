@@ -90,7 +90,6 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         "language": GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
         "vision": GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         "cache_groups": [CacheGroup(first=a, last=b - 1) for a, b in pairwise(layers)],
-        "max_visual_tokens": 512,
         "preprocessing": preprocessing,
         "prompt": Prompt(
             tokenizer="tokenizer.json",

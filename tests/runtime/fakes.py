@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import select
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
@@ -53,6 +54,8 @@ def fake_manifest(method: str = "fastv", debias: str = "position padding", **cha
 class FakeVision:
     """Each picture's mean in every element of its embeddings; a tower that merges leaves some places."""
 
+    max_length: int | None = None
+
     def __init__(self, manifest: Manifest) -> None:
         self.inputs, self.outputs = manifest.vision.inputs, manifest.vision.outputs
         self.tokens = manifest.tokens_per_image
@@ -78,6 +81,8 @@ class FakeLanguage:
     The checksum weighs each token by its position and adds the visual embeddings, so it changes with any
     mistake in padding, positions, caches or the order of pictures. Key and value caches hold the summands.
     """
+
+    max_length: int | None = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -105,11 +110,12 @@ class FakeLanguage:
         results: dict[str, np.ndarray] = {}
         index = np.broadcast_to(np.arange(sequence), (batch, sequence))
         group_index = [index]
-        for number, stage in enumerate(self.manifest.plan.stages):
+        for number in range(len(self.manifest.plan.stages)):
             score = summands / (1 + np.abs(summands).max())
-            chosen = select(
-                score, values["visual_index"], values["visual_valid"], np.ones(512, np.float32), stage.keep
-            )
+            table = curve_table(self.manifest.curve, PER_IMAGE)
+            weight = table[values["curve_place"]] * values["visual_valid"]
+            slots = values[f"kept_slots.{number}"].shape[1]
+            chosen = select(score, values["visual_index"], weight, slots)
             results[f"kept_index.{number}"], results[f"score.{number}"] = chosen.kept_index, score
             group_index.append(chosen.kept_index)
         for group, kept in enumerate(group_index):
@@ -153,7 +159,7 @@ class FakeBackend:
         self.language = FakeLanguage(manifest)
         self.waits = 0
 
-    def load(self, folder: Path, spec: GraphSpec, weights: Path | None = None) -> Any:
+    def load(self, folder: Path, spec: GraphSpec) -> Any:
         return self.vision if spec.file == "vision.onnx" else self.language
 
     def synchronize(self) -> None:
@@ -161,6 +167,9 @@ class FakeBackend:
 
     def peak_memory(self) -> PeakMemory:
         return PeakMemory(123, "of a fake")
+
+    def free_bytes(self) -> int | None:
+        return None
 
 
 def prompt_inputs(pictures: int = 1, text: int = 6, seed: int = 0, padded: int = 0) -> PromptInputs:
