@@ -99,7 +99,10 @@ class _Curve(BaseModel):
             InputError: num_tokens is negative, or a table has fewer values.
         """
         count = self._fitted() if num_tokens is None else num_tokens
-        _check_count("visual tokens", count)
+        if count < 0:
+            raise InputError(
+                f"the number of visual tokens is {count}: expected 0 or more; check the grid and the prompt"
+            )
         weights = self._at(np.linspace(0.0, self._fitted() - 1.0, count)).astype(np.float32)
         weights[:1] = 1.0
         return weights
@@ -429,10 +432,3 @@ def _curve_of(data: Any, where: str) -> BiasCurve:
         return _KINDS[kind](**data)
     except InputError as error:
         raise InputError(f"{where}: {error}; correct the field") from error
-
-
-def _check_count(what: str, count: int) -> None:
-    if count < 0:
-        raise InputError(
-            f"the number of {what} is {count}: expected 0 or more; check the grid and the prompt"
-        )

@@ -21,6 +21,8 @@ def first() -> dict[str, np.ndarray]:
         mask,
         np.array([[4, 5, 6], [1, 2, 3]]),
         np.ones((B, V), dtype=np.float32),
+        np.arange(B * V).reshape(B, V),
+        [2, 1],
         np.zeros((B, V, MANIFEST.model.hidden_size), dtype=np.float32),
     )
 
@@ -42,6 +44,7 @@ def test_the_first_feeds_are_the_graph_s_inputs_in_order() -> None:
         assert str(feeds[spec.name].dtype) == spec.dtype, spec.name
         if interface.is_past(spec.name):
             assert feeds[spec.name].size == 0
+    assert [feeds[interface.kept_slots(stage)].shape for stage in (0, 1)] == [(1, 2), (1, 1)]
     assert feeds[interface.POSITION_IDS].tolist() == [[0, 0, 0, 0, 0, 1, 2, 3, 4], list(range(9))]
 
 
@@ -53,6 +56,7 @@ def test_the_next_feeds_carry_every_cache_on_and_nothing_else() -> None:
     assert feeds[interface.POSITION_IDS].tolist() == [[5], [9]]
     assert feeds[interface.ATTENTION_MASK].tolist() == [[1], [1]]
     assert feeds[interface.VISUAL_EMBEDS].shape == (B, 0, MANIFEST.model.hidden_size)
+    assert feeds[interface.kept_slots(1)].shape == (1, 0)
     assert feeds[interface.past("key", 3)] is gave[interface.present("key", 3)]
     assert feeds[interface.past_mask(2)] is gave[interface.present_mask(2)]
 

@@ -23,6 +23,7 @@ from edgeprune.plans import (
     method_by_name,
     random_scores,
     recycled_count,
+    with_keep,
 )
 
 
@@ -49,12 +50,11 @@ def test_fastv_is_one_selection_scored_by_the_layer_before() -> None:
 
 def test_fastv_takes_another_layer() -> None:
     (only,) = METHODS["fastv"].plan(8, 0.25, layer=3).stages
-    assert (only.layer, only.score_layer, only.keep, only.debias) == (3, 2, 2500, ())
+    assert (only.layer, only.score_layer, only.keep) == (3, 2, 2500)
 
 
-def test_the_first_selection_alone_is_debiased() -> None:
+def test_a_plan_is_debiased_where_it_has_stages() -> None:
     plan = METHODS["himap"].plan(8, 0.25).debiased([Debias.PADDING])
-    assert [stage.debias for stage in plan.stages] == [(Debias.PADDING,), ()]
     assert plan.debias == (Debias.PADDING,)
     assert plan.debiased(()) == METHODS["himap"].plan(8, 0.25)
     unpruned = PruningPlan(method="none")
@@ -82,10 +82,43 @@ def test_a_model_of_one_layer_cannot_be_pruned() -> None:
         METHODS["fastv"].plan(1, 0.5)
 
 
-def test_keeping_all_is_a_plan_without_stages() -> None:
-    plan = METHODS["fastv"].plan(8, 1.0)
-    assert plan == PruningPlan(method="fastv")
-    assert not plan.prunes
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"none", "illava"}))
+def test_keeping_all_keeps_the_stages_and_drops_nothing(method: str) -> None:
+    plan = METHODS[method].plan(8, 1.0)
+    assert plan.prunes
+    assert not plan.shortens
+    assert plan == METHODS[method].plan(8, 0.3).keeping_all()
+    assert all(counts.after == 100 for counts in plan.counts(100))
+    assert not plan.needs_text_behind_images
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"none", "illava"}))
+@pytest.mark.parametrize("keep", [0.1, "192/576", 0.7, 1])
+def test_another_keep_is_the_plan_that_would_have_been_exported(method: str, keep: Any) -> None:
+    own = METHODS[method].plan(32, None, visual_tokens=576, seed=3).debiased([Debias.PADDING])
+    other = METHODS[method].plan(32, keep, visual_tokens=576, seed=3).debiased([Debias.PADDING])
+    assert with_keep(own, keep, 32, 576) == other
+
+
+def test_a_list_gives_every_stage_its_own_keep() -> None:
+    own = METHODS["himap"].plan(32)
+    kept = [counts.kept for counts in with_keep(own, (0.5, "144/576"), 32, 576).counts(576)]
+    assert kept == [288, 144]
+    with pytest.raises(InputError, match="3 keep ratios were given and himap has 2 selections"):
+        with_keep(own, (0.5, 0.4, 0.3), 32)
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        (METHODS["none"].plan(8), "it has no pruning stage"),
+        (METHODS["illava"].plan(8, visual_tokens=36, tower_layers=2), "illava merges inside the vision tower"),
+        (METHODS["fastv"].plan(8).model_copy(update={"method": "own"}), "its method own is unknown here"),
+    ],
+)
+def test_what_a_graph_keeps_may_be_fixed(plan: PruningPlan, reason: str) -> None:
+    with pytest.raises(InputError, match=f"`keep` was given .* is fixed, because {reason}.*: leave it out, or"):
+        with_keep(plan, 0.5, 8)
 
 
 def test_no_pruning_has_no_stages_whatever_is_kept() -> None:
@@ -153,12 +186,14 @@ def test_a_tower_may_merge_alone_or_not_at_all() -> None:
     method = METHODS["illava"]
     alone = method.plan(8, (0.5, 0.5), visual_tokens=36, tower_layers=2)
     assert [stage.kept for stage in alone.tower] == [27, 18]
-    assert not alone.prunes
-    assert alone.describe().endswith("to 27 after layer 0's attention, 18 after layer 1's attention")
+    assert not any(stage.drops for stage in alone.stages)
+    assert "to 27 after layer 0's attention, 18 after layer 1's attention, before" in alone.describe()
     decoder = method.plan(8, (1, 0.5), visual_tokens=36, tower_layers=2)
     assert not decoder.tower
     assert [stage.keep for stage in decoder.stages] == [5000]
-    assert method.plan(8, 1, visual_tokens=36, tower_layers=2) == PruningPlan(method="illava")
+    whole = method.plan(8, 1, visual_tokens=36, tower_layers=2)
+    assert not whole.tower
+    assert not whole.shortens
 
 
 def test_a_tower_without_one_last_layer_cannot_merge() -> None:
@@ -305,9 +340,9 @@ def test_fractions_keep_what_they_say_in_every_selection(
 def test_counts_are_whole_parts_where_the_method_says_so() -> None:
     # 0.32 * 25 is 8, but 0.29 * 100 is 28.999... in binary; 0.13 * 576 is 74.88.
     plan = METHODS["pyramiddrop"].plan(32, (0.29, 0.13, 0.13), visual_tokens=100)
-    assert [counts.kept for counts in plan.counts(100)] == [29, 13]
+    assert [counts.kept for counts in plan.counts(100)] == [29, 13, 13]
     plan = METHODS["pyramiddrop"].plan(32, (0.13, 0.13, 0.13), visual_tokens=576)
-    assert [counts.kept for counts in plan.counts(576)] == [74]
+    assert [counts.kept for counts in plan.counts(576)] == [74, 74, 74]
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))
@@ -402,7 +437,8 @@ def test_attention_has_a_layer_and_random_numbers_have_none(fields: dict[str, An
         PruningStage.model_validate({"layer": 2, "keep": 5000, **fields})
 
 
-ATTENTION = {"layer": 2, "score_layer": 1, "keep": 5000}
+ATTENTION: dict[str, Any] = {"layer": 2, "score_layer": 1, "keep": 5000}
+RANDOM: dict[str, Any] = {"ranking": "random", "score_layer": None}
 
 
 @pytest.mark.parametrize(
@@ -411,8 +447,6 @@ ATTENTION = {"layer": 2, "score_layer": 1, "keep": 5000}
         ({"ranking": "rank_fusion"}, "rank_fusion and nearest go together"),
         ({"merge": "nearest"}, "rank_fusion and nearest go together"),
         ({"ranking": "rank_fusion", "merge": "recycle"}, "rank_fusion and nearest go together"),
-        ({"debias": ("padding", "padding")}, "give each once"),
-        ({"ranking": "random", "score_layer": None, "debias": ("position",)}, "no bias by position"),
     ],
 )
 def test_a_stage_that_the_graph_would_not_follow_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -420,10 +454,20 @@ def test_a_stage_that_the_graph_would_not_follow_is_refused(fields: dict[str, An
         PruningStage.model_validate(ATTENTION | fields)
 
 
-def test_a_later_stage_is_never_debiased() -> None:
-    later = PruningStage(layer=5, score_layer=4, keep=5000, debias=(Debias.POSITION,))
-    with pytest.raises(ValidationError, match="only the first selection is"):
-        PruningPlan(method="several", stages=(stage(2), later))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"debias": ("padding", "padding")}, "give each once"),
+        ({"debias": ("padding",), "stages": ()}, "no stage that it could act on"),
+        (
+            {"debias": ("position",), "stages": (PruningStage(**ATTENTION | RANDOM),)},
+            "no bias by position",
+        ),
+    ],
+)
+def test_a_debias_that_could_not_act_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PruningPlan(**{"method": "one", "stages": (stage(2),), **fields})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest
+from edgeprune.plans import Debias, PruningStage
 from edgeprune.runtime.drawing import as_seen, draw_kept
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.stages import StageResult
@@ -23,11 +24,12 @@ def stage(kept: list[int], valid: list[int] | None = None, images: int = 1) -> S
     """Scores fall with the index, so that without debias the first ones are kept."""
     count = 16 * images
     return StageResult(
-        layer=2,
-        keep=round(10_000 * len(kept) / count),
+        planned=PruningStage(layer=2, score_layer=1, keep=5000),
+        debias=(Debias.POSITION, Debias.PADDING),
         kept_visual=np.array(kept),
         candidates=np.arange(count),
         score=np.linspace(1, 0, count, dtype=np.float32),
+        weight=np.ones(count, dtype=np.float32),
         visual_valid=np.array(valid or [1] * count, dtype=np.float32),
     )
 
@@ -83,18 +85,14 @@ def test_every_picture_of_a_prompt_gets_its_own_tokens() -> None:
 
 
 def test_a_stage_that_is_not_debiased_is_drawn_once() -> None:
-    manifest = make_manifest()
-    plan = manifest.plan.debiased(())
-    both = draw_kept(manifest, [blue()], stage([3]))
-    once = draw_kept(manifest.model_copy(update={"plan": plan}), [blue()], stage([3]))
+    both = draw_kept(make_manifest(), [blue()], stage([3]))
+    once = draw_kept(make_manifest(), [blue()], dataclasses.replace(stage([3]), debias=()))
     assert once.width == both.width - 500
 
 
 def test_scores_that_are_debiased_already_do_not_tell_what_is_kept_without() -> None:
-    manifest = make_manifest(method="tokencarve")
-    (layer,) = (planned.layer for planned in manifest.plan.stages)
-    assert manifest.plan.debias
-    once = draw_kept(manifest, [blue()], dataclasses.replace(stage([3, 6, 12]), layer=layer))
+    (planned,) = make_manifest(method="tokencarve").plan.stages
+    once = draw_kept(make_manifest(), [blue()], dataclasses.replace(stage([3, 6, 12]), planned=planned))
     assert once.width < 600 < draw_kept(make_manifest(), [blue()], stage([3])).width
     assert colored(cells(once, 0)[:, 0], BLUE) == [3, 6, 12]
 

@@ -11,6 +11,7 @@ import pytest
 
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
 from edgeprune.manifest import GraphSpec
+from edgeprune.plans import Debias, with_keep
 from edgeprune.runtime.session import Generated, PromptInputs, Session
 from tests.runtime.fakes import EOS, IMAGE, PER_IMAGE, VOCAB, FakeBackend, fake_manifest, prompt_inputs
 
@@ -400,14 +401,43 @@ def ending_with_an_image() -> PromptInputs:
     return replace(prompt, input_ids=np.concatenate([ids[ids != IMAGE], ids[ids == IMAGE]]))
 
 
-def test_the_last_position_is_never_told_as_padding() -> None:
-    session, backend = make()
+def test_an_image_s_last_token_stays_where_it_ends_the_prompt() -> None:
+    session, _ = make()
     prompt = ending_with_an_image()
     assert prompt.visual_valid[-1] == 0
-    generate(session, prompt, tokens=1)
-    fed = backend.language.feeds[0]["visual_valid"][0]
-    np.testing.assert_array_equal(fed[:-1], prompt.visual_valid[:-1])
-    assert fed[-1] == 1
+    (stage,) = generate(session, prompt, tokens=1)[0].stages
+    assert PER_IMAGE - 1 in stage.kept_visual
+
+
+# What is asked for at run time
+
+
+def test_keep_and_debias_are_choices_of_a_run() -> None:
+    session, backend = make()
+    prompt = prompt_inputs(2, 6, padded=3)
+    own = session.manifest.plan
+    kept = {}
+    for keep in (0.1, 0.5, 1):
+        plan = with_keep(own, keep, 4, PER_IMAGE)
+        (stage,) = session.prefill([prompt], plan).stages[0]
+        kept[keep] = stage.kept
+        assert backend.language.feeds[-1]["kept_slots.0"].shape == (1, stage.kept)
+    assert kept == {0.1: 3, 0.5: 16, 1: 32}
+    for debias in ((), (Debias.POSITION,), (Debias.PADDING,), (Debias.POSITION, Debias.PADDING)):
+        session.prefill([prompt], own.debiased(debias))
+        feeds = backend.language.feeds[-1]
+        expected = prompt.visual_valid if Debias.PADDING in debias else np.ones(2 * PER_IMAGE)
+        np.testing.assert_array_equal(feeds["visual_valid"][0], expected)
+        # The curve begins anew with every image.
+        places = np.tile(np.arange(1, PER_IMAGE + 1), 2) if Debias.POSITION in debias else np.zeros(32)
+        np.testing.assert_array_equal(feeds["curve_place"][0], places)
+
+
+def test_a_step_keeps_nothing_visual() -> None:
+    session, backend = make()
+    generate(session, prompt_inputs(1, 6), tokens=2)
+    assert backend.language.feeds[1]["kept_slots.0"].shape == (1, 0)
+    assert backend.language.feeds[1]["curve_place"].shape == (1, 0)
 
 
 @pytest.mark.parametrize("method", ["himap", "sparsevlm", "tokencarve", "illava-decoder"])

@@ -20,13 +20,12 @@ from edgeprune.debias.curves import (
     CubicCurve,
     ExponentialCurve,
     TabulatedCurve,
-    flat_curve,
+    curve_table,
     load_curve,
     load_preset,
     preset_names,
     resolve_curve,
     save_curve,
-    tile_weights,
 )
 from edgeprune.errors import InputError, OutputError
 
@@ -131,25 +130,20 @@ def test_a_table_is_not_stretched() -> None:
 
 @EACH
 def test_a_negative_number_of_tokens_is_refused(curve: BiasCurve) -> None:
-    for fails in (lambda: curve.weights(-1), lambda: tile_weights(curve, -1, 1), lambda: flat_curve(-1)):
+    for fails in (lambda: curve.weights(-1), lambda: curve_table(curve, -1)):
         with pytest.raises(InputError, match=r"the number of visual tokens is -1: expected 0 or more; check"):
             fails()
-    with pytest.raises(InputError, match=r"the number of images is -2: expected 0 or more"):
-        tile_weights(curve, 3, -2)
 
 
 @EACH
-def test_every_picture_starts_the_curve_anew(curve: BiasCurve) -> None:
-    tiled = tile_weights(curve, 3, 2)
-    assert tiled.dtype == np.float32
-    np.testing.assert_array_equal(tiled, [*curve.weights(3), *curve.weights(3)])
-    assert tile_weights(curve, 3, 0).shape == (0,)
+def test_the_graph_s_table_begins_with_a_weight_for_tokens_without_a_place(curve: BiasCurve) -> None:
+    table = curve_table(curve, 3)
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(table, [1, *curve.weights(3)])
 
 
-def test_flat_curve() -> None:
-    flat = flat_curve(3)
-    assert flat.dtype == np.float32
-    assert flat.tolist() == [1, 1, 1]
+def test_without_a_curve_the_table_is_that_weight_alone() -> None:
+    assert curve_table(None, 576).tolist() == [1]
 
 
 @EACH
