@@ -64,7 +64,7 @@ def inspect(
         kept, plain = (
             ", ".join(map(str, drawn[name])) for name in ("padded_kept", "padded_kept_without_debias")
         )
-        compared = manifest.plan.debias and None not in drawn["padded_kept_without_debias"]
+        compared = reply.plan.debias and None not in drawn["padded_kept_without_debias"]
         kept_text = f"{', '.join(map(str, drawn['kept']))} of {drawn['visual_tokens']} tokens"
         print_fields(
             [

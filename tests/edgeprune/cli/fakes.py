@@ -14,17 +14,21 @@ from tests.manifests import make_manifest
 PIECES = ("a ", "red ", "ring")
 
 
-def make_reply(pruned: bool = True, tower_tokens: int = 16) -> Reply:
+def make_reply(
+    pruned: bool = True, tower_tokens: int = 16, method: str = "fastv", debias: str = "position padding"
+) -> Reply:
     """16 visual tokens, of which the upper four are padding; 5 kept, two of them padding without debias."""
     score = np.linspace(2.0, 1.0, 16, dtype=np.float32)
     valid = np.ones(16, dtype=np.float32)
     valid[:4] = 0
+    plan = make_manifest(method, debias).plan if pruned else make_manifest("none").plan
     stage = StageResult(
-        layer=2,
-        keep=3000,
+        planned=make_manifest(method).plan.stages[0],
+        debias=plan.debias,
         kept_visual=np.array([4, 5, 6, 7, 8]),
         candidates=np.arange(16),
         score=score,
+        weight=valid,
         visual_valid=valid,
     )
     statistics = Statistics(
@@ -45,7 +49,7 @@ def make_reply(pruned: bool = True, tower_tokens: int = 16) -> Reply:
         peak_memory_bytes=123_000_000,
         peak_memory_metric="resident set",
     )
-    return Reply("a red ring", (7, 8, 9, 2), "stop", (stage,) if pruned else (), statistics)
+    return Reply("a red ring", (7, 8, 9, 2), "stop", plan, (stage,) if pruned else (), statistics)
 
 
 class FakeModel:

@@ -74,44 +74,6 @@ def test_whose_prompt_it_is_where_a_tower_merges(cli: Cli, bench: FakeBench) -> 
     assert "56 of them visual, as merging gets it from its vision tower; 16 decoded" in out
 
 
-def test_defaults_draw_a_picture(cli: Cli, bench: FakeBench) -> None:
-    assert cli("bench", "bundle").code == 0
-    assert bench.asked == (
-        Path("bundle"),
-        {
-            "baselines": [],
-            "prompt": "What is in the picture?",
-            "images": None,
-            "runs": 5,
-            "warmup": 1,
-            "max_new_tokens": 16,
-            "backend": "auto",
-            "threads": None,
-        },
-    )
-
-
-def test_every_option_is_passed_on(cli: Cli, bench: FakeBench) -> None:
-    given = (
-        "--image a.png --image b.png --runs 3 --warmup 2 --max-new-tokens 4 --backend onnxruntime "
-        "--threads 1 --baseline c --baseline d"
-    )
-    cli("bench", "bundle", *given.split(), "--prompt", "what?")
-    assert bench.asked == (
-        Path("bundle"),
-        {
-            "baselines": ["c", "d"],
-            "prompt": "what?",
-            "images": ["a.png", "b.png"],
-            "runs": 3,
-            "warmup": 2,
-            "max_new_tokens": 4,
-            "backend": "onnxruntime",
-            "threads": 1,
-        },
-    )
-
-
 def test_the_table_has_spreads_and_the_bound(cli: Cli, bench: FakeBench) -> None:
     result = cli("bench", "bundle")
     for text in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +25,6 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(building, "build", fake)
     return seen
-
-
-def test_defaults_leave_everything_to_the_builder(cli: Cli, asked: dict[str, Any], bundle: Path) -> None:
-    result = cli("build", bundle)
-    assert result.code == 0
-    del asked["progress"]
-    assert asked.pop("bundle") == bundle
-    assert asked.pop("targets") == ["current"]
-    assert asked.pop("plugin") == "auto"
-    assert asked.pop("force") is False
-    assert set(asked.values()) == {None}
-    assert "sm86 and sm89, with tensorrt-rtx 1.7.1" in result.out
-    assert "by the function body" in result.out
-    assert "2 prompts of 64 tokens and 1 pictures, 20 new tokens each" in result.out
-
-
-def test_every_option_arrives(cli: Cli, asked: dict[str, Any], bundle: Path) -> None:
-    result = cli(
-        *("build", bundle, "--flavour", "tensorrt-rtx", "--target", "sm86", "--target", "sm89"),
-        *("--max-batch", "2", "--max-prompt", "64", "--max-images", "3", "--max-new-tokens", "5"),
-        *("--workspace", "100", "--plugin", "off", "--timing-cache", "times", "--force", "--json"),
-    )
-    found = json.loads(result.out)
-    assert found["version"] == "1.7.1"
-    assert found["folder"]
-    assert (asked["flavour"], asked["targets"]) == ("tensorrt-rtx", ["sm86", "sm89"])
-    limits = ("max_batch", "max_prompt", "max_images", "max_new_tokens")
-    assert [asked[name] for name in limits] == [2, 64, 3, 5]
-    assert (asked["workspace"], asked["plugin"], asked["force"]) == (100_000_000, "off", True)
-    assert asked["timing_cache"] == Path("times")
 
 
 def test_mistakes_are_one_sentence(cli: Cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,28 +62,6 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
     }
 
 
-def test_every_option_is_passed_on(cli: Cli, exporter: FakeExporter) -> None:
-    given = (
-        "--keep 0.25 --method none --layer 3 --curve fastv --debias position --dtype fp16 --opset 20 --force "
-        "--seed 5"
-    )
-    assert cli("export", "some/model", *given.split(), "--no-verify", "-o", "somewhere").code == 0
-    exporter.arguments.pop("progress")
-    assert exporter.arguments == {
-        "keep": 0.25,
-        "output": Path("somewhere"),
-        "method": "none",
-        "layer": 3,
-        "curve": "fastv",
-        "debias": "position",
-        "dtype": "fp16",
-        "opset": 20,
-        "seed": 5,
-        "force": True,
-        "verify": False,
-    }
-
-
 def test_without_a_share_the_method_decides(cli: Cli, exporter: FakeExporter) -> None:
     assert cli("export", "some/model").code == 0
     assert exporter.arguments["keep"] is None

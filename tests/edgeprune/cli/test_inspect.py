@@ -16,7 +16,7 @@ from edgeprune.debias.masks import PaddingMask
 from edgeprune.plans import PruningPlan, TowerStage
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli
-from tests.edgeprune.cli.fakes import FakeModel
+from tests.edgeprune.cli.fakes import FakeModel, make_reply
 from tests.manifests import FILES, write_bundle
 
 PICTURE = SAMPLE_MODEL.parent / "pictures" / "tall.png"
@@ -156,9 +156,10 @@ def test_a_drawing_that_was_not_named_replaces_nothing(
 def test_without_debias_there_is_nothing_to_compare_with(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprune.runtime.load", FakeModel().load, raising=False)
-    undebiased = write_bundle(tmp_path / "undebiased", debias="")
-    for bundle, told in ((undebiased, False), (write_bundle(tmp_path / "debiased"), True)):
+    bundle = write_bundle(tmp_path / "bundle")
+    for debias, told in (("", False), ("position padding", True)):
+        model = FakeModel(make_reply(debias=debias))
+        monkeypatch.setattr("edgeprune.runtime.load", model.load, raising=False)
         out = cli("inspect", bundle, "--image", PICTURE, "--draw", tmp_path / "kept.png").out
         assert ("(without debias" in out) == told
 
@@ -166,7 +167,8 @@ def test_without_debias_there_is_nothing_to_compare_with(
 def test_what_would_be_kept_without_debias_is_not_said_where_the_scores_do_not_tell(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprune.runtime.load", FakeModel().load, raising=False)
+    model = FakeModel(make_reply(method="tokencarve"))
+    monkeypatch.setattr("edgeprune.runtime.load", model.load, raising=False)
     made = write_bundle(tmp_path / "made", method="tokencarve")
     asked = ("inspect", made, "--image", PICTURE, "--draw", tmp_path / "kept.png")
     assert "(without debias" not in cli(*asked).out

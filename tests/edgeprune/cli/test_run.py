@@ -59,55 +59,6 @@ def test_what_the_vision_tower_leaves_is_told(cli: Cli, model: FakeModel, bundle
     assert "16, 8 left by the vision tower, kept 5" in cli("run", bundle, "--prompt", "what?").err
 
 
-def test_defaults(cli: Cli, model: FakeModel, bundle: Path) -> None:
-    cli("run", bundle, "--prompt", "what?")
-    assert model.loaded == (bundle, "auto", {})
-    assert model.asked == (
-        "what?",
-        [],
-        {"max_new_tokens": 128, "seed": None, "stop": [], **dict.fromkeys(SAMPLING)},
-    )
-
-
-def test_every_option_is_passed_on(cli: Cli, model: FakeModel, bundle: Path) -> None:
-    given = (
-        "--image a.png --image b.png --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --seed 7 --top-k 4 "
-        "--min-p 0.1 --repetition-penalty 1.2 --no-repeat-ngram-size 3 --do-sample"
-    )
-    cli(
-        "run",
-        bundle,
-        "--prompt",
-        "what?",
-        *given.split(),
-        "--stop",
-        "x",
-        "--stop",
-        "y",
-        "--backend",
-        "onnxruntime",
-        "--threads",
-        "3",
-    )
-    assert model.loaded == (bundle, "onnxruntime", {"threads": 3})
-    assert model.asked == (
-        "what?",
-        ["a.png", "b.png"],
-        {
-            "max_new_tokens": 9,
-            "seed": 7,
-            "stop": ["x", "y"],
-            "do_sample": True,
-            "temperature": 0.5,
-            "top_k": 4,
-            "top_p": 0.9,
-            "min_p": 0.1,
-            "repetition_penalty": 1.2,
-            "no_repeat_ngram_size": 3,
-        },
-    )
-
-
 def test_json_is_the_reply_and_nothing_is_streamed(cli: Cli, model: FakeModel, bundle: Path) -> None:
     result = cli("run", bundle, "--prompt", "what?", "--json")
     assert json.loads(result.out) == json.loads(

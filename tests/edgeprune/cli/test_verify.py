@@ -12,13 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeprune.debias.curves import TabulatedCurve
 from edgeprune.manifest import MANIFEST_NAME, Check
 from edgeprune.verification import standalone
 from tests.conftest import SAMPLE_MODEL
 from tests.edgeprune.cli.conftest import Cli
 from tests.edgeprune.cli.fakes import make_reply
-from tests.manifests import make_manifest, relist
+from tests.manifests import relist
 
 
 @pytest.fixture
@@ -113,13 +112,11 @@ def test_a_node_without_its_body_is_found(copy: Path) -> None:
 def test_kept_tokens_are_compared_with_the_reference() -> None:
     # Scores fall from 2 to 1 and the first four tokens are padding: the reference keeps 4 to 8.
     (stage,) = make_reply().stages
-    plain = make_manifest(debias="padding")
-    assert standalone._kept_apart(plain, 0, stage) == 0
-    wrong = replace(stage, kept_visual=np.array([4, 5, 6, 7, 9]))
-    assert standalone._kept_apart(plain, 0, wrong) == 2
-    # A curve that favours the last tokens has the reference keep those.
-    rising = make_manifest(curve=TabulatedCurve(weights=tuple(np.linspace(1, 9, 16))))
-    assert standalone._kept_apart(rising, 0, stage) > 0
+    assert standalone._kept_apart(stage) == 0
+    assert standalone._kept_apart(replace(stage, kept_visual=np.array([4, 5, 6, 7, 9]))) == 2
+    # Weights that favour the last tokens have the reference keep those.
+    rising = replace(stage, weight=np.linspace(1, 9, 16, dtype=np.float32))
+    assert standalone._kept_apart(rising) > 0
 
 
 def test_a_figure_beyond_its_limit_fails_after_it_was_printed(
