@@ -20,14 +20,14 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import edgeprune
 from edgeprune import bundle as bundle_module
-from edgeprune.debias.curves import tile_weights
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.debias.selection import select_visual
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.manifest import Generation
 from edgeprune.runtime import Model, Reply
 from edgeprune.runtime.backends import open_backend, ort
 from tests.conftest import SAMPLE_MODEL
-from tests.manifests import relist
+from tests.manifests import make_manifest, relist
 
 PICTURES = SAMPLE_MODEL.parent / "pictures"
 NAMES = ["wide.png", "square.png", "tall.png", "banner.png", "small.png", "column.png"]
@@ -187,8 +187,9 @@ def test_kept_tokens_are_the_reference_selection_of_the_graph_s_scores(pruned: M
     reply = pruned.generate(text("what color is the star", 2), paths("wide.png", "column.png"))
     (stage,) = reply.stages
     assert manifest.curve is not None
-    weights = tile_weights(manifest.curve, manifest.tokens_per_image, 2)
-    expected = select_visual(stage.score[None], stage.visual_valid[None], weights, stage.keep)[0]
+    # Each image begins the curve anew.
+    weight = np.tile(manifest.curve.weights(manifest.tokens_per_image), 2) * stage.visual_valid
+    expected = select_visual(stage.score[None], weight[None], stage.kept)[0]
     assert reply.kept_visual == (tuple(expected),)
     assert reply.statistics.kept == (86,)
     assert 0 < stage.visual_valid.sum() < 288
@@ -424,3 +425,51 @@ def test_load_checks_its_own_arguments(sample_bundle: Path) -> None:
         edgeprune.load(sample_bundle, open_backend("onnxruntime"), threads=1)
     with pytest.raises(BackendError, match="no back end 'abacus'"):
         edgeprune.load(sample_bundle, "abacus")
+
+
+# What is asked for at run time
+
+
+def test_one_bundle_keeps_what_a_run_asks_for(pruned: Model) -> None:
+    whole = pruned.generate(QUESTIONS[0], paths("wide.png"), keep=1, max_new_tokens=2)
+    assert whole.statistics.kept == (144,)
+    assert not whole.plan.shortens
+    some = pruned.generate(QUESTIONS[0], paths("wide.png"), keep="29/144", debias="none", max_new_tokens=2)
+    assert some.statistics.kept == (29,)
+    assert some.plan.debias == ()
+    assert some.to_dict()["plan"] == some.plan.describe()
+    # As it was exported again, afterwards.
+    assert pruned.generate(QUESTIONS[0], paths("wide.png"), max_new_tokens=1).statistics.kept == (43,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep": 0}, "the keep ratio is 0"),
+        ({"keep": (0.3, 0.2)}, "2 keep ratios were given and fastv has 1 selection"),
+        ({"debias": "place"}, "`debias` is 'place': expected position, padding"),
+    ],
+)
+def test_what_cannot_be_asked_for(pruned: Model, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pruned.generate(QUESTIONS[0], paths("wide.png"), **asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "message"),
+    [
+        ({"method": "none", "debias": ""}, {"debias": "padding"}, "no pruning stage that it could act on"),
+        ({"method": "none", "debias": ""}, {"keep": 0.5}, "it has no pruning stage"),
+        ({"debias": "padding"}, {"debias": "position"}, "this bundle has no bias curve: export it with one"),
+        (
+            {"debias": "", "padding_mask": PaddingMask(kind="none")},
+            {"debias": "padding"},
+            "images are never padded: leave padding out",
+        ),
+    ],
+)
+def test_what_a_bundle_cannot_do(changes: dict[str, Any], asked: dict[str, Any], message: str) -> None:
+    model = Model.__new__(Model)
+    model.manifest = make_manifest(**changes)
+    with pytest.raises(InputError, match=message):
+        model.plan(**asked)

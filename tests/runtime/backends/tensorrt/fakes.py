@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.bundle import read_manifest
-from edgeprune.debias.selection import kept_count
+from edgeprune.interface import kept_axis
 from edgeprune.manifest import Manifest
 
 __version__ = "10.9.0"
@@ -435,7 +435,7 @@ def _axes(manifest: Manifest, inputs: Any, shapes: Mapping[str, tuple[int, ...]]
     length, visual = axes["sequence"], axes["visual"]
     for group in range(len(manifest.cache_groups)):
         if group:
-            kept = kept_count(visual, manifest.plan.stages[group - 1].keep)
+            kept = axes[kept_axis(group - 1)]
             length, visual = length - visual + kept, kept
             axes[f"kept_{group}"] = length
         axes[f"present_{group}"] = axes[f"past_{group}"] + length

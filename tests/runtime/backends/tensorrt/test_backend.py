@@ -190,13 +190,6 @@ def test_options_and_missing_things(
     assert entry.reason.startswith("no NVIDIA GPU answers here")
 
 
-def test_bench_variants_need_another_back_end(bundle: Path, tmp_path: Path) -> None:
-    backend = backends.open_backend("tensorrt")
-    manifest = edgeprune.load(bundle, "onnxruntime").manifest
-    with pytest.raises(BackendError, match=r"runs built engines.*`backend='onnxruntime'`"):
-        backend.load(tmp_path, manifest.language, weights=bundle)
-
-
 def test_the_plugin_is_loaded_before_the_engine(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

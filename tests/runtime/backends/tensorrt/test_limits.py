@@ -7,8 +7,8 @@ import pytest
 from edgeprune.errors import InputError
 from edgeprune.runtime.backends.tensorrt.limits import (
     TOPK_LIMIT,
-    check_topk,
     language_profiles,
+    most_kept,
     resolve_limits,
     vision_profile,
 )
@@ -42,7 +42,7 @@ def test_limits_that_make_no_sense(options: dict[str, int], words: str) -> None:
 
 def test_every_range_is_in_order_and_every_input_has_one() -> None:
     limits = resolve_limits(MANIFEST, 3, 64, 2, 20)
-    for profile in language_profiles(MANIFEST, limits).values():
+    for profile in language_profiles(MANIFEST, limits, False).values():
         assert profile.keys() == {spec.name for spec in MANIFEST.language.inputs}
         for name, (least, usual, most) in profile.items():
             assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)), name
@@ -50,7 +50,7 @@ def test_every_range_is_in_order_and_every_input_has_one() -> None:
 
 def test_profiles_span_prompts_with_and_without_pictures_and_all_steps() -> None:
     limits = resolve_limits(MANIFEST, 3, 64, 2, 20)
-    profiles = language_profiles(MANIFEST, limits)
+    profiles = language_profiles(MANIFEST, limits, False)
     prefill, decode = profiles["prefill"], profiles["decode"]
     assert (prefill["input_ids"].least, prefill["input_ids"].most) == ((1, 1), (3, 64))
     assert (prefill["visual_index"].least, prefill["visual_index"].most) == ((1, 0), (3, 32))
@@ -65,22 +65,30 @@ def test_profiles_span_prompts_with_and_without_pictures_and_all_steps() -> None
 
 def test_no_past_is_longer_than_the_positions() -> None:
     limits = resolve_limits(MANIFEST, max_prompt=POSITIONS, max_new_tokens=1000)
-    assert language_profiles(MANIFEST, limits)["decode"]["past_mask.0"].most == (1, POSITIONS)
+    assert language_profiles(MANIFEST, limits, False)["decode"]["past_mask.0"].most == (1, POSITIONS)
 
 
 def test_decode_sequence_is_not_fixed() -> None:
     """With a fixed 1, TensorRT for RTX 1.7 stores the joint weights twice; see `_decode_axes`."""
     limits = resolve_limits(MANIFEST)
-    assert language_profiles(MANIFEST, limits)["decode"]["input_ids"].most == (1, 2)
+    assert language_profiles(MANIFEST, limits, False)["decode"]["input_ids"].most == (1, 2)
 
 
-def test_more_than_topk_selects_is_refused_before_it_is_built() -> None:
-    keep = MANIFEST.plan.stages[0].keep / 10000
-    images = int((TOPK_LIMIT - 1) / (16 * keep))
+def test_a_run_may_keep_any_number_up_to_all_of_them() -> None:
+    limits = resolve_limits(MANIFEST, 3, 64, 2, 20)
+    profiles = language_profiles(MANIFEST, limits, False)
+    (usual,) = (counts.kept for counts in MANIFEST.plan.counts(16))
+    assert profiles["prefill"]["kept_slots.0"] == ((1, 0), (1, usual), (1, 32))
+    assert profiles["decode"]["kept_slots.0"] == ((1, 0), (1, 0), (1, 0))
+
+
+def test_without_the_plugin_no_more_are_kept_than_topk_selects() -> None:
     roomy = MANIFEST.model_copy(
         update={"model": MANIFEST.model.model_copy(update={"max_positions": 1 << 20})}
     )
-    fits = resolve_limits(roomy, max_images=images)
-    check_topk(roomy, fits)
-    with pytest.raises(InputError, match=r"would keep 3\d+ of .*at most 3839: lower `max_images`"):
-        check_topk(roomy, fits.model_copy(update={"images": images + 2}))
+    limits = resolve_limits(roomy, max_images=TOPK_LIMIT // 16 + 2)
+    assert most_kept(roomy, limits, plugin=False) == TOPK_LIMIT - 1
+    assert most_kept(roomy, limits, plugin=True) == TOPK_LIMIT + 32
+    prefill = language_profiles(roomy, limits, False)["prefill"]
+    assert prefill["kept_slots.0"].most == (1, TOPK_LIMIT - 1)
+    assert prefill["visual_index"].most == (1, TOPK_LIMIT + 32)
