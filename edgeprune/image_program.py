@@ -330,5 +330,9 @@ class ImageProgram(Part):
 
 def _joined(pieces: list[str | int]) -> tuple[str | int, ...]:
     """Without empty pieces, neighbours of one kind put together."""
-    runs = groupby(filter(None, pieces), key=type)
-    return tuple("".join(map(str, run)) if kind is str else sum(map(int, run)) for kind, run in runs)
+    found: list[str | int] = []
+    for kind, run in groupby(filter(None, pieces), key=type):
+        parts = list(run)
+        tokens = sum(part for part in parts if isinstance(part, int))
+        found.append("".join(map(str, parts)) if kind is str else tokens)
+    return tuple(found)

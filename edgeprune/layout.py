@@ -188,14 +188,14 @@ class PromptLayout:
         return self._selected(np.concatenate([np.empty(0, dtype=np.float32), *valid]))
 
     def places(self, count: int, coordinate: Coordinate = "image") -> NDArray[np.int64]:
-        """Where each visual token reads a bias curve that has the weight 1 in front of its places.
+        """Which entry of a `curve_table` each visual token reads.
 
         The curve begins anew with every image, as published curves are fitted to one. Where the image's
         tokens are not as many as the curve's places, they are read by relative position: the first token
         at the first place, the last one at the last, those between at the nearest, halves rounded up.
 
         Args:
-            count: places of the curve, without the one in front; 0 for no curve.
+            count: places of the curve, the table's entries without the first; 0 for no curve.
             coordinate: where the curve begins anew.
 
         Returns:
@@ -205,10 +205,13 @@ class PromptLayout:
             InputError: count is negative.
         """
         if count < 0:
-            raise InputError(f"the bias curve has {count} places: expected 0 for none, or more")
+            raise InputError(
+                f"the bias curve has {count} places: expected 0 for none, or more; count its weights"
+            )
         if count == 0:
             return np.zeros(self.tokens, dtype=np.int64)
-        runs = {"image": self.image_of, "block": self.block_of}.get(coordinate, self._row_of)
+        by_block = self.block_of if coordinate == "block" else self._row_of
+        runs = self.image_of if coordinate == "image" else by_block
         _, first, lengths = np.unique(runs, return_index=True, return_counts=True)
         index = np.arange(len(runs), dtype=np.int64) - np.repeat(first, lengths)
         last = np.repeat(lengths, lengths).astype(np.int64) - 1

@@ -119,6 +119,6 @@ def _columns_resized(image: NDArray[np.uint8], height: int, keep: slice, resampl
 
 
 def _pillow_resize(image: NDArray[np.uint8], size: tuple[int, int], resample: int) -> NDArray[np.uint8]:
-    """One of `size` is the picture's own: of two that change, Pillow's versions disagree on the order."""
+    """One of `size` is the image's own: of two that change, Pillow's versions disagree on the order."""
     height, width = size
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling(resample)))

@@ -50,7 +50,7 @@ SIZES = {
 }
 
 
-def picture(width: int, height: int) -> Image.Image:
+def noise(width: int, height: int) -> Image.Image:
     """Noise over a gradient: every rounding and every shift by a pixel shows."""
     rng = np.random.default_rng(width * 10007 + height)
     ramp = np.linspace(0, 200, num=width)[None, :, None] + np.zeros((height, 1, 3))
@@ -92,20 +92,20 @@ def assert_same(image: Image.Image, processor: Any, program: ImageProgram) -> No
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("side", [336, 24])
 def test_crop_of_llava_15(size: tuple[int, int], side: int) -> None:
-    assert_same(picture(*size), clip_processor(side), llava(side))
+    assert_same(noise(*size), clip_processor(side), llava(side))
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("side", [336, 24])
 def test_letterbox_of_llava_15(size: tuple[int, int], side: int) -> None:
-    assert_same(picture(*size), llava_processor(side), llava(side, fit=LETTERBOX))
+    assert_same(noise(*size), llava_processor(side), llava(side, fit=LETTERBOX))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
 def test_modes(mode: str) -> None:
-    image = picture(50, 37).convert(mode)
+    image = noise(50, 37).convert(mode)
     if mode in ("RGBA", "LA"):
-        image.putalpha(picture(50, 37).convert("L"))
+        image.putalpha(noise(50, 37).convert("L"))
     assert_same(image, llava_processor(24), llava(24, fit=LETTERBOX))
 
 
@@ -113,12 +113,12 @@ def test_modes(mode: str) -> None:
 @settings(max_examples=40, deadline=None)
 def test_any_size(width: int, height: int, side: int, pad: bool) -> None:
     program = llava(side, cells=1, **({"fit": LETTERBOX} if pad else {}))
-    assert_same(picture(width, height), llava_processor(side, do_pad=pad), program)
+    assert_same(noise(width, height), llava_processor(side, do_pad=pad), program)
 
 
 @pytest.mark.parametrize("resample", range(4))
 def test_every_filter(resample: int) -> None:
-    image = picture(97, 40)
+    image = noise(97, 40)
     pixels = PixelValues(resample=resample, mean=CLIP_MEAN, std=CLIP_STD)
     assert_same(image, clip_processor(24, resample=resample), llava(24, pixels=pixels))
     letterboxed = llava(24, pixels=pixels, fit=LETTERBOX)
@@ -129,14 +129,14 @@ def test_every_filter(resample: int) -> None:
 def test_crops_smaller_and_larger_than_the_image(crop: tuple[int, int]) -> None:
     processor = llava_processor(24, do_pad=False, crop_size={"height": crop[0], "width": crop[1]})
     program = llava(24, cells=1, crop=crop, feed=TileFeed(height=crop[0], width=crop[1]))
-    assert_same(picture(59, 40), processor, program)
+    assert_same(noise(59, 40), processor, program)
 
 
 @pytest.mark.parametrize("crop", [(20, 24), (24, 13), (7, 8)])
 def test_crops_of_letterboxed_images(crop: tuple[int, int]) -> None:
     processor = llava_processor(24, crop_size={"height": crop[0], "width": crop[1]})
     feed = TileFeed(height=crop[0], width=crop[1])
-    assert_same(picture(59, 40), processor, llava(24, cells=1, crop=crop, feed=feed, fit=LETTERBOX))
+    assert_same(noise(59, 40), processor, llava(24, cells=1, crop=crop, feed=feed, fit=LETTERBOX))
 
 
 def test_fixed_size_of_siglip() -> None:
@@ -146,7 +146,7 @@ def test_fixed_size_of_siglip() -> None:
         feed=TileFeed(height=30, width=20),
         tokens=GridTokens(rows=3, columns=2),
     )
-    assert_same(picture(47, 40), SiglipImageProcessorPil(size={"height": 30, "width": 20}), program)
+    assert_same(noise(47, 40), SiglipImageProcessorPil(size={"height": 30, "width": 20}), program)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -158,11 +158,11 @@ def test_steps_left_out(rescale: bool, normalize: bool) -> None:
         mean=CLIP_MEAN if normalize else None,
         std=CLIP_STD if normalize else None,
     )
-    assert_same(picture(47, 40), processor, llava(24, pixels=pixels))
+    assert_same(noise(47, 40), processor, llava(24, pixels=pixels))
 
 
 def test_no_resizing() -> None:
-    assert_same(picture(47, 40), clip_processor(24, do_resize=False), llava(24, sizes=()))
+    assert_same(noise(47, 40), clip_processor(24, do_resize=False), llava(24, sizes=()))
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -170,30 +170,30 @@ def test_no_resizing() -> None:
 def test_tiles_of_internvl(size: tuple[int, int], least: int, most: int) -> None:
     processor = internvl_processor(32, min_patches=least, max_patches=most)
     # Where one tile is the most, the processor cuts nothing.
-    assert_same(picture(*size), processor, internvl(32, least, most))
+    assert_same(noise(*size), processor, internvl(32, least, most))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (77, 333), (1900, 60), (448, 448)])
 def test_tiles_of_internvl_in_its_own_size(size: tuple[int, int]) -> None:
-    assert_same(picture(*size), internvl_processor(448), internvl())
+    assert_same(noise(*size), internvl_processor(448), internvl())
 
 
 @given(width=st.integers(1, 400), height=st.integers(1, 400), most=st.integers(1, 14))
 @settings(max_examples=40, deadline=None)
 def test_tiles_of_internvl_at_any_size(width: int, height: int, most: int) -> None:
     processor = internvl_processor(16, max_patches=most)
-    assert_same(picture(width, height), processor, internvl(16, most=most))
+    assert_same(noise(width, height), processor, internvl(16, most=most))
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize(("edge", "side"), [(128, 32), (91, 30), (32, 32), (100, 64)])
 def test_tiles_of_smolvlm(size: tuple[int, int], edge: int, side: int) -> None:
-    assert_same(picture(*size), smolvlm_processor(edge, side), smolvlm(edge, side))
+    assert_same(noise(*size), smolvlm_processor(edge, side), smolvlm(edge, side))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (61, 900)])
 def test_tiles_of_smolvlm_in_its_own_size(size: tuple[int, int]) -> None:
-    assert_same(picture(*size), smolvlm_processor(2048, 512), smolvlm())
+    assert_same(noise(*size), smolvlm_processor(2048, 512), smolvlm())
 
 
 @given(
@@ -201,7 +201,7 @@ def test_tiles_of_smolvlm_in_its_own_size(size: tuple[int, int]) -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_tiles_of_smolvlm_at_any_size(width: int, height: int, edge: int, side: int) -> None:
-    assert_same(picture(width, height), smolvlm_processor(edge, side), smolvlm(edge, side))
+    assert_same(noise(width, height), smolvlm_processor(edge, side), smolvlm(edge, side))
 
 
 def test_smolvlm_without_tiles() -> None:
@@ -210,7 +210,18 @@ def test_smolvlm_without_tiles() -> None:
     program = smolvlm(
         32, 32, sizes=(LongestEdge(edge=100, even=True), FixedSize(height=32, width=32)), cut=None
     )
-    assert_same(picture(70, 50), processor, program)
+    assert_same(noise(70, 50), processor, program)
+
+
+@pytest.mark.parametrize("size", [(70, 33), (33, 70)])
+def test_sizes_follow_one_another(size: tuple[int, int]) -> None:
+    """Only the first step starts from the letterbox, only behind the last one is cropped."""
+    image = load_image(noise(*size))
+    first = FixedSize(height=50, width=40)
+    between = llava(sizes=(first,), crop=None, fit=LETTERBOX, feed=TileFeed(height=50, width=40))
+    expected = resizing.resize(image_tiles(image, between)[0], (30, 28), 3, crop=(24, 24))
+    program = llava(24, sizes=(first, FixedSize(height=30, width=28)), fit=LETTERBOX)
+    np.testing.assert_array_equal(image_tiles(image, program)[0], expected)
 
 
 def test_the_limit_of_the_longest_edge(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +229,7 @@ def test_the_limit_of_the_longest_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, 77)
     program = smolvlm(100, 32, sizes=(LongestEdge(edge=100, even=True, limit=77), smolvlm().sizes[1]))
     for size in ((70, 33), (33, 70), (50, 50)):
-        assert_same(picture(*size), smolvlm_processor(100, 32), program)
+        assert_same(noise(*size), smolvlm_processor(100, 32), program)
 
 
 def test_tiles_are_the_parts_that_the_layout_says() -> None:
@@ -275,7 +286,7 @@ def test_masks_mark_what_the_pixels_show(kind: Any, size: tuple[int, int], resiz
 
 
 def test_tiles_keep_their_colours() -> None:
-    image = np.asarray(picture(64, 48))
+    image = np.asarray(noise(64, 48))
     tiles = image_tiles(image, llava(24, fit=LETTERBOX))
     assert tiles.dtype == np.uint8
     assert tiles.shape == (1, 24, 24, 3)
@@ -285,12 +296,12 @@ def test_tiles_keep_their_colours() -> None:
 @pytest.mark.parametrize("size", [(97, 40), (40, 97), (64, 64)])
 def test_bands_do_not_show(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resizing, "_BAND_PIXELS", 700)
-    assert_same(picture(*size), llava_processor(24), llava(24, fit=LETTERBOX))
-    assert_same(picture(*size), smolvlm_processor(128, 32), smolvlm(128, 32))
+    assert_same(noise(*size), llava_processor(24), llava(24, fit=LETTERBOX))
+    assert_same(noise(*size), smolvlm_processor(128, 32), smolvlm(128, 32))
 
 
 def test_the_image_is_left_as_it_is() -> None:
-    pixels = np.asarray(picture(20, 30))
+    pixels = np.asarray(noise(20, 30))
     pixels.flags.writeable = False
     for program in (llava(24, fit=LETTERBOX), internvl(16)):
         run_program(pixels, program)
