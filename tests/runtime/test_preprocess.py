@@ -16,7 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from edgeprune.debias.masks import PaddingMask, letterbox_valid, letterbox_valid_bilinear, visual_valid
 from edgeprune.errors import InputError
 from edgeprune.manifest import Preprocessing
-from edgeprune.runtime import preprocess as module
+from edgeprune.runtime import resizing as module
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.preprocess import preprocess
 

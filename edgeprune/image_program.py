@@ -1,0 +1,338 @@
+"""Image programs: how an image becomes the vision graph's input and its visual tokens, as data.
+
+A program is a list of small steps, each of which the exporter reads from a model's own image processor and a
+runtime carries out. What it makes of an image's pixels is `edgeprune.runtime.programs`; what its visual
+tokens are follows from the image's size alone, and is here.
+
+Sizes are in pixels, (height, width) in fields and (width, height) where an image's size is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from itertools import groupby
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from edgeprune.errors import InputError
+from edgeprune.fields import Number, Part, Pixels, TokenText
+from edgeprune.image_sizes import (
+    MOST_TILES,
+    AspectTiles,
+    FixedSize,
+    LongestEdge,
+    ShortestEdge,
+    SizeStep,
+    TileMultiples,
+    whole_tiles,
+)
+from edgeprune.layout import Block, Box, ImageLayout
+
+Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
+Filter = Annotated[int, Field(strict=True, ge=0, le=3)]
+Deviation = Annotated[float, Field(strict=True, ge=1e-6, le=1e6)]
+_MOST_STEPS = 8
+
+
+class Stretch(Part):
+    """The image is brought to another shape as the sizes say, by stretching it."""
+
+    kind: Literal["stretch"] = "stretch"
+
+
+class Letterbox(Part):
+    """The image is centred in a square of its longer side, of one colour (red, green, blue)."""
+
+    kind: Literal["letterbox"] = "letterbox"
+    color: tuple[Byte, Byte, Byte] = (0, 0, 0)
+
+
+Fit: TypeAlias = Annotated[Stretch | Letterbox, Field(discriminator="kind")]
+"""What is done about an image's shape before it is resized."""
+
+
+class CutTiles(Part):
+    """The resized image is cut into tiles, row by row.
+
+    Attributes:
+        thumbnail: whether the whole image, resized to one tile, comes first or last, where there is more
+            than one tile; null for no thumbnail.
+        thumbnail_of: what it is made of: the image as it came, or as it was resized for the tiles.
+    """
+
+    kind: Literal["tiles"] = "tiles"
+    thumbnail: Literal["first", "last"] | None = None
+    thumbnail_of: Literal["image", "resized"] = "image"
+
+
+class PixelValues(Part):
+    """From bytes to the numbers that a vision tower reads: byte * rescale_factor, minus mean, by std.
+
+    `resample` is the filter of every resizing, by Pillow's number (0 nearest, 1 lanczos, 2 bilinear, 3
+    bicubic). Resizing takes the width first and then the height, with 8 bits between them, as Pillow did
+    until 12.3.
+    """
+
+    resample: Filter = 3
+    rescale_factor: Number | None = 1 / 255
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> PixelValues:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both, or none")
+        return self
+
+
+class TileFeed(Part):
+    """The vision graph reads tiles of one size, `pixel_values` [tiles, 3, height, width]."""
+
+    kind: Literal["tiles"] = "tiles"
+    height: Pixels
+    width: Pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a tile."""
+        return self.height, self.width
+
+
+class GridTokens(Part):
+    """Each tile becomes a grid of visual tokens, in row-major order."""
+
+    kind: Literal["grid"] = "grid"
+    rows: Pixels
+    columns: Pixels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of a tile."""
+        return self.rows, self.columns
+
+
+class ImageText(Part):
+    """The text around an image's visual tokens in the prompt.
+
+    Attributes:
+        prefix, suffix: in front of the image and behind it.
+        tile: in front of each tile of an image that was cut; {row} and {column} become its own, from 1.
+        row_end: behind the last tile of each row.
+        thumbnail: in front of the thumbnail.
+        whole: in front of the only tile of an image that was not cut.
+    """
+
+    prefix: TokenText = ""
+    tile: TokenText = ""
+    row_end: TokenText = ""
+    thumbnail: TokenText = ""
+    whole: TokenText = ""
+    suffix: TokenText = ""
+
+
+class ImageProgram(Part):
+    """How an image becomes the vision graph's input and its visual tokens. The steps run in this order.
+
+    Attributes:
+        fit: what is done about its shape.
+        sizes: the sizes that it is resized to, one after the other.
+        crop: (height, width) of its middle, with a black margin where that is larger; null for no crop.
+        cut: into tiles; null where it is one.
+        pixels: from bytes to numbers.
+        feed: what the vision graph reads.
+        tokens: what it makes of that.
+        text: around the visual tokens.
+
+    Raises:
+        ValueError: not every image would come out as the vision graph reads it, or as many tiles as one
+            can say beforehand.
+    """
+
+    fit: Fit = Stretch()
+    sizes: Annotated[tuple[SizeStep, ...], Field(max_length=_MOST_STEPS)] = ()
+    crop: tuple[Pixels, Pixels] | None = None
+    cut: CutTiles | None = None
+    pixels: PixelValues = PixelValues()
+    feed: TileFeed
+    tokens: GridTokens
+    text: ImageText = ImageText()
+
+    @model_validator(mode="after")
+    def _fits_the_feed(self) -> ImageProgram:
+        if fault := self._whole_fault() if self.cut is None else self._tiles_fault():
+            raise ValueError(f"{fault} is not supported")
+        if any(cells > pixels for cells, pixels in zip(self.tokens.grid, self.feed.size, strict=True)):
+            raise ValueError(
+                f"the grid {self.tokens.grid} has more cells than a tile has pixels, {self.feed.size}"
+            )
+        return self
+
+    @property
+    def letterboxes(self) -> bool:
+        """Whether images are padded, so that some visual tokens show padding."""
+        return isinstance(self.fit, Letterbox)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.tokens.rows * self.tokens.columns
+
+    @property
+    def most_tiles(self) -> int:
+        """The most tiles that one image becomes, a thumbnail included."""
+        most = self._most_parts() if self.cut is not None else 1
+        if most is None:
+            raise AssertionError("a program whose tiles have no bound is refused")
+        has_thumbnail = self.cut is not None and self.cut.thumbnail is not None
+        return most + (has_thumbnail and most > 1)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most visual tokens that one image becomes."""
+        return self.most_tiles * self.tokens_per_tile
+
+    @property
+    def fixed_tokens(self) -> int | None:
+        """Visual tokens of every image, where they are as many for all; None where they are not."""
+        last = self.sizes[-1] if self.sizes else None
+        alike = isinstance(last, AspectTiles) and last.least == last.most
+        return self.most_tokens if self.cut is None or self._resized() or alike else None
+
+    def canvas(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) that an image is fitted to before it is resized: its own, or the square's."""
+        return (max(width, height),) * 2 if self.letterboxes else (height, width)
+
+    def targets(self, width: int, height: int) -> list[tuple[int, int]]:
+        """The sizes (height, width) that an image is resized to, one for each of `sizes`."""
+        found = [self.canvas(width, height)]
+        for step in self.sizes:
+            found.append(step.target(*found[-1], self.feed.size))
+        return found[1:]
+
+    def tile_grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of tiles that an image is cut into."""
+        if self.cut is None:
+            return 1, 1
+        high, wide = self.targets(width, height)[-1]
+        return high // self.feed.height, wide // self.feed.width
+
+    def layout(self, width: int, height: int) -> ImageLayout:
+        """The visual tokens of an image of this size, in pixels.
+
+        Raises:
+            InputError: the size is not two whole numbers above 0.
+        """
+        for name, size in (("width", width), ("height", height)):
+            if not (size > 0 and math.isfinite(size) and size == int(size)):
+                raise InputError(
+                    f"the image's {name} is {size}: expected a whole number of pixels above 0; "
+                    "check the image"
+                )
+        width, height = int(width), int(height)
+        rows, columns = grid = self.tile_grid(width, height)
+        shown, tokens = self._shown(width, height), self.tokens_per_tile
+        thumbnail = self.cut.thumbnail if self.cut is not None and rows * columns > 1 else None
+        blocks: list[Block] = []
+        pieces: list[str | int] = []
+        for row in range(rows):
+            for column in range(columns):
+                blocks.append(Block(self.tokens.grid, shown.part(row, column, grid)))
+                pieces += [self._tile_text(row, column, grid), tokens]
+            pieces += [self.text.row_end if rows * columns > 1 else ""]
+        if thumbnail is not None:
+            small = [Block(self.tokens.grid, shown, kind="thumbnail")]
+            title: list[str | int] = [self.text.thumbnail, tokens]
+            last = thumbnail == "last"
+            blocks, pieces = (blocks + small, pieces + title) if last else (small + blocks, title + pieces)
+        return ImageLayout(
+            (width, height), tuple(blocks), _joined([self.text.prefix, *pieces, self.text.suffix])
+        )
+
+    def _tile_text(self, row: int, column: int, grid: tuple[int, int]) -> str:
+        if grid == (1, 1):
+            return self.text.whole
+        return self.text.tile.replace("{row}", str(row + 1)).replace("{column}", str(column + 1))
+
+    def _shown(self, width: int, height: int) -> Box:
+        """The part of the image that the vision graph sees, before it is cut.
+
+        A crop of half a pixel beside the middle counts as one of the middle.
+        """
+        canvas = self.canvas(width, height)
+        target = (self.targets(width, height) or [canvas])[-1]
+        edges = []
+        for own, around, resized, cropped in zip(
+            (height, width), canvas, target, self.crop or target, strict=True
+        ):
+            share = Fraction(cropped, resized) * Fraction(around, own)
+            edges.append(((1 - share) / 2, (1 + share) / 2))
+        (top, bottom), (left, right) = edges
+        return Box(top, left, bottom, right)
+
+    def _whole_fault(self) -> str | None:
+        """Why an image that is not cut does not always come out as one tile, or with padding unknown."""
+        resized, size = self._resized(), self.feed.size
+        output = self.crop or resized
+        if output is None:
+            return "output size, which depends on the image,"
+        if output != size:
+            return f"output of {output[0]} x {output[1]} pixels for a vision tower of {size[0]} x {size[1]}"
+        if self.letterboxes and resized is None:
+            return "do_pad without do_resize"
+        # The margin of such a crop would be padding that the padding mask does not know.
+        if self.letterboxes and resized and any(c > r for c, r in zip(output, resized, strict=True)):
+            return f"crop_size {output} around padded images of size {resized}"
+        return None
+
+    def _tiles_fault(self) -> str | None:
+        """Why an image that is cut does not always come out as whole tiles, of a number known beforehand."""
+        resized, size = self._resized(), self.feed.size
+        if self.crop is not None:
+            return "crop_size beside tiles"
+        if resized is not None and any(side % tile for side, tile in zip(resized, size, strict=True)):
+            return f"size of {resized[0]} x {resized[1]} pixels for tiles of {size[0]} x {size[1]}"
+        most = self._most_parts()
+        if most is None:
+            return "number of tiles, which has no bound or is no whole number,"
+        if most > MOST_TILES:
+            return f"number of tiles, up to {most} with {MOST_TILES} allowed,"
+        return None
+
+    def _resized(self) -> tuple[int, int] | None:
+        """(height, width) that every image is resized to; None where that depends on the image."""
+        found: tuple[int, int] | None = None
+        square = self.letterboxes
+        for step in self.sizes:
+            if isinstance(step, FixedSize):
+                found = step.height, step.width
+            elif found is not None:
+                found = step.target(*found, self.feed.size)
+            elif square and isinstance(step, (ShortestEdge, LongestEdge)):
+                # These go by the shape alone, which is that of any square.
+                found = step.target(1, 1, self.feed.size)
+            square = False
+        return found
+
+    def _most_parts(self) -> int | None:
+        """The most tiles that an image is cut into, without a thumbnail; None where there is no bound."""
+        if resized := self._resized():
+            return (resized[0] // self.feed.height) * (resized[1] // self.feed.width)
+        *earlier, last = self.sizes or (None,)
+        if isinstance(last, AspectTiles):
+            return last.most
+        before = earlier[-1] if earlier else None
+        square = self.feed.height == self.feed.width
+        if isinstance(last, TileMultiples) and isinstance(before, LongestEdge) and square:
+            return (whole_tiles(before.longest, self.feed.height) // self.feed.height) ** 2
+        return None
+
+
+def _joined(pieces: list[str | int]) -> tuple[str | int, ...]:
+    """Without empty pieces, neighbours of one kind put together."""
+    found: list[str | int] = []
+    for kind, run in groupby(filter(None, pieces), key=type):
+        parts = list(run)
+        tokens = sum(part for part in parts if isinstance(part, int))
+        found.append("".join(map(str, parts)) if kind is str else tokens)
+    return tuple(found)

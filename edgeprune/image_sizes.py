@@ -1,0 +1,143 @@
+"""Size steps: the size that an image is resized to, as a rule that goes by the size it has.
+
+Floats are computed in the order in which the published processors compute them: another order rounds
+otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from edgeprune.fields import Flag, Part, Pixels
+
+# Published models cut an image into some 40 tiles; keeps a wrong number from asking for all memory.
+MOST_TILES = 256
+Tiles = Annotated[int, Field(strict=True, ge=1, le=MOST_TILES)]
+
+
+class _SizeStep(Part):
+    """A rule for the next size."""
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        """The next (height, width), from the one before and that of a tile, in pixels."""
+        raise NotImplementedError
+
+
+class FixedSize(_SizeStep):
+    """Resize to this size."""
+
+    kind: Literal["fixed"] = "fixed"
+    height: Pixels
+    width: Pixels
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        return self.height, self.width
+
+
+class ShortestEdge(_SizeStep):
+    """Resize so that the shorter edge has this length; the longer one is cut to whole pixels."""
+
+    kind: Literal["shortest_edge"] = "shortest_edge"
+    edge: Pixels
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        edge = self.edge
+        return (edge, int(edge * width / height)) if height < width else (int(edge * height / width), edge)
+
+
+class LongestEdge(_SizeStep):
+    """Resize so that the longer edge has this length; the shorter one is cut to whole pixels.
+
+    Attributes:
+        edge: of the longer edge.
+        even: whether an odd shorter edge grows by one.
+        limit: where the longer edge is still longer than this, it is shortened to this likewise.
+    """
+
+    kind: Literal["longest_edge"] = "longest_edge"
+    edge: Pixels
+    even: Flag = False
+    limit: Pixels | None = None
+
+    @property
+    def longest(self) -> int:
+        """The longest that an edge becomes."""
+        longest = self.edge + (self.edge % 2 if self.even else 0)
+        return longest if self.limit is None else min(longest, self.limit)
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        height, width = self._scaled(height, width, self.edge, self.even)
+        if self.limit is not None and max(height, width) > self.limit:
+            height, width = self._scaled(height, width, self.limit, even=False)
+        return height, width
+
+    @staticmethod
+    def _scaled(height: int, width: int, edge: int, even: bool) -> tuple[int, int]:
+        ratio = width / height
+        short = int(edge / ratio) if width >= height else int(edge * ratio)
+        short = max(short + (short % 2 if even else 0), 1)
+        return (short, edge) if width >= height else (edge, short)
+
+
+class AspectTiles(_SizeStep):
+    """Resize to whole tiles, `least` to `most` of them, in rows and columns of nearly the image's shape.
+
+    Of arrangements that come as near, the one with more tiles is taken as long as the image has over half as
+    many pixels as its tiles.
+    """
+
+    kind: Literal["aspect_tiles"] = "aspect_tiles"
+    least: Tiles = 1
+    most: Tiles
+
+    @model_validator(mode="after")
+    def _some(self) -> AspectTiles:
+        if self.least > self.most:
+            raise ValueError(f"at least {self.least} tiles and at most {self.most}: there is no such number")
+        return self
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        grids = [
+            (columns, rows)
+            for columns in range(1, self.most + 1)
+            for rows in range(1, self.most // columns + 1)
+            if columns * rows >= self.least
+        ]
+        ratio, nearest, best = width / height, math.inf, (1, 1)
+        for columns, rows in sorted(grids, key=math.prod):
+            distance = abs(ratio - columns / rows)
+            if distance < nearest:
+                nearest, best = distance, (columns, rows)
+            elif distance == nearest and width * height > 0.5 * tile[0] * tile[1] * columns * rows:
+                best = (columns, rows)
+        return best[1] * tile[0], best[0] * tile[1]
+
+
+class TileMultiples(_SizeStep):
+    """Resize both edges up to whole tiles: the longer edge first, then the shorter one in its proportion."""
+
+    kind: Literal["tile_multiples"] = "tile_multiples"
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        ratio = width / height
+        if width >= height:
+            width = whole_tiles(width, tile[1])
+            height = whole_tiles(int(width / ratio), tile[0])
+        else:
+            height = whole_tiles(height, tile[0])
+            width = whole_tiles(int(height * ratio), tile[1])
+        return height, width
+
+
+SizeStep: TypeAlias = Annotated[
+    FixedSize | ShortestEdge | LongestEdge | AspectTiles | TileMultiples, Field(discriminator="kind")
+]
+"""A rule for the next size; `target` computes it."""
+
+
+def whole_tiles(size: int, tile: int) -> int:
+    """The size, in pixels, rounded up to whole tiles."""
+    return -(-size // tile) * tile

@@ -1,0 +1,125 @@
+"""Image programs, carried out: from an image to the vision graph's input.
+
+The steps of Hugging Face's image processors (their Pillow variants) without torch or transformers, with the
+same integer roundings, so that pixel values agree to float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import InputError
+from edgeprune.image_program import ImageProgram, Letterbox, PixelValues
+from edgeprune.layout import ImageLayout
+from edgeprune.runtime.resizing import resize
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInputs:
+    """An image as the vision graph wants it.
+
+    Attributes:
+        pixel_values: float32 [tiles, 3, h, w], (h, w) being the program's `feed.size`.
+        layout: its visual tokens, whose blocks are those tiles in order.
+    """
+
+    pixel_values: NDArray[np.float32]
+    layout: ImageLayout
+
+
+def run_program(image: NDArray[np.uint8], program: ImageProgram) -> ImageInputs:
+    """Carries out a program on an image.
+
+    Args:
+        image: uint8 [H, W, 3] in RGB, as `load_image` gives it.
+        program: of the bundle.
+
+    Raises:
+        InputError: not such an array, or so elongated that an intermediate image would be huge.
+    """
+    values = pixel_values(image_tiles(image, program), program.pixels)
+    return ImageInputs(values, program.layout(image.shape[1], image.shape[0]))
+
+
+def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint8]:
+    """What the vision graph sees of an image, the colours as they were.
+
+    Args:
+        image: uint8 [H, W, 3] in RGB.
+        program: of the bundle.
+
+    Returns:
+        uint8 [tiles, h, w, 3], (h, w) being the program's `feed.size`.
+
+    Raises:
+        InputError: as `run_program`.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"the image's array is {image.dtype} {list(image.shape)}: expected uint8 [height, width, 3]; "
+            "load_image makes one"
+        )
+    resized = _resized(image, program)
+    if program.cut is None:
+        return resized[None]
+    height, width = program.feed.size
+    rows, columns = resized.shape[0] // height, resized.shape[1] // width
+    tiles = resized.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
+    if program.cut.thumbnail is None or len(tiles) == 1:
+        return tiles
+    of_image = program.cut.thumbnail_of == "image"
+    small = (
+        _step(image, program, program.feed.size, first=True)
+        if of_image
+        else _step(resized, program, program.feed.size, first=False)
+    )
+    parts = [tiles, small[None]] if program.cut.thumbnail == "last" else [small[None], tiles]
+    return np.concatenate(parts)
+
+
+def pixel_values(tiles: NDArray[np.uint8], pixels: PixelValues) -> NDArray[np.float32]:
+    """The numbers that the vision tower reads, float32 [tiles, 3, h, w], of uint8 [tiles, h, w, 3]."""
+    # Rescaling and normalising are functions of one byte: a table per channel gives the same floats.
+    table = _table(pixels)
+    return np.stack([table[channel][tiles[..., channel]] for channel in range(3)], axis=1)
+
+
+def _resized(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint8]:
+    """The image after fit, sizes and crop."""
+    height, width = image.shape[:2]
+    targets = program.targets(width, height) or [program.canvas(width, height)]
+    for number, target in enumerate(targets):
+        last = number == len(targets) - 1
+        image = _step(image, program, target, first=number == 0, crop=program.crop if last else None)
+    return image
+
+
+def _step(
+    image: NDArray[np.uint8],
+    program: ImageProgram,
+    target: tuple[int, int],
+    *,
+    first: bool,
+    crop: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """One resizing; the first one starts from the canvas that the image is fitted to."""
+    fit, resample = program.fit, program.pixels.resample
+    if first and isinstance(fit, Letterbox):
+        canvas = program.canvas(image.shape[1], image.shape[0])
+        return resize(image, target, resample, canvas=canvas, color=fit.color, crop=crop)
+    return resize(image, target, resample, crop=crop)
+
+
+def _table(pixels: PixelValues) -> NDArray[np.float32]:
+    """float32 [3, 256]: the value of each byte in each channel, computed as Hugging Face computes it."""
+    values = np.arange(256, dtype=np.float64)
+    if pixels.rescale_factor is not None:
+        values = values * pixels.rescale_factor
+    table = np.broadcast_to(values.astype(np.float32), (3, 256))
+    if pixels.mean is not None and pixels.std is not None:
+        mean, std = np.array(pixels.mean, dtype=np.float32), np.array(pixels.std, dtype=np.float32)
+        table = (table - mean[:, None]) / std[:, None]
+    return table
