@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.benchmarks import Benchmark
     from edgeprune.evaluation.comparison import Comparison, Grid
     from edgeprune.evaluation.exporting import Pruning
-    from edgeprune.evaluation.questions import Question
     from edgeprune.progress import Progress
+    from edgeprune.questions.question import Question
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
     ],
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The folder of pictures, or of a folder of frames per video."),
+        typer.Option(metavar="DIR", help="The folder of images, or of a folder of frames per video."),
     ] = None,
     annotations: Annotated[
         Path | None,
@@ -113,7 +113,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of random selections and of resampling.")] = 0,
     resamples: Annotated[
-        int, typer.Option(metavar="N", help="Resamples of the pictures, for the 95 % intervals.")
+        int, typer.Option(metavar="N", help="Resamples of the images, for the 95 % intervals.")
     ] = 2000,
     restart: Annotated[
         bool, typer.Option("--restart", help="Ask everything anew rather than go on with an earlier run.")
@@ -135,13 +135,13 @@ def evaluate(
     from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
     from edgeprune.evaluation.comparison import Grid, comparison_outputs
     from edgeprune.evaluation.exporting import UNPRUNED, Pruning
-    from edgeprune.evaluation.formats import Files
     from edgeprune.evaluation.outputs import Outputs, inputs_of
     from edgeprune.exporter.debiasing import check_wish
     from edgeprune.files import alone_in, make_folder, refuse_same
     from edgeprune.manifest import MANIFEST_NAME
     from edgeprune.plans import method_by_name, read_debias
     from edgeprune.plotting import need_matplotlib
+    from edgeprune.questions.llava import Files
 
     benchmark = benchmark_by_name(metric)
     is_bundle = os.path.isfile(Path(target) / MANIFEST_NAME)
@@ -326,7 +326,7 @@ def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
         ]
         for outcome in found.outcomes
     ]
-    title = f"{found.benchmark}, {found.questions} questions about {found.pictures} pictures, 95 % intervals"
+    title = f"{found.benchmark}, {found.questions} questions about {found.images} images, 95 % intervals"
     header = ["selection", "keep", found.figure, "difference to the plain method", "kept", "padding"]
     print_table(header, rows, title)
     for reason in found.left_out:

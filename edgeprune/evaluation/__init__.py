@@ -2,10 +2,9 @@
 
 | module | what it holds |
 |---|---|
-| `questions` | a question, and reading JSON files with messages that name file and line |
-| `formats` | the readers, one per benchmark |
+| `formats` | the readers, one per benchmark; what a question is lies in `edgeprune.questions` |
 | `answers` | what an answer's text says: normalisation, yes or no, option letters |
-| `metrics` | the official metrics, as counts per picture |
+| `metrics` | the official metrics, as counts per image |
 | `bootstrap` | confidence intervals from those counts |
 | `submissions` | prediction files for graders elsewhere |
 | `benchmarks` | the table of all benchmarks by name |

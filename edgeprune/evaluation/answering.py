@@ -18,10 +18,10 @@ from edgeprune.bundle import read_manifest
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import EncodedPicture, Question
 from edgeprune.files import read_regular
 from edgeprune.manifest import MANIFEST_NAME
 from edgeprune.progress import Progress, Silent
+from edgeprune.questions.question import EncodedImage, Question
 
 QUESTION_PLACE, IMAGES_PLACE = "{question}", "{images}"
 
@@ -58,7 +58,7 @@ class Asking:
         ):
             raise InputError(
                 f"the prompt template is {self.template!r:.80}: expected one with {IMAGES_PLACE} where the "
-                f"pictures go and {QUESTION_PLACE} where the question goes"
+                f"images go and {QUESTION_PLACE} where the question goes"
             )
 
 
@@ -68,7 +68,7 @@ class Bundle:
     Args:
         folder: the bundle.
         asking: how.
-        mask: puts another padding mask in the place of a picture's own; None leaves it.
+        mask: puts another padding mask in the place of an image's own; None leaves it.
 
     Raises:
         InputError: the bundle has no chat template, and none is given. Also as `load`.
@@ -101,7 +101,7 @@ class Bundle:
         """Answers questions, each with its number.
 
         Raises:
-            InputError: a picture or a prompt cannot be used; names the question.
+            InputError: an image or a prompt cannot be used; names the question.
         """
         prepared = [self._prepare(number, question) for number, question in numbered]
         inputs = [
@@ -118,21 +118,18 @@ class Bundle:
         ]
 
     def _prepare(self, number: int, question: Question) -> Any:
-        pictures = [
-            picture.read() if isinstance(picture, EncodedPicture) else picture
-            for picture in question.pictures
-        ]
+        images = [image.read() if isinstance(image, EncodedImage) else image for image in question.images]
         prompt = question.prompt
         if self._asking.template is not None:
-            places = f"{self._image_token}\n" * len(pictures)
+            places = f"{self._image_token}\n" * len(images)
             prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
         try:
-            return self._model.prepare(prompt, pictures)
+            return self._model.prepare(prompt, images)
         except InputError as error:
             raise InputError(f"{question.where}: {error}") from error
 
     def _prediction(self, valid: NDArray[np.float32], found: Any) -> Prediction:
-        # By the picture's own mask: an imposed one says nothing about padding.
+        # By the image's own mask: an imposed one says nothing about padding.
         padded = int((valid[found.stages[0].kept_visual] == 0).sum()) if found.stages else 0
         return Prediction(
             text=self._words.decode(found.token_ids).strip(),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.bundle import read_manifest
-from edgeprune.debias.selection import keep_per_10000, random_visual
+from edgeprune.debias.selection import keep_per_10000, kept_count, random_visual
 from edgeprune.errors import InputError
 from edgeprune.evaluation import exporting
 from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
@@ -25,10 +25,10 @@ from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.metrics import Tally
 from edgeprune.evaluation.outputs import Outputs
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import Question
 from edgeprune.log import note
 from edgeprune.plans import PruningPlan, Ranking, method_by_name
 from edgeprune.progress import Progress, Silent
+from edgeprune.questions.question import Question
 
 UNPRUNED, RANDOM, RANDOM_CONTENT = "unpruned", "random", "random among content"
 DEBIAS = ("none", "position", "padding", "both")
@@ -92,8 +92,8 @@ class Way:
         method: the exported method.
         keep: keep ratio; None where nothing is pruned.
         has_curve: whether the graph has a bias curve.
-        mask: "own" (the picture's padding mask), "ones" (no mask), or a random selection from all tokens
-            ("all") or from those that show the picture ("content").
+        mask: "own" (the image's padding mask), "ones" (no mask), or a random selection from all tokens
+            ("all") or from those that show the image ("content").
         baseline: the way that it is compared with, or None.
         beside: another one that it is compared with too, or None.
     """
@@ -139,7 +139,7 @@ class Comparison:
     benchmark: str
     figure: str
     questions: int
-    pictures: int
+    images: int
     resamples: int
     visual_tokens: float
     outcomes: tuple[Outcome, ...]
@@ -229,7 +229,7 @@ def compare(
         benchmark=benchmark.title,
         figure=tally.main,
         questions=len(questions),
-        pictures=len(tally.counts),
+        images=len(tally.counts),
         resamples=grid.resamples,
         visual_tokens=visual,
         outcomes=tuple(outcomes),
@@ -282,7 +282,7 @@ def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:
             "`curve`"
         )
     if way.mask in ("own", "content") and not has_mask:
-        return "the model does not letterbox pictures, so what concerns padding is left out"
+        return "the model does not letterbox images, so what concerns padding is left out"
     return None
 
 
@@ -299,7 +299,8 @@ def _mask(way: Way, seed: int) -> Mask | None:
             return valid
         rng = np.random.default_rng([seed, share, among_content, number])
         chosen = np.zeros_like(valid)
-        chosen[random_visual(rng, valid[None], share, among_content)[0]] = 1.0
+        kept = kept_count(len(valid), share)
+        chosen[random_visual(rng, valid[None], kept, among_content)[0]] = 1.0
         return chosen
 
     return drawn

@@ -19,7 +19,7 @@ from edgeprune.evaluation.benchmarks import benchmark_by_name
 from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, compare, ways
 from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.predictions import Prediction
-from edgeprune.evaluation.questions import Question
+from edgeprune.questions.question import Question
 from tests.edgeprune.evaluation.test_answering import sample_questions
 from tests.manifests import write_bundle
 
@@ -166,7 +166,7 @@ def test_outcomes_with_paired_differences(tmp_path: Path, monkeypatch: pytest.Mo
     assert by_name["fastv + padding"].added is None
     assert by_name["fastv"].kept == (5,)
     assert by_name["fastv"].padding == pytest.approx(0.4)
-    assert (found.questions, found.pictures, found.visual_tokens) == (8, 2, 16)
+    assert (found.questions, found.images, found.visual_tokens) == (8, 2, 16)
 
 
 def test_a_comparison_goes_on_and_refuses_another_seed(
@@ -202,7 +202,7 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.write(found, tmp_path)
     report.plot(found, tmp_path / "comparison.png")
     table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "8 questions about 2 pictures" in table
+    assert "8 questions about 2 images" in table
     assert "| keep | 0.3 | 0.1 |" in table
     assert "| fastv + both | **+50.0 (+50.0 to +50.0)** |" in table
     assert "| fastv + both | +0.0 (+0.0 to +0.0) |" in table
