@@ -8,8 +8,9 @@ marked valid, exactly those are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,10 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     left_out: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        return asdict(self)
+
 
 def ways(grid: Grid) -> Iterator[Way]:
     """Every way of a grid, baselines before what is compared with them."""
@@ -168,16 +173,32 @@ def ways(grid: Grid) -> Iterator[Way]:
                 )
 
 
-def _pruning(way: Way, grid: Grid) -> Pruning:
-    """What is exported for a way. Where the model has no curve, one with a curve turns out to have none."""
+@dataclass(frozen=True)
+class Needs:
+    """What a way answers from.
+
+    Attributes:
+        pruning: of the bundle.
+        mask: imposed when it runs; None leaves each image's own.
+    """
+
+    pruning: Pruning
+    mask: Mask | None
+
+
+def needs_of(way: Way, grid: Grid) -> Needs:
+    """Which bundle a way needs, and what is chosen when it runs.
+
+    Where the model has no curve, a bundle with one turns out to have none.
+    """
     if way.keep is None:
-        return exporting.UNPRUNED
-    if way.has_curve:
-        return Pruning(way.method, way.keep, grid.layer, grid.curve)
-    return Pruning(way.method, way.keep, grid.layer, debias="padding")
+        return Needs(exporting.UNPRUNED, None)
+    debias = {} if way.has_curve else {"debias": "padding"}
+    pruning = Pruning(way.method, way.keep, grid.layer, grid.curve if way.has_curve else None, **debias)
+    return Needs(pruning, _mask(way, grid.seed))
 
 
-def compare(
+def comparison_of(
     bundles: Bundles,
     benchmark: Benchmark,
     questions: Sequence[Question],
@@ -204,7 +225,8 @@ def compare(
     left_out: list[str] = []
     visual = 0.0
     for way in ways(grid):
-        folder = bundles.of(_pruning(way, grid))
+        needs = needs_of(way, grid)
+        folder = bundles.of(needs.pruning)
         manifest = read_manifest(folder)
         reason = _pointless(way, manifest.curve is not None, manifest.padding_mask.kind != "none")
         if reason is not None:
@@ -216,7 +238,7 @@ def compare(
         path = output / _file_name(way)
         settings = settings_of(folder, questions, asking, f"{way.mask}, seed {grid.seed}")
         with PredictionFile(path, settings, questions, restart) as file:
-            ask(folder, questions, file, asking, _mask(way, grid.seed), listener)
+            ask(folder, questions, file, asking, needs.mask, listener)
         tally = benchmark.metric(questions, file.texts())
         tallies[way.name, way.keep] = tally
         found = [file.done[number] for number in range(len(questions))]
@@ -238,7 +260,7 @@ def compare(
 
 
 def comparison_outputs(grid: Grid, output: Path) -> Outputs:
-    """The files that `compare`, and the report of it, write into the folder `output`."""
+    """The files that `comparison_of`, and the report of it, write into the folder `output`."""
     results = tuple(output / f"comparison.{ending}" for ending in ("md", "json", "png"))
     return Outputs(tuple(output / _file_name(way) for way in ways(grid)), results)
 

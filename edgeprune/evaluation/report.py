@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def write(comparison: Comparison, folder: Path) -> None:
         OutputError: a file cannot be written.
     """
     write_text(folder / "comparison.md", markdown(comparison))
-    write_text(folder / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
+    write_text(folder / "comparison.json", json.dumps(comparison.to_dict(), indent=2) + "\n")
 
 
 def interval_text(value: Interval) -> str:
@@ -98,7 +97,7 @@ def plot(comparison: Comparison, path: Path) -> None:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OutputError: the image cannot be written.
+        OutputError: the plot cannot be written.
     """
     methods = list(
         dict.fromkeys(

@@ -14,8 +14,7 @@ import typer
 from edgeprune.cli.main import app
 from edgeprune.cli.pruning import read_layers, read_shares
 from edgeprune.evaluation.benchmarks import benchmark_by_name
-from edgeprune.plans import read_debias
-from edgeprune.plans import METHODS, method_by_name
+from edgeprune.plans import METHODS, method_by_name, read_debias
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [

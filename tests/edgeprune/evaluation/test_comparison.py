@@ -16,7 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation import answering, report
 from edgeprune.evaluation.answering import Asking, Mask
 from edgeprune.evaluation.benchmarks import benchmark_by_name
-from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, compare, ways
+from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, comparison_of, needs_of, ways
 from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.predictions import Prediction
 from edgeprune.questions.question import Question
@@ -83,6 +83,24 @@ def test_what_cannot_be_compared(grid: Grid, message: str) -> None:
         grid.check()
 
 
+def test_what_a_way_needs() -> None:
+    grid = Grid(keeps=(0.3,), layer=1, curve="fastv")
+    found = {way.name: needs_of(way, grid) for way in ways(grid)}
+    flat = Pruning("fastv", 0.3, 1, debias="padding")
+    with_curve = Pruning("fastv", 0.3, 1, "fastv")
+    assert {name: needs.pruning for name, needs in found.items()} == {
+        "unpruned": Pruning("none"),
+        "random": flat,
+        "random among content": flat,
+        "fastv": flat,
+        "fastv + position": with_curve,
+        "fastv + padding": flat,
+        "fastv + both": with_curve,
+    }
+    unmasked = [name for name, needs in found.items() if needs.mask is None]
+    assert unmasked == ["unpruned", "fastv + padding", "fastv + both"]
+
+
 def imposed(mask: str, number: int = 0, seed: int = 0, valid: Any = VALID) -> Any:
     found = _mask(Way("", "fastv", 0.4, mask=mask), seed)
     assert found is not None
@@ -145,7 +163,7 @@ class Answering:
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Grid, **changes: Any) -> Comparison:
     monkeypatch.setattr(answering, "Bundle", Answering)
     bundles = Pretended(tmp_path / "bundles", **changes)
-    return compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, grid, tmp_path)
+    return comparison_of(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, grid, tmp_path)
 
 
 GRID = Grid(keeps=(0.3,), resamples=200)
@@ -175,11 +193,11 @@ def test_a_comparison_goes_on_and_refuses_another_seed(
     first = pretended(tmp_path, monkeypatch, GRID)
     monkeypatch.undo()  # a bundle that was asked anything now would fail to load
     bundles = Pretended(tmp_path / "bundles")
-    again = compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, GRID, tmp_path)
+    again = comparison_of(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, GRID, tmp_path)
     assert again == first
     other = replace(GRID, seed=1)
     with pytest.raises(InputError, match="begun with other settings"):
-        compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, other, tmp_path)
+        comparison_of(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, other, tmp_path)
 
 
 def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +209,10 @@ def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: 
 
 def test_only_what_can_be_scored_is_compared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="MM-Vet cannot be scored here"):
-        compare(Pretended(tmp_path), benchmark_by_name("mmvet"), QUESTIONS, ASKING, GRID, tmp_path)
+        comparison_of(Pretended(tmp_path), benchmark_by_name("mmvet"), QUESTIONS, ASKING, GRID, tmp_path)
     without = [replace(QUESTIONS[0], answers=())]
     with pytest.raises(InputError, match="`annotations`"):
-        compare(Pretended(tmp_path), benchmark_by_name("vqav2"), without, ASKING, GRID, tmp_path)
+        comparison_of(Pretended(tmp_path), benchmark_by_name("vqav2"), without, ASKING, GRID, tmp_path)
 
 
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
