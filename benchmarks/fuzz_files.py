@@ -17,11 +17,11 @@ from benchmarks.fuzz_altering import JSON_PIECES, altered, changed, scratch
 from edgeprune.bundle import read_manifest
 from edgeprune.debias import curves
 from edgeprune.evaluation.benchmarks import BENCHMARKS, read_questions
-from edgeprune.evaluation.formats import Files
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import Question
 from edgeprune.exporter.weights import read_header
 from edgeprune.manifest import MANIFEST_NAME
+from edgeprune.questions.llava import Files
+from edgeprune.questions.question import Question
 from tests.manifests import FILES, graph_pointing_to, relist, write_bundle
 
 

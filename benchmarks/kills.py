@@ -29,8 +29,8 @@ from typing import Any
 from edgeprune import files, replacing
 from edgeprune.evaluation import predictions
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import Question
 from edgeprune.ownership import ENGINE_FOLDER, Kind
+from edgeprune.questions.question import Question
 from edgeprune.scratch import is_scratch
 
 OLD, NEW, NOTHING, BROKEN = "as before", "as after", "nothing", "broken"

@@ -34,9 +34,10 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from edgeprune.calibration.attention import Attention
+from edgeprune.calibration.fit import need_images, slope, spearman
 from edgeprune.debias.masks import letterbox_valid
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.fitting import Attention, need_pictures, slope, spearman
 from samples import model as sample
 from samples import packing, stages
 from samples.packing import Packed
@@ -566,7 +567,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _check(options: argparse.Namespace) -> None:
     # Those of one prompt are one sample.
-    need_pictures(options.pictures // VARIANTS[options.variant].pictures)
+    need_images(options.pictures // VARIANTS[options.variant].pictures)
     for name, value, least, most in (
         ("--pictures", options.pictures, 1, len(PICTURES)),
         ("--seed", options.seed, 0, 2**31),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,6 @@ import typer
 
 from edgeprune.cli.output import Json, print_fields, print_json, print_reason, print_table, progress_on_stderr
 from edgeprune.cli.pruning import Layer, Method, read_layers
-from edgeprune.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from edgeprune.calibration import Calibration, StageCalibration
@@ -35,7 +32,7 @@ def calibrate(
         Path,
         typer.Option(
             metavar="DIR|FILE",
-            help="A few hundred pictures: a folder, a list of paths, or a question file (.jsonl).",
+            help="A few hundred images: a folder, a list of paths, or a question file (.jsonl).",
         ),
     ],
     prompts: Annotated[
@@ -47,13 +44,13 @@ def calibrate(
     method: Method = "fastv",
     layer: Layer = None,
     trend: Annotated[
-        TrendName, typer.Option(help="The trend to use; auto takes what errs least on unseen pictures.")
+        TrendName, typer.Option(help="The trend to use; auto takes what errs least on unseen images.")
     ] = TrendName.AUTO,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The curve, for `export --curve`.")
     ] = Path("curve.json"),
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first pictures.")] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Pictures that run together.")] = 8,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first images.")] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Images that run together.")] = 8,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Do not draw the plot.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew rather than go on with an unfinished run.")
@@ -62,26 +59,16 @@ def calibrate(
 ) -> None:
     """Fit a bias curve to a model's own attention.
 
-    Runs the model's layers over pictures, unpruned, and takes the mean of the attention that every selection
-    of the method scores by, padded tokens left out. Writes the first selection's curve, all figures beside it
+    Runs the model's layers over images, unpruned, and takes the mean of the attention that every stage of the
+    method scores by, padded tokens left out. Writes the first stage's curve, all figures beside it
     (.report.json) and a plot (.png). The same command goes on after an interruption.
 
-    `edgeprune calibrate llava --images pictures -o curve.json`
+    `edgeprune calibrate llava --images images -o curve.json`
     """
-    from edgeprune.calibration import plot
-    from edgeprune.calibration_files import Outputs
-    from edgeprune.files import write_text
-    from edgeprune.optional import export_module
-    from edgeprune.plotting import need_matplotlib
+    from edgeprune.calibration import Outputs, run
 
-    if output.suffix != ".json":
-        raise InputError(f"{output} does not end as a curve's name: expected .json")
-    if not os.path.isdir(output.parent):
-        raise OutputError(f"{output} cannot be written: expected a file's name in a folder that exists")
-    if not no_plot:
-        need_matplotlib()
     with progress_on_stderr() as progress:
-        found: Calibration = export_module("exporter.calibrate").calibrate(
+        found = run.calibrate(
             model,
             images,
             output,
@@ -92,19 +79,16 @@ def calibrate(
             limit=limit,
             batch=batch,
             restart=restart,
+            plot=not no_plot,
             progress=progress,
         )
-    report = found.to_dict()
-    outputs = Outputs.beside(output)
-    write_text(outputs.report, json.dumps(report, indent=2) + "\n")
-    if not no_plot:
-        plot(found, outputs.plot)
     if as_json:
-        print_json("calibrate", report)
-    else:
-        _print(found)
-        written = [output, outputs.report, *([] if no_plot else [outputs.plot])]
-        print(f"written: {', '.join(map(str, written))}")
+        print_json("calibrate", found.to_dict())
+        return
+    _print(found)
+    outputs = Outputs.beside(output)
+    written = [outputs.curve, outputs.report, *([] if no_plot else [outputs.plot])]
+    print(f"written: {', '.join(map(str, written))}")
 
 
 def _print(found: Calibration) -> None:
@@ -118,7 +102,7 @@ def _print(found: Calibration) -> None:
         for kind, trend in fit.trends.items()
     ]
     rows.append(["none", f"{fit.flat_error:.4f}", ""])
-    print_table(["trend", "error on unseen pictures", "R²"], rows)
+    print_table(["trend", "error on unseen images", "R²"], rows)
     values, attention = fit.trend.values, first.attention
     significant = "significant" if fit.slope.significant else "not significant"
     print_fields(
@@ -150,7 +134,7 @@ def _print_stages(stages: tuple[StageCalibration, ...]) -> None:
     rows = [[f"before layer {stage.layer}", *_trend(stage), *_padding(stage)] for stage in stages]
     print_table(
         [
-            "selection",
+            "stage",
             "b per token",
             "significant",
             "R² exp.",

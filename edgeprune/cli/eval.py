@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,12 +22,7 @@ from edgeprune.cli.text import typed
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeprune.evaluation.answering import Asking
-    from edgeprune.evaluation.benchmarks import Benchmark
-    from edgeprune.evaluation.comparison import Comparison, Grid
-    from edgeprune.evaluation.exporting import Pruning
-    from edgeprune.evaluation.questions import Question
-    from edgeprune.progress import Progress
+    from edgeprune.evaluation import Comparison, Evaluation
 
 
 def evaluate(
@@ -54,7 +46,7 @@ def evaluate(
     ],
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The folder of pictures, or of a folder of frames per video."),
+        typer.Option(metavar="DIR", help="The folder of images, or of a folder of frames per video."),
     ] = None,
     annotations: Annotated[
         Path | None,
@@ -113,7 +105,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of random selections and of resampling.")] = 0,
     resamples: Annotated[
-        int, typer.Option(metavar="N", help="Resamples of the pictures, for the 95 % intervals.")
+        int, typer.Option(metavar="N", help="Resamples of the images, for the 95 % intervals.")
     ] = 2000,
     restart: Annotated[
         bool, typer.Option("--restart", help="Ask everything anew rather than go on with an earlier run.")
@@ -131,181 +123,90 @@ def evaluate(
     `edgeprune eval llava --data llava_gqa.jsonl --annotations testdev.json --images gqa --metric gqa`
     """
     from edgeprune.debias.selection import read_share
+    from edgeprune.evaluation import run
     from edgeprune.evaluation.answering import Asking
-    from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
-    from edgeprune.evaluation.comparison import Grid, comparison_outputs
-    from edgeprune.evaluation.exporting import UNPRUNED, Pruning
-    from edgeprune.evaluation.formats import Files
-    from edgeprune.evaluation.outputs import Outputs, inputs_of
-    from edgeprune.exporter.debiasing import check_wish
-    from edgeprune.files import alone_in, make_folder, refuse_same
-    from edgeprune.manifest import MANIFEST_NAME
-    from edgeprune.plans import method_by_name, read_debias
-    from edgeprune.plotting import need_matplotlib
+    from edgeprune.evaluation.comparison import Grid
+    from edgeprune.evaluation.exporting import Pruning
 
-    benchmark = benchmark_by_name(metric)
-    is_bundle = os.path.isfile(Path(target) / MANIFEST_NAME)
     asked = {"method": method, "keep": keep, "layer": layer, "debias": debias, "curve": curve}
     given = [f"--{name}" for name, value in asked.items() if value is not None]
-    if is_bundle and (compare or given):
-        raise InputError(
-            f"{target} is a bundle, which prunes as it was exported: {', '.join(given) or '--compare'} needs "
-            "the model folder; give that, or leave it out"
-        )
     if compare and (clash := [name for name in given if name not in ("--layer", "--curve")]):
         raise InputError(
             f"{', '.join(clash)} does not go with --compare, which takes --methods, --keeps and --debiases"
         )
-    pruning = UNPRUNED
-    if given:
-        method_by_name(method or "fastv")
-        check_wish(method or "fastv", read_debias(debias), curve)
-        pruning = Pruning(method or "fastv", read_shares(keep), read_layers(layer), curve, debias)
-    grid = Grid(
-        methods=tuple(_listed(methods)),
-        keeps=tuple(float(read_share(share)) for share in _listed(keeps)),
-        debias=tuple(_listed(debiases)),
-        layer=read_layers(layer),
-        curve=curve,
-        seed=seed,
-        resamples=resamples,
-    )
-    longest = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
-    around = None if template is None else typed(template, "--template")
-    asking = Asking(longest, around, batch, backend, threads)
-    asking.check()
     folder = output or Path(f"eval-{metric}")
-    # Answers in a bundle would be in the way of the next export to it.
-    refuse_same([folder], [target])
-    if compare:
-        grid.check()
-        need_matplotlib()
-        outputs = comparison_outputs(grid, folder)
-    else:
-        names = ["result.json", *([f"submission.{benchmark.ending}"] if benchmark.submission else [])]
-        outputs = Outputs((folder / "predictions.jsonl",), tuple(folder / name for name in names))
-    files = Files(data, images, annotations, frames)
-    questions = read_questions(benchmark, files, limit)
-    outputs.check([*inputs_of(files, questions), curve])
-    make_folder(folder)
-    with alone_in(folder), progress_on_stderr() as progress:
+    around = None if template is None else typed(template, "--template")
+    asking = Asking(max_new_tokens, around, batch, backend, threads)
+    with progress_on_stderr() as progress:
         if compare:
-            found = _compare(target, cache, benchmark, questions, asking, grid, folder, restart, progress)
+            grid = Grid(
+                methods=tuple(_listed(methods)),
+                keeps=tuple(float(read_share(share)) for share in _listed(keeps)),
+                debias=tuple(_listed(debiases)),
+                layer=read_layers(layer),
+                curve=curve,
+                seed=seed,
+                resamples=resamples,
+            )
+            comparison = run.compare(
+                target,
+                metric,
+                data,
+                grid,
+                images=images,
+                annotations=annotations,
+                frames=frames,
+                limit=limit,
+                asking=asking,
+                output=folder,
+                cache=cache,
+                restart=restart,
+                plot=True,
+                progress=progress,
+            )
         else:
-            bundle = Path(target) if is_bundle else _exported(target, cache, pruning, folder, progress)
-            single = _evaluate(bundle, benchmark, questions, asking, grid, folder, restart, progress)
+            evaluation = run.evaluate(
+                target,
+                metric,
+                data,
+                images=images,
+                annotations=annotations,
+                frames=frames,
+                limit=limit,
+                pruning=Pruning(method, read_shares(keep), read_layers(layer), curve, debias),
+                asking=asking,
+                output=folder,
+                cache=cache,
+                resamples=resamples,
+                seed=seed,
+                restart=restart,
+                progress=progress,
+            )
     if compare:
-        _print_comparison(found, folder, as_json)
+        _print_comparison(comparison, folder, as_json)
     else:
-        _print_single(single, benchmark, folder, as_json)
+        _print_single(evaluation, folder, as_json)
 
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _model_folder(target: str, progress: Progress) -> Path:
-    from edgeprune.optional import export_module
-
-    folder: Path = export_module("exporter.pipeline").resolve_model(target, progress)
-    return folder
-
-
-def _exported(target: str, cache: Path | None, pruning: Pruning, folder: Path, progress: Progress) -> Path:
-    """The one bundle of a model that a single evaluation needs."""
-    from edgeprune.evaluation.exporting import Bundles
-
-    return Bundles(_model_folder(target, progress), cache or folder / "bundles", progress).of(pruning)
-
-
-def _evaluate(
-    bundle: Path,
-    benchmark: Benchmark,
-    questions: list[Question],
-    asking: Asking,
-    grid: Grid,
-    folder: Path,
-    restart: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Asks one bundle; writes result.json and the submission file, and returns what is in the former."""
-    from edgeprune.evaluation.answering import ask, settings_of
-    from edgeprune.evaluation.benchmarks import can_score
-    from edgeprune.evaluation.bootstrap import interval
-    from edgeprune.evaluation.predictions import PredictionFile
-    from edgeprune.files import write_text
-
-    settings = settings_of(bundle, questions, asking)
-    with PredictionFile(folder / "predictions.jsonl", settings, questions, restart) as file:
-        progress.step(f"asking {benchmark.title}", len(questions))
-        ask(bundle, questions, file, asking, progress=progress)
-    texts = file.texts()
-    result: dict[str, Any] = {
-        "benchmark": benchmark.title,
-        "settings": settings,
-        "predictions": str(file.path),
-        "figures": {},
-        "main": None,
-        "interval": None,
-        "submission": None,
-        "note": benchmark.note,
-    }
-    if benchmark.metric is not None and can_score(benchmark, questions):
-        tally = benchmark.metric(questions, texts)
-        result |= {
-            "figures": tally.result(),
-            "main": tally.main,
-            "interval": asdict(interval(tally, grid.resamples, grid.seed)),
-        }
-    elif benchmark.note is None:
-        result["note"] = "the questions come without reference answers, so nothing is scored here"
-    if benchmark.submission is not None:
-        path = folder / f"submission.{benchmark.ending}"
-        benchmark.submission(questions, texts, path)
-        result["submission"] = str(path)
-    write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return result
-
-
-def _compare(
-    target: str,
-    cache: Path | None,
-    benchmark: Benchmark,
-    questions: list[Question],
-    asking: Asking,
-    grid: Grid,
-    folder: Path,
-    restart: bool,
-    progress: Progress,
-) -> Comparison:
-    from edgeprune.evaluation import report
-    from edgeprune.evaluation.comparison import compare
-    from edgeprune.evaluation.exporting import Bundles
-
-    bundles = Bundles(_model_folder(target, progress), cache or folder / "bundles", progress)
-    found = compare(bundles, benchmark, questions, asking, grid, folder, restart, progress)
-    report.write(found, folder)
-    report.plot(found, folder / "comparison.png")
-    return found
-
-
-def _print_single(result: dict[str, Any], benchmark: Benchmark, folder: Path, as_json: bool) -> None:
+def _print_single(found: Evaluation, folder: Path, as_json: bool) -> None:
     if as_json:
-        print_json("eval", result)
+        print_json("eval", found.to_dict())
         return
-    rows = [(name, f"{value:.2f}") for name, value in result["figures"].items()]
-    if result["interval"] is not None:
-        low, high = result["interval"]["low"], result["interval"]["high"]
-        rows = [
-            (name, f"{value} (95 % interval {low:.2f} to {high:.2f})" if name == result["main"] else value)
-            for name, value in rows
-        ]
-    print(f"{benchmark.title}: {result['settings']['questions']} questions, {result['settings']['plan']}")
+    rows = []
+    for name, value in found.figures.items():
+        bounds = found.interval if name == found.main else None
+        around = "" if bounds is None else f" (95 % interval {bounds.low:.2f} to {bounds.high:.2f})"
+        rows.append((name, f"{value:.2f}{around}"))
+    print(f"{found.benchmark}: {found.questions} questions, {found.plan}")
     print_fields(rows)
-    if result["submission"] is not None:
-        print(f"to hand in: {result['submission']}")
-    if result["note"] is not None:
-        print(f"note: {result['note']}")
+    if found.submission is not None:
+        print(f"to hand in: {found.submission}")
+    if found.note is not None:
+        print(f"note: {found.note}")
     print(f"written to {folder}")
 
 
@@ -313,7 +214,7 @@ def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
     from edgeprune.evaluation.report import difference_text, interval_text
 
     if as_json:
-        print_json("comparison", asdict(found))
+        print_json("comparison", found.to_dict())
         return
     rows = [
         [
@@ -326,7 +227,7 @@ def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
         ]
         for outcome in found.outcomes
     ]
-    title = f"{found.benchmark}, {found.questions} questions about {found.pictures} pictures, 95 % intervals"
+    title = f"{found.benchmark}, {found.questions} questions about {found.images} images, 95 % intervals"
     header = ["selection", "keep", found.figure, "difference to the plain method", "kept", "padding"]
     print_table(header, rows, title)
     for reason in found.left_out:

@@ -22,15 +22,15 @@ def images_of(folder: Path) -> list[Path]:
     Raises:
         InputError: it is no folder, or has none.
     """
-    from edgeprune.evaluation.formats import PICTURE_ENDINGS
+    from edgeprune.questions.llava import IMAGE_ENDINGS
 
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder: expected one with images; give one file with --image")
     found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS and path.is_file()
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
     )
     if not found:
-        raise InputError(f"{folder} has no images: expected files that end in {', '.join(PICTURE_ENDINGS)}")
+        raise InputError(f"{folder} has no images: expected files that end in {', '.join(IMAGE_ENDINGS)}")
     return found
 
 

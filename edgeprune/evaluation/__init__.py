@@ -1,18 +1,58 @@
 """Evaluation: benchmarks in the file formats of their communities, with their official metrics.
 
+    from edgeprune.evaluation import evaluate
+
+    found = evaluate("llava-bundle", "pope", "coco_pope_popular.json", images="val2014")
+    print(found.main, found.figures, found.interval)
+
 | module | what it holds |
 |---|---|
-| `questions` | a question, and reading JSON files with messages that name file and line |
-| `formats` | the readers, one per benchmark |
+| `run` | `evaluate` and `compare`, from files on the disk to results on the disk |
+| `formats` | the readers, one per benchmark; what a question is lies in `edgeprune.questions` |
 | `answers` | what an answer's text says: normalisation, yes or no, option letters |
-| `metrics` | the official metrics, as counts per picture |
+| `metrics` | the official metrics, as counts per image |
 | `bootstrap` | confidence intervals from those counts |
 | `submissions` | prediction files for graders elsewhere |
 | `benchmarks` | the table of all benchmarks by name |
-| `predictions` | the answers of a run on disk, so that it can go on after an interruption |
+| `predictions`, `outputs` | the answers of a run on disk, so that it can go on after an interruption |
 | `answering` | asks a bundle all questions |
+| `exporting` | the bundles of a model that are needed |
+| `single` | one bundle: its figures |
 | `comparison`, `report` | several ways to select visual tokens side by side; table, JSON, plot |
 
-Needs numpy and the standard library; the runtime is imported where a model is asked, matplotlib where a plot
-is drawn.
+Importing this package loads the standard library alone; the runtime is imported where a model is asked,
+matplotlib where a plot is drawn.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeprune.evaluation.answering import Asking
+    from edgeprune.evaluation.comparison import Comparison, Grid
+    from edgeprune.evaluation.exporting import Pruning
+    from edgeprune.evaluation.run import compare, evaluate
+    from edgeprune.evaluation.single import Evaluation
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "evaluate": "run",
+    "compare": "run",
+    "Evaluation": "single",
+    "Comparison": "comparison",
+    "Grid": "comparison",
+    "Pruning": "exporting",
+    "Asking": "answering",
+}
+
+__all__ = ["Asking", "Comparison", "Evaluation", "Grid", "Pruning", "compare", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(f"edgeprune.evaluation.{_PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'edgeprune.evaluation' has no attribute {name!r}")

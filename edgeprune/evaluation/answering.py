@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,24 @@ from numpy.typing import NDArray
 from edgeprune.bundle import read_manifest
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
+from edgeprune.evaluation.benchmarks import Benchmark
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import EncodedPicture, Question
 from edgeprune.files import read_regular
 from edgeprune.manifest import MANIFEST_NAME
 from edgeprune.progress import Progress, Silent
+from edgeprune.questions.question import EncodedImage, Question
+
+if TYPE_CHECKING:
+    from edgeprune.runtime.model import Model
+    from edgeprune.runtime.session import Generated, Picker, PromptInputs
 
 QUESTION_PLACE, IMAGES_PLACE = "{question}", "{images}"
 
 Mask = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 """From a prompt's padding mask float32 [V] and its question's number, the mask that the graph gets."""
+
+Setting: TypeAlias = "str | int | None"
+"""Something that answers depend on, as JSON has it."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +42,14 @@ class Asking:
     """How questions are asked.
 
     Attributes:
-        max_new_tokens: at most so many per answer.
+        max_new_tokens: at most so many per answer; None is what the benchmark has enough with.
         template: the prompt around a question, with {question} and {images}; None for the model's own chat
             template.
         batch: questions that run together at most.
         backend, threads: of the runtime.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int | None = None
     template: str | None = None
     batch: int = 8
     backend: str = "auto"
@@ -49,7 +57,8 @@ class Asking:
 
     def check(self) -> None:
         """Raises InputError for what cannot be asked."""
-        check_count("max_new_tokens", self.max_new_tokens)
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
         check_count("batch", self.batch)
         if self.threads is not None:
             check_count("threads", self.threads)
@@ -58,8 +67,20 @@ class Asking:
         ):
             raise InputError(
                 f"the prompt template is {self.template!r:.80}: expected one with {IMAGES_PLACE} where the "
-                f"pictures go and {QUESTION_PLACE} where the question goes"
+                f"images go and {QUESTION_PLACE} where the question goes"
             )
+
+    def of(self, benchmark: Benchmark) -> Asking:
+        """The same, with the benchmark's length of answers where none is set."""
+        longest = benchmark.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        return replace(self, max_new_tokens=longest)
+
+    @property
+    def longest(self) -> int:
+        """The length of answers, which has to be set: see `of`."""
+        if self.max_new_tokens is None:
+            raise ValueError("no `max_new_tokens`: expected a number; take that of a benchmark by `of`")
+        return self.max_new_tokens
 
 
 class Bundle:
@@ -68,7 +89,7 @@ class Bundle:
     Args:
         folder: the bundle.
         asking: how.
-        mask: puts another padding mask in the place of a picture's own; None leaves it.
+        mask: puts another padding mask in the place of an image's own; None leaves it.
 
     Raises:
         InputError: the bundle has no chat template, and none is given. Also as `load`.
@@ -80,8 +101,7 @@ class Bundle:
         from edgeprune.runtime.sampling import Sampler, chosen_by
 
         options = {} if asking.threads is None else {"threads": asking.threads}
-        self._model: Any = load(folder, asking.backend, **options)
-        self.backend: str = self._model.backend_name
+        self._model: Model = load(folder, asking.backend, **options)
         manifest = self._model.manifest
         if asking.template is None and manifest.prompt.chat_template is None:
             raise InputError(
@@ -89,63 +109,62 @@ class Bundle:
                 f"`template` that the model knows, with {IMAGES_PLACE} and {QUESTION_PLACE} in their places, "
                 f"such as 'USER: {IMAGES_PLACE}{QUESTION_PLACE} ASSISTANT:'"
             )
-        self._words: Any = PromptEncoder(
+        self._words = PromptEncoder(
             folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
         )
-        self._image_token: str = manifest.prompt.image_token
+        self._image_token = manifest.prompt.image_token
         how = chosen_by(manifest.generation, {"do_sample": False})
-        self._picker: Any = lambda given: Sampler(how, given.input_ids).pick
+        self._picker: Callable[[PromptInputs], Picker] = lambda prompt: Sampler(how, prompt.input_ids).pick
         self._asking, self._mask = asking, mask
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
         """Answers questions, each with its number.
 
         Raises:
-            InputError: a picture or a prompt cannot be used; names the question.
+            InputError: an image or a prompt cannot be used; names the question.
         """
-        prepared = [self._prepare(number, question) for number, question in numbered]
+        prepared = [self._prepare(question) for _, question in numbered]
         inputs = [
-            given if self._mask is None else replace(given, imposed=self._mask(given.visual_valid, number))
-            for (number, _), given in zip(numbered, prepared, strict=True)
+            prompt if self._mask is None else replace(prompt, imposed=self._mask(prompt.visual_valid, number))
+            for (number, _), prompt in zip(numbered, prepared, strict=True)
         ]
-        asking = self._asking
         generated = self._model.session.generate(
-            inputs, [self._picker(given) for given in inputs], asking.max_new_tokens, None, asking.batch
+            inputs,
+            [self._picker(prompt) for prompt in inputs],
+            self._asking.longest,
+            batch_size=self._asking.batch,
         )
         return [
-            (number, self._prediction(given.visual_valid, found))
-            for (number, _), given, found in zip(numbered, prepared, generated, strict=True)
+            (number, self._prediction(prompt.visual_valid, reply))
+            for (number, _), prompt, reply in zip(numbered, prepared, generated, strict=True)
         ]
 
-    def _prepare(self, number: int, question: Question) -> Any:
-        pictures = [
-            picture.read() if isinstance(picture, EncodedPicture) else picture
-            for picture in question.pictures
-        ]
+    def _prepare(self, question: Question) -> PromptInputs:
+        images = [image.read() if isinstance(image, EncodedImage) else image for image in question.images]
         prompt = question.prompt
         if self._asking.template is not None:
-            places = f"{self._image_token}\n" * len(pictures)
+            places = f"{self._image_token}\n" * len(images)
             prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
         try:
-            return self._model.prepare(prompt, pictures)
+            return self._model.prepare(prompt, images)
         except InputError as error:
             raise InputError(f"{question.where}: {error}") from error
 
-    def _prediction(self, valid: NDArray[np.float32], found: Any) -> Prediction:
-        # By the picture's own mask: an imposed one says nothing about padding.
-        padded = int((valid[found.stages[0].kept_visual] == 0).sum()) if found.stages else 0
+    def _prediction(self, valid: NDArray[np.float32], reply: Generated) -> Prediction:
+        # By the image's own mask: an imposed one says nothing about padding.
+        padded = int((valid[reply.stages[0].kept_visual] == 0).sum()) if reply.stages else 0
         return Prediction(
-            text=self._words.decode(found.token_ids).strip(),
+            text=self._words.decode(reply.token_ids).strip(),
             visual_tokens=len(valid),
-            kept=tuple(stage.kept for stage in found.stages),
+            kept=tuple(stage.kept for stage in reply.stages),
             padded_kept=padded,
-            new_tokens=len(found.token_ids),
+            new_tokens=len(reply.token_ids),
         )
 
 
 def settings_of(
     bundle: Path, questions: Sequence[Question], asking: Asking, selection: str = "the bundle's own"
-) -> dict[str, Any]:
+) -> dict[str, Setting]:
     """Everything an answer depends on, for the header of its file.
 
     The bundle counts by its manifest, which holds the hashes of all its files; questions by their texts.
@@ -162,7 +181,7 @@ def settings_of(
         "questions": len(questions),
         "question_texts": texts.hexdigest()[:16],
         "template": asking.template,
-        "max_new_tokens": asking.max_new_tokens,
+        "max_new_tokens": asking.longest,
     }
 
 

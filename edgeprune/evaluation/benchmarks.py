@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.evaluation import formats, metrics, submissions
-from edgeprune.evaluation.questions import Question, check_pictures
+from edgeprune.questions.llava import Files
+from edgeprune.questions.question import Question, check_images
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def benchmark_by_name(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def read_questions(benchmark: Benchmark, files: formats.Files, limit: int | None = None) -> list[Question]:
-    """The questions of a benchmark, the first `limit` of them, with every picture in its place.
+def read_questions(benchmark: Benchmark, files: Files, limit: int | None = None) -> list[Question]:
+    """The questions of a benchmark, the first `limit` of them, with every image in its place.
 
     Raises:
-        InputError: a file is missing or malformed, or a picture is missing; names file and line.
+        InputError: a file is missing or malformed, or an image is missing; names file and line.
     """
     check_count("frames", files.frames)
     if limit is not None:
@@ -87,7 +88,7 @@ def read_questions(benchmark: Benchmark, files: formats.Files, limit: int | None
     questions = benchmark.read(files)
     if limit is not None:
         questions = _whole_units(questions, limit)
-    check_pictures(questions)
+    check_images(questions)
     return questions
 
 

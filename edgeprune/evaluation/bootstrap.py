@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling pictures (B. Efron, The Annals of Statistics 7, 1979; percentiles)."""
+"""Confidence intervals by resampling images (B. Efron, The Annals of Statistics 7, 1979; percentiles)."""
 
 from __future__ import annotations
 

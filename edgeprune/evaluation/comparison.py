@@ -8,14 +8,15 @@ marked valid, exactly those are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.bundle import read_manifest
-from edgeprune.debias.selection import keep_per_10000, random_visual
+from edgeprune.debias.selection import keep_per_10000, kept_count, random_visual
 from edgeprune.errors import InputError
 from edgeprune.evaluation import exporting
 from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
@@ -25,10 +26,10 @@ from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.metrics import Tally
 from edgeprune.evaluation.outputs import Outputs
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import Question
 from edgeprune.log import note
 from edgeprune.plans import PruningPlan, Ranking, method_by_name
 from edgeprune.progress import Progress, Silent
+from edgeprune.questions.question import Question
 
 UNPRUNED, RANDOM, RANDOM_CONTENT = "unpruned", "random", "random among content"
 DEBIAS = ("none", "position", "padding", "both")
@@ -92,8 +93,8 @@ class Way:
         method: the exported method.
         keep: keep ratio; None where nothing is pruned.
         has_curve: whether the graph has a bias curve.
-        mask: "own" (the picture's padding mask), "ones" (no mask), or a random selection from all tokens
-            ("all") or from those that show the picture ("content").
+        mask: "own" (the image's padding mask), "ones" (no mask), or a random selection from all tokens
+            ("all") or from those that show the image ("content").
         baseline: the way that it is compared with, or None.
         beside: another one that it is compared with too, or None.
     """
@@ -139,11 +140,15 @@ class Comparison:
     benchmark: str
     figure: str
     questions: int
-    pictures: int
+    images: int
     resamples: int
     visual_tokens: float
     outcomes: tuple[Outcome, ...]
     left_out: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        return asdict(self)
 
 
 def ways(grid: Grid) -> Iterator[Way]:
@@ -168,16 +173,32 @@ def ways(grid: Grid) -> Iterator[Way]:
                 )
 
 
-def _pruning(way: Way, grid: Grid) -> Pruning:
-    """What is exported for a way. Where the model has no curve, one with a curve turns out to have none."""
+@dataclass(frozen=True)
+class Needs:
+    """What a way answers from.
+
+    Attributes:
+        pruning: of the bundle.
+        mask: imposed when it runs; None leaves each image's own.
+    """
+
+    pruning: Pruning
+    mask: Mask | None
+
+
+def needs_of(way: Way, grid: Grid) -> Needs:
+    """Which bundle a way needs, and what is chosen when it runs.
+
+    Where the model has no curve, a bundle with one turns out to have none.
+    """
     if way.keep is None:
-        return exporting.UNPRUNED
-    if way.has_curve:
-        return Pruning(way.method, way.keep, grid.layer, grid.curve)
-    return Pruning(way.method, way.keep, grid.layer, debias="padding")
+        return Needs(exporting.UNPRUNED, None)
+    debias = {} if way.has_curve else {"debias": "padding"}
+    pruning = Pruning(way.method, way.keep, grid.layer, grid.curve if way.has_curve else None, **debias)
+    return Needs(pruning, _mask(way, grid.seed))
 
 
-def compare(
+def comparison_of(
     bundles: Bundles,
     benchmark: Benchmark,
     questions: Sequence[Question],
@@ -204,7 +225,8 @@ def compare(
     left_out: list[str] = []
     visual = 0.0
     for way in ways(grid):
-        folder = bundles.of(_pruning(way, grid))
+        needs = needs_of(way, grid)
+        folder = bundles.of(needs.pruning)
         manifest = read_manifest(folder)
         reason = _pointless(way, manifest.curve is not None, manifest.padding_mask.kind != "none")
         if reason is not None:
@@ -216,7 +238,7 @@ def compare(
         path = output / _file_name(way)
         settings = settings_of(folder, questions, asking, f"{way.mask}, seed {grid.seed}")
         with PredictionFile(path, settings, questions, restart) as file:
-            ask(folder, questions, file, asking, _mask(way, grid.seed), listener)
+            ask(folder, questions, file, asking, needs.mask, listener)
         tally = benchmark.metric(questions, file.texts())
         tallies[way.name, way.keep] = tally
         found = [file.done[number] for number in range(len(questions))]
@@ -229,7 +251,7 @@ def compare(
         benchmark=benchmark.title,
         figure=tally.main,
         questions=len(questions),
-        pictures=len(tally.counts),
+        images=len(tally.counts),
         resamples=grid.resamples,
         visual_tokens=visual,
         outcomes=tuple(outcomes),
@@ -238,7 +260,7 @@ def compare(
 
 
 def comparison_outputs(grid: Grid, output: Path) -> Outputs:
-    """The files that `compare`, and the report of it, write into the folder `output`."""
+    """The files that `comparison_of`, and the report of it, write into the folder `output`."""
     results = tuple(output / f"comparison.{ending}" for ending in ("md", "json", "png"))
     return Outputs(tuple(output / _file_name(way) for way in ways(grid)), results)
 
@@ -282,7 +304,7 @@ def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:
             "`curve`"
         )
     if way.mask in ("own", "content") and not has_mask:
-        return "the model does not letterbox pictures, so what concerns padding is left out"
+        return "the model does not letterbox images, so what concerns padding is left out"
     return None
 
 
@@ -299,7 +321,8 @@ def _mask(way: Way, seed: int) -> Mask | None:
             return valid
         rng = np.random.default_rng([seed, share, among_content, number])
         chosen = np.zeros_like(valid)
-        chosen[random_visual(rng, valid[None], share, among_content)[0]] = 1.0
+        kept = kept_count(len(valid), share)
+        chosen[random_visual(rng, valid[None], kept, among_content)[0]] = 1.0
         return chosen
 
     return drawn

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import edgeprune
+from edgeprune.exporter.debiasing import check_wish
 from edgeprune.files import make_folder, read_regular
-from edgeprune.plans import Keep, plan_name
+from edgeprune.plans import Keep, method_by_name, plan_name, read_debias
 from edgeprune.progress import Progress
+
+_DEFAULT_METHOD = "fastv"
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a model is pruned; the fields are parameters of `edgeprune.export`."""
+    """How a model is pruned; the fields are parameters of `edgeprune.export`. Without any it is not."""
 
-    method: str
+    method: str | None = None
     keep: Keep = None
     layer: int | tuple[int, ...] | None = None
     curve: str | None = None
     debias: str | None = None
 
+    @property
+    def given(self) -> list[str]:
+        """The fields that were given, as messages name parameters."""
+        return [f"`{field.name}`" for field in fields(self) if getattr(self, field.name) is not None]
+
+    def resolved(self) -> Pruning:
+        """With the method that is meant where it was left out."""
+        method = _DEFAULT_METHOD if self.given else UNPRUNED.method
+        return self if self.method is not None else replace(self, method=method)
+
+    def check(self) -> None:
+        """Raises InputError for what no model can be pruned by, before the exporter is loaded."""
+        method = self.resolved().method or _DEFAULT_METHOD
+        method_by_name(method)
+        check_wish(method, read_debias(self.debias), self.curve)
+
     def name(self) -> str:
         """In short, for people and as part of a folder's name."""
-        return plan_name(self.method, self.keep)
+        return plan_name(self.resolved().method or _DEFAULT_METHOD, self.keep)
 
 
 UNPRUNED = Pruning("none")

@@ -1,7 +1,7 @@
 """The official metrics.
 
-Each metric turns answers into a tally: counts per picture, and the figures that follow from their sums. So
-the same code gives a figure and, from resampled pictures, its confidence interval.
+Each metric turns answers into a tally: counts per image, and the figures that follow from their sums. So
+the same code gives a figure and, from resampled images, its confidence interval.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeprune.evaluation.answers import (
     scienceqa_letter,
     vqa_normalised,
 )
-from edgeprune.evaluation.questions import Question, picture_key
+from edgeprune.questions.question import Question, image_key
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class Tally:
     """What the answers count for.
 
     Attributes:
-        counts: float64 [U, C], per unit of resampling (a picture with all that is asked about it).
+        counts: float64 [U, C], per unit of resampling (an image with all that is asked about it).
         strata: int64 [U]; units are resampled within their stratum.
         figures: from summed counts [..., C] to every figure by its name, each [...].
         main: the name of the figure that a benchmark is known by.
@@ -105,7 +105,7 @@ def leave_one_out(given: str, references: Sequence[str]) -> float:
 
 
 def scienceqa_accuracy(questions: Sequence[Question], texts: Sequence[str]) -> Tally:
-    """Share of questions whose option letter is right; by itself for those with a picture.
+    """Share of questions whose option letter is right; by itself for those with an image.
 
     Source: ScienceQA, arXiv 2209.09513, read from answers as LLaVA's evaluation does.
     """
@@ -145,14 +145,14 @@ def pope_f1(questions: Sequence[Question], texts: Sequence[str]) -> Tally:
                 found |= {f"{name} ({group})": 100 * values[..., number] for name, values in by_group.items()}
         return found
 
-    counts, strata = _by_picture(questions, cells.reshape(len(questions), -1))
+    counts, strata = _by_image(questions, cells.reshape(len(questions), -1))
     return Tally(counts, strata, figures, "F1")
 
 
 def mme_score(questions: Sequence[Question], texts: Sequence[str]) -> Tally:
     """MME: per subtask 100 * accuracy + 100 * accuracy+; the sums of perception and of cognition.
 
-    accuracy+ is the share of pictures whose two questions are both right. Source: MME, arXiv 2306.13394.
+    accuracy+ is the share of images whose two questions are both right. Source: MME, arXiv 2306.13394.
     """
     groups = _names(question.group for question in questions)
     right = [mme_label(text) == q.answers[0] for q, text in zip(questions, texts, strict=True)]
@@ -163,21 +163,21 @@ def mme_score(questions: Sequence[Question], texts: Sequence[str]) -> Tally:
         cells[row, groups.index(question.group)] = right[row], 1, all_right, first
 
     def figures(sums: Floats) -> dict[str, Floats]:
-        ok, asked, both, pictures = np.moveaxis(sums.reshape(*sums.shape[:-1], len(groups), 4), -1, 0)
-        scores = 100 * _ratio(ok, asked) + 100 * _ratio(both, pictures)
+        ok, asked, both, images = np.moveaxis(sums.reshape(*sums.shape[:-1], len(groups), 4), -1, 0)
+        scores = 100 * _ratio(ok, asked) + 100 * _ratio(both, images)
         cognition = np.array([group in MME_COGNITION for group in groups])
         found = {
             "total": scores.sum(-1),
             "perception": scores[..., ~cognition].sum(-1),
             "cognition": scores[..., cognition].sum(-1),
             "accuracy": 100 * _ratio(ok.sum(-1), asked.sum(-1)),
-            "accuracy+": 100 * _ratio(both.sum(-1), pictures.sum(-1)),
+            "accuracy+": 100 * _ratio(both.sum(-1), images.sum(-1)),
         }
         return found | {f"score ({group})": scores[..., n] for n, group in enumerate(groups)}
 
-    # Within a subtask, so that each of them has its pictures in every resample.
+    # Within a subtask, so that each of them has its images in every resample.
     strata = [groups.index(question.group) for question in questions]
-    counts, own = _by_picture(questions, cells.reshape(len(questions), -1), strata)
+    counts, own = _by_image(questions, cells.reshape(len(questions), -1), strata)
     return Tally(counts, own, figures, "perception" if set(groups) - set(MME_COGNITION) else "total")
 
 
@@ -201,7 +201,7 @@ def mmbench_accuracy(questions: Sequence[Question], texts: Sequence[str]) -> Tal
         circular, once, asked = np.moveaxis(sums, -1, 0)
         return {"circular accuracy": 100 * _ratio(circular, asked), "accuracy": 100 * _ratio(once, asked)}
 
-    counts, strata = _by_picture(questions, cells)
+    counts, strata = _by_image(questions, cells)
     return Tally(counts, strata, figures, "circular accuracy")
 
 
@@ -241,21 +241,21 @@ def _mean(questions: Sequence[Question], scores: Sequence[float], by_group: Sequ
             found |= {f"accuracy ({group or 'other'})": shares[..., n] for n, group in enumerate(groups)}
         return found
 
-    counts, strata = _by_picture(questions, cells.reshape(len(questions), -1))
+    counts, strata = _by_image(questions, cells.reshape(len(questions), -1))
     return Tally(counts, strata, figures, "accuracy")
 
 
-def _by_picture(
+def _by_image(
     questions: Sequence[Question], cells: Floats, strata: Sequence[int] | None = None
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Sums of the questions' cells [N, C] over those about one picture: [U, C], and the units' strata [U].
+    """Sums of the questions' cells [N, C] over those about one image: [U, C], and the units' strata [U].
 
-    Answers about one picture are not independent of each other; those about different ones are.
+    Answers about one image are not independent of each other; those about different ones are.
     """
     own = [0] * len(questions) if strata is None else strata
     keys: dict[tuple[int, str], int] = {}
     unit = [
-        keys.setdefault((stratum, picture_key(question) or f"question {row}"), len(keys))
+        keys.setdefault((stratum, image_key(question) or f"question {row}"), len(keys))
         for row, (question, stratum) in enumerate(zip(questions, own, strict=True))
     ]
     sums = np.zeros((len(keys), cells.shape[1]))

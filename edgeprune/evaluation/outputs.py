@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import InputError
-from edgeprune.evaluation.formats import Files
 from edgeprune.evaluation.predictions import check_owner
-from edgeprune.evaluation.questions import Question
 from edgeprune.files import refuse_same
+from edgeprune.questions.llava import Files
+from edgeprune.questions.question import Question
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ class Outputs:
 
 def inputs_of(files: Files, questions: Sequence[Question]) -> list[Path | None]:
     """Every file that the questions come from."""
-    pictures = {picture for question in questions for picture in question.pictures}
-    return [files.data, files.annotations, *(path for path in pictures if isinstance(path, Path))]
+    images = {image for question in questions for image in question.images}
+    return [files.data, files.annotations, *(path for path in images if isinstance(path, Path))]

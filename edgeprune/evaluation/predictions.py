@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import InputError, OutputError
-from edgeprune.evaluation.questions import Question
 from edgeprune.files import flush, open_regular
 from edgeprune.json_file import parse_json
+from edgeprune.questions.question import Question
 from edgeprune.scratch import lock_descriptor
 from edgeprune.settings import changes, short
 

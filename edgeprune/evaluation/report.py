@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def write(comparison: Comparison, folder: Path) -> None:
         OutputError: a file cannot be written.
     """
     write_text(folder / "comparison.md", markdown(comparison))
-    write_text(folder / "comparison.json", json.dumps(asdict(comparison), indent=2) + "\n")
+    write_text(folder / "comparison.json", json.dumps(comparison.to_dict(), indent=2) + "\n")
 
 
 def interval_text(value: Interval) -> str:
@@ -44,10 +43,10 @@ def markdown(comparison: Comparison) -> str:
     """Tables for a document."""
     unpruned = next(outcome for outcome in comparison.outcomes if outcome.way.name == UNPRUNED)
     parts = [
-        f"{comparison.questions} questions about {comparison.pictures} pictures, "
+        f"{comparison.questions} questions about {comparison.images} images, "
         f"{comparison.visual_tokens:g} visual tokens each on average. Unpruned {comparison.figure}: "
         f"**{interval_text(unpruned.main)}**. In parentheses 95 % intervals from {comparison.resamples} "
-        "resamples of the pictures.\n",
+        "resamples of the images.\n",
         f"{comparison.figure} by keep ratio:\n",
         _table(comparison, lambda outcome: interval_text(outcome.main)),
     ]
@@ -98,7 +97,7 @@ def plot(comparison: Comparison, path: Path) -> None:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OutputError: the picture cannot be written.
+        OutputError: the plot cannot be written.
     """
     methods = list(
         dict.fromkeys(
@@ -120,7 +119,7 @@ def plot(comparison: Comparison, path: Path) -> None:
         panel.set_ylabel(comparison.figure)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        f"{comparison.benchmark}, {comparison.questions} questions; bars: 95 % intervals over pictures"
+        f"{comparison.benchmark}, {comparison.questions} questions; bars: 95 % intervals over images"
     )
     save_figure(figure, path)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeprune.evaluation.answers import evalai_normalised, plain
-from edgeprune.evaluation.questions import Question
 from edgeprune.files import write_text
+from edgeprune.questions.question import Question
 
 Writer = Callable[[Sequence[Question], Sequence[str], Path], None]
 

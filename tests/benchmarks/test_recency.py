@@ -219,7 +219,7 @@ def test_two_pictures_in_a_prompt(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pictures", "5"], "too few pictures to fit a trend to: found 5, expected at least 40"),
+        (["--pictures", "5"], "too few images to fit a trend to: found 5, expected at least 40"),
         (["--steps", "0", "3"], "--steps is 0: expected 1 to 1000000; choose a number in this range"),
         (["--batch", "1"], "--batch is 1: expected 2 to 4096; choose a number in this range"),
         (["--seed", "-1"], "--seed is -1: expected 0 to 2147483648; choose a number in this range"),

@@ -8,23 +8,17 @@ from collections.abc import Iterator, Mapping
 
 from edgeprune.errors import InputError
 from edgeprune.evaluation.answers import LETTERS
-from edgeprune.evaluation.formats.common import Files, answer_to, without_image_token
-from edgeprune.evaluation.questions import (
-    EncodedPicture,
-    Question,
-    Record,
-    entries,
-    members,
-    read_json,
-    read_text,
-)
+from edgeprune.evaluation.formats.common import answer_to
+from edgeprune.questions.llava import Files, without_image_token
+from edgeprune.questions.question import EncodedImage, Question
+from edgeprune.questions.records import Record, entries, members, read_json, read_text
 
 LETTER = "Answer with the option's letter from the given choices directly."
 LETTER_CN = "请直接回答选项字母。"
 
 
 def mmbench(files: Files) -> list[Question]:
-    """MMBench's table (tab separated, pictures as base64), each question once per rotation of its options."""
+    """MMBench's table (tab separated, images as base64), each question once per rotation of its options."""
     return list(_mmbench(files, LETTER))
 
 
@@ -34,7 +28,7 @@ def mmbench_cn(files: Files) -> list[Question]:
 
 
 def _mmbench(files: Files, instruction: str) -> Iterator[Question]:
-    csv.field_size_limit(1 << 30)  # a picture is one field
+    csv.field_size_limit(1 << 30)  # an image is one field
     # Universal newlines are csv's own work here: a quoted field may hold some.
     table = csv.DictReader(io.StringIO(read_text(files.data), newline=""), delimiter="\t")
     columns = table.fieldnames or []
@@ -44,19 +38,19 @@ def _mmbench(files: Files, instruction: str) -> Iterator[Question]:
             f"{files.data}, line 1: the columns {', '.join(lacking)} are missing (found: "
             f"{', '.join(columns)}): expected MMBench's table; check `metric` and the file"
         )
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     for row in table:
         where = f"{files.data}, line {table.line_num}"
         if None in row or None in row.values():
             raise InputError(f"{where}: another number of fields than the first line's: mend the line")
         text = row["image"]
-        # A picture that was there before is named by its row's index.
-        pictures[row["index"]] = pictures.get(text, text)
-        yield from _rotations(row, where, EncodedPicture(pictures[row["index"]]), instruction)
+        # An image that was there before is named by its row's index.
+        images[row["index"]] = images.get(text, text)
+        yield from _rotations(row, where, EncodedImage(images[row["index"]]), instruction)
 
 
 def _rotations(
-    row: Mapping[str, str], where: str, picture: EncodedPicture, instruction: str
+    row: Mapping[str, str], where: str, image: EncodedImage, instruction: str
 ) -> Iterator[Question]:
     options = []
     for letter in LETTERS[:4]:
@@ -77,7 +71,7 @@ def _rotations(
             id=f"{row['index']}/{turn}",
             where=where,
             prompt=f"{stem}\n{listed}\n{instruction}",
-            pictures=(picture,),
+            images=(image,),
             answers=right,
             group=row.get("category", ""),
             unit=row["index"],
@@ -116,9 +110,9 @@ def scienceqa(files: Files) -> list[Question]:
                 id=name,
                 where=record.where,
                 prompt=f"{without_image_token(texts[0])}\n{LETTER}",
-                pictures=(files.picture(str(image)),) if image else (),
+                images=(files.image(str(image)),) if image else (),
                 answers=(right,),
-                group="picture" if image else "text",
+                group="image" if image else "text",
                 choices=choices,
             )
         )

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from edgeprune.errors import InputError
-from edgeprune.evaluation.formats.common import PICTURE_ENDINGS, Files, answer_to
-from edgeprune.evaluation.questions import Question, entries, read_json
+from edgeprune.evaluation.formats.common import answer_to
+from edgeprune.questions.llava import IMAGE_ENDINGS, Files
+from edgeprune.questions.question import Question
+from edgeprune.questions.records import entries, read_json
 
 
 def video(files: Files) -> list[Question]:
@@ -30,7 +32,7 @@ def video(files: Files) -> list[Question]:
                 id=number,
                 where=record.where,
                 prompt=record.text("question"),
-                pictures=frames[name],
+                images=frames[name],
                 answers=(reference.text("answer"),),
                 group=str(reference.values.get("type", "")),
             )
@@ -39,12 +41,12 @@ def video(files: Files) -> list[Question]:
 
 
 def _frames(files: Files, name: str, where: str) -> tuple[Path, ...]:
-    folder = files.picture(name)
+    folder = files.image(name)
     listed = sorted(folder.iterdir()) if os.path.isdir(folder) else []
-    found = [path for path in listed if path.suffix.lower() in PICTURE_ENDINGS]
+    found = [path for path in listed if path.suffix.lower() in IMAGE_ENDINGS]
     if not found:
         raise InputError(
-            f"{where}: there are no frames of the video in {folder}: expected a folder of pictures; extract "
+            f"{where}: there are no frames of the video in {folder}: expected a folder of images; extract "
             "the frames and give the folder above with `images`"
         )
     count = min(files.frames, len(found))

@@ -1,4 +1,4 @@
-"""Open questions about pictures: GQA, VQAv2, VizWiz, TextVQA, MM-Vet."""
+"""Open questions about images: GQA, VQAv2, VizWiz, TextVQA, MM-Vet."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edgeprune.errors import InputError
-from edgeprune.evaluation.formats.common import SHORT, Files, answer_to, is_lines, llava_lines, member
-from edgeprune.evaluation.questions import Question, Record, entries, members, read_json
+from edgeprune.evaluation.formats.common import SHORT, answer_to, is_lines, member
+from edgeprune.questions.llava import Files, llava_lines
+from edgeprune.questions.question import Question
+from edgeprune.questions.records import Record, entries, members, read_json
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
@@ -28,7 +30,7 @@ def gqa(files: Files) -> list[Question]:
                 id=name,
                 where=record.where,
                 prompt=f"{record.text('question')}\n{SHORT}",
-                pictures=(files.picture(f"{record.identity('imageId')}.jpg"),),
+                images=(files.image(f"{record.identity('imageId')}.jpg"),),
             ),
             record,
         )
@@ -64,15 +66,15 @@ def vqav2(files: Files) -> list[Question]:
 def _vqa_questions(files: Files) -> Iterator[Question]:
     content = read_json(files.data)
     split = str(content.get("data_subtype", "")) if isinstance(content, dict) else ""
-    if split.startswith("test"):  # test-dev is a part of the test split, with its pictures
+    if split.startswith("test"):  # test-dev is a part of the test split, with its images
         split = "test2015"
     for record in entries(member(content, "questions", files.data), files.data):
-        picture = record.number("image_id")
+        image = record.number("image_id")
         yield Question(
             id=record.identity("question_id"),
             where=record.where,
             prompt=f"{record.text('question')}\n{SHORT}",
-            pictures=(files.picture(f"COCO_{split}_{picture:012d}.jpg"),),
+            images=(files.image(f"COCO_{split}_{image:012d}.jpg"),),
         )
 
 
@@ -96,7 +98,7 @@ def vizwiz(files: Files) -> list[Question]:
                 id=number,
                 where=record.where,
                 prompt=f"{record.text('question')}\n{UNANSWERABLE}\n{SHORT}",
-                pictures=(files.picture(record.text("image")),),
+                images=(files.image(record.text("image")),),
                 fields={"image": record.text("image")},
             ),
             record,
@@ -115,7 +117,7 @@ def _vizwiz_answers(question: Question, record: Record) -> Question:
 def textvqa(files: Files) -> list[Question]:
     """TextVQA's own file, or LLaVA's with TextVQA's as annotations.
 
-    LLaVA's question_id is the picture's, so picture and question together name the reference.
+    LLaVA's question_id is the image's, so image and question together name the reference.
     """
     if not is_lines(files):
         return [
@@ -123,7 +125,7 @@ def textvqa(files: Files) -> list[Question]:
                 id=record.identity("question_id"),
                 where=record.where,
                 prompt=f"{_capital(record.text('question'))}\n{SHORT}",
-                pictures=(files.picture(f"{record.text('image_id')}.jpg"),),
+                images=(files.image(f"{record.text('image_id')}.jpg"),),
                 answers=record.strings("answers"),
             )
             for record in entries(member(read_json(files.data), "data", files.data), files.data)
@@ -140,7 +142,7 @@ def textvqa(files: Files) -> list[Question]:
         found = next((known[key] for key in keys if key in known), None)
         if found is None:
             raise InputError(
-                f"{question.where}: {path} has no question {lines[0]!r} about picture {question.id}: "
+                f"{question.where}: {path} has no question {lines[0]!r} about image {question.id}: "
                 "expected the annotations of these questions; check `annotations`"
             )
         questions.append(replace(question, answers=found.strings("answers")))
@@ -156,7 +158,7 @@ def mmvet(files: Files) -> list[Question]:
             id=name,
             where=record.where,
             prompt=record.text("question"),
-            pictures=(files.picture(record.text("imagename")),),
+            images=(files.image(record.text("imagename")),),
         )
         for name, record in members(read_json(files.data), files.data)
     ]

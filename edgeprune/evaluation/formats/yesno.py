@@ -8,15 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.errors import InputError
-from edgeprune.evaluation.formats.common import (
-    PICTURE_ENDINGS,
-    SHORT,
-    Files,
-    first_line,
-    llava_line,
-    llava_lines,
-)
-from edgeprune.evaluation.questions import Question, Record, read_lines, read_text
+from edgeprune.evaluation.formats.common import SHORT, first_line
+from edgeprune.questions.llava import IMAGE_ENDINGS, Files, llava_line, llava_lines
+from edgeprune.questions.question import Question
+from edgeprune.questions.records import Record, read_lines, read_text
 
 YES_OR_NO = "Please answer yes or no."
 
@@ -62,9 +57,9 @@ def _pope_label(question: Question, record: Record) -> Question:
 
 
 def mme(files: Files) -> list[Question]:
-    """MME's folder: one folder per subtask, with a text file per picture of lines "question<TAB>Yes|No".
+    """MME's folder: one folder per subtask, with a text file per image of lines "question<TAB>Yes|No".
 
-    Pictures and text files lie side by side, or in `images` and `questions_answers_YN`. LLaVA's question
+    Images and text files lie side by side, or in `images` and `questions_answers_YN`. LLaVA's question
     file is taken with MME's folder as annotations.
     """
     if os.path.isdir(files.data):
@@ -91,20 +86,20 @@ def _mme_folder(root: Path) -> Iterator[Question]:
     for task in sorted(path for path in root.iterdir() if path.is_dir()):
         apart = (task / "questions_answers_YN").is_dir()
         texts = task / "questions_answers_YN" if apart else task
-        pictures = task / "images" if apart else task
+        images = task / "images" if apart else task
         for file in sorted(texts.glob("*.txt")):
             found = True
-            possible = [pictures / f"{file.stem}{ending}" for ending in PICTURE_ENDINGS]
-            picture = next((path for path in possible if os.path.isfile(path)), possible[0])
+            possible = [images / f"{file.stem}{ending}" for ending in IMAGE_ENDINGS]
+            image = next((path for path in possible if os.path.isfile(path)), possible[0])
             lines = [line.rstrip("\r") for line in read_text(file).split("\n")]
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _mme_line(line, f"{file}, line {number}", task.name, picture)
+                    yield _mme_line(line, f"{file}, line {number}", task.name, image)
     if not found:
         raise InputError(f"{root} has no folders with .txt files: expected MME's, with a folder per subtask")
 
 
-def _mme_line(line: str, where: str, task: str, picture: Path) -> Question:
+def _mme_line(line: str, where: str, task: str, image: Path) -> Question:
     text, tab, answer = line.rpartition("\t")
     label = answer.strip().lower()
     if not tab or not text.strip() or label not in ("yes", "no"):
@@ -112,12 +107,12 @@ def _mme_line(line: str, where: str, task: str, picture: Path) -> Question:
             f"{where}: {line!r:.60}: expected a question, a tab, and Yes or No; correct the file"
         )
     return Question(
-        id=f"{task}/{picture.name}",
+        id=f"{task}/{image.name}",
         where=where,
         prompt=f"{text.strip().removesuffix(YES_OR_NO).strip()}\n{SHORT}",
-        pictures=(picture,),
+        images=(image,),
         answers=(label,),
         group=task,
-        unit=f"{task}/{picture.stem}",
-        fields={"image": picture.name},
+        unit=f"{task}/{image.stem}",
+        fields={"image": image.name},
     )

@@ -145,7 +145,7 @@ def test_pipes_are_refused_at_once(cli: Cli, bundle: Path, data: Path) -> None:
         (["--metric", "gqa"], "holds no reference answers: give GQA's questions file"),
         (["--metric", "mme"], "holds no reference answers: give MME's folder"),
         (["--metric", "scienceqa"], "not JSON"),
-        (["--metric", "exact", "--images", "elsewhere"], "line 1: there is no picture elsewhere/a.png"),
+        (["--metric", "exact", "--images", "elsewhere"], "line 1: there is no image elsewhere/a.png"),
     ],
 )
 def test_mistakes(cli: Cli, bundle: Path, data: Path, options: list[str], message: str) -> None:

@@ -16,7 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation import answering
 from edgeprune.evaluation.answering import Asking, Bundle, ask, settings_of
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
-from edgeprune.evaluation.questions import EncodedPicture, Question
+from edgeprune.questions.question import EncodedImage, Question
 from tests.edgeprune.evaluation.files import PICTURES, encoded
 
 ASKING = Asking(max_new_tokens=4, batch=3, threads=1)
@@ -29,7 +29,7 @@ def sample_questions() -> list[Question]:
             id=number,
             where=f"questions.json, entry {number}",
             prompt=entry["question"],
-            pictures=(PICTURES / entry["picture"],),
+            images=(PICTURES / entry["picture"],),
             answers=(entry["answer"],),
         )
         for number, entry in enumerate(listed)
@@ -78,7 +78,7 @@ def test_answers_are_those_of_generate(sample_bundle: Path) -> None:
 
     questions = sample_questions()[:6]
     model = load(sample_bundle, threads=1)
-    replies = [model.generate(q.prompt, q.pictures, max_new_tokens=4) for q in questions]
+    replies = [model.generate(q.prompt, q.images, max_new_tokens=4) for q in questions]
     found = Bundle(sample_bundle, ASKING).answer(list(enumerate(questions)))
     assert [number for number, _ in found] == list(range(6))
     assert [prediction.text for _, prediction in found] == [reply.text.strip() for reply in replies]
@@ -90,7 +90,7 @@ def test_answers_are_those_of_generate(sample_bundle: Path) -> None:
 @pytest.mark.slow
 def test_a_mask_decides_what_is_kept_and_padding_is_still_counted(sample_bundle: Path) -> None:
     """The wide banner is padding for the most part; a mask that picks only padding keeps only padding."""
-    (question,) = [q for q in sample_questions() if q.pictures[0].name == "banner.png"][:1]
+    (question,) = [q for q in sample_questions() if q.images[0].name == "banner.png"][:1]
     ((_, own),) = Bundle(sample_bundle, ASKING).answer([(0, question)])
 
     def padding(valid: NDArray[np.float32], number: int) -> NDArray[np.float32]:
@@ -131,15 +131,15 @@ def test_a_picture_that_cannot_be_used_is_named_with_its_question(
     sample_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    question = Question(id=1, where="q.jsonl, line 7", prompt="?", pictures=(tmp_path / "a.png",))
+    question = Question(id=1, where="q.jsonl, line 7", prompt="?", images=(tmp_path / "a.png",))
     with pytest.raises(InputError, match=r"q.jsonl, line 7: .*a.png is not an image"):
         Bundle(sample_bundle, ASKING).answer([(0, question)])
 
 
 @pytest.mark.slow
 def test_a_picture_inside_the_question_file(sample_bundle: Path) -> None:
-    inside = Question(id=0, where="", prompt="what shape is yellow", pictures=(EncodedPicture(encoded()),))
-    beside = Question(id=0, where="", prompt="what shape is yellow", pictures=(PICTURES / "square.png",))
+    inside = Question(id=0, where="", prompt="what shape is yellow", images=(EncodedImage(encoded()),))
+    beside = Question(id=0, where="", prompt="what shape is yellow", images=(PICTURES / "square.png",))
     bundle = Bundle(sample_bundle, ASKING)
     assert bundle.answer([(0, inside)]) == bundle.answer([(0, beside)])
 

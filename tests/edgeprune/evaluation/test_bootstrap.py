@@ -12,20 +12,20 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation.bootstrap import check_resampling, interval, paired
 from edgeprune.evaluation.comparison import Grid
 from edgeprune.evaluation.metrics import Tally, exact_match, mme_score
-from edgeprune.evaluation.questions import Question
+from edgeprune.questions.question import Question
 
 RIGHT = np.random.default_rng(0).random(400) < 0.7
 
 
-def asked(pictures: int = 400) -> list[Question]:
+def asked(images: int = 400) -> list[Question]:
     return [
-        Question(id=n, where="", prompt="", pictures=(Path(f"{n % pictures}"),), answers=("x",))
+        Question(id=n, where="", prompt="", images=(Path(f"{n % images}"),), answers=("x",))
         for n in range(400)
     ]
 
 
-def tally(right: np.ndarray[tuple[int], np.dtype[np.bool_]], pictures: int = 400) -> Tally:
-    return exact_match(asked(pictures), ["x" if ok else "y" for ok in right])
+def tally(right: np.ndarray[tuple[int], np.dtype[np.bool_]], images: int = 400) -> Tally:
+    return exact_match(asked(images), ["x" if ok else "y" for ok in right])
 
 
 def test_the_interval_is_as_wide_as_the_binomial_says() -> None:
@@ -39,7 +39,7 @@ def test_the_interval_is_as_wide_as_the_binomial_says() -> None:
 def test_pictures_are_resampled_not_questions() -> None:
     """Ten answers about a picture that are right or wrong together are worth one."""
     alike = np.tile(RIGHT[:40], 10)
-    wide, narrow = interval(tally(alike, pictures=40)), interval(tally(alike))
+    wide, narrow = interval(tally(alike, images=40)), interval(tally(alike))
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(np.sqrt(10), rel=0.2)
 
 
@@ -67,7 +67,7 @@ def test_the_seed_decides() -> None:
 def test_subtasks_are_resampled_apart() -> None:
     """A subtask of one picture is in every resample, so a sum over subtasks never loses it."""
     questions = [
-        Question(id=0, where="", prompt="", pictures=(Path(name),), answers=("yes",), group=name, unit=name)
+        Question(id=0, where="", prompt="", images=(Path(name),), answers=("yes",), group=name, unit=name)
         for name in ("color", "count")
     ]
     found = interval(mme_score(questions, ["yes", "yes"]))
@@ -76,7 +76,7 @@ def test_subtasks_are_resampled_apart() -> None:
 
 def test_other_questions_cannot_be_paired() -> None:
     with pytest.raises(InputError, match=r"different questions.*same ones"):
-        paired(tally(RIGHT), tally(RIGHT, pictures=40))
+        paired(tally(RIGHT), tally(RIGHT, images=40))
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from edgeprune.errors import InputError
 from edgeprune.evaluation import answering, report
 from edgeprune.evaluation.answering import Asking, Mask
 from edgeprune.evaluation.benchmarks import benchmark_by_name
-from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, compare, ways
+from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, comparison_of, needs_of, ways
 from edgeprune.evaluation.exporting import Bundles, Pruning
 from edgeprune.evaluation.predictions import Prediction
-from edgeprune.evaluation.questions import Question
+from edgeprune.questions.question import Question
 from tests.edgeprune.evaluation.test_answering import sample_questions
 from tests.manifests import write_bundle
 
@@ -81,6 +81,24 @@ def test_without_the_plain_method_nothing_is_compared_with_it() -> None:
 def test_what_cannot_be_compared(grid: Grid, message: str) -> None:
     with pytest.raises(InputError, match=message):
         grid.check()
+
+
+def test_what_a_way_needs() -> None:
+    grid = Grid(keeps=(0.3,), layer=1, curve="fastv")
+    found = {way.name: needs_of(way, grid) for way in ways(grid)}
+    flat = Pruning("fastv", 0.3, 1, debias="padding")
+    with_curve = Pruning("fastv", 0.3, 1, "fastv")
+    assert {name: needs.pruning for name, needs in found.items()} == {
+        "unpruned": Pruning("none"),
+        "random": flat,
+        "random among content": flat,
+        "fastv": flat,
+        "fastv + position": with_curve,
+        "fastv + padding": flat,
+        "fastv + both": with_curve,
+    }
+    unmasked = [name for name, needs in found.items() if needs.mask is None]
+    assert unmasked == ["unpruned", "fastv + padding", "fastv + both"]
 
 
 def imposed(mask: str, number: int = 0, seed: int = 0, valid: Any = VALID) -> Any:
@@ -145,7 +163,7 @@ class Answering:
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Grid, **changes: Any) -> Comparison:
     monkeypatch.setattr(answering, "Bundle", Answering)
     bundles = Pretended(tmp_path / "bundles", **changes)
-    return compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, grid, tmp_path)
+    return comparison_of(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, grid, tmp_path)
 
 
 GRID = Grid(keeps=(0.3,), resamples=200)
@@ -166,7 +184,7 @@ def test_outcomes_with_paired_differences(tmp_path: Path, monkeypatch: pytest.Mo
     assert by_name["fastv + padding"].added is None
     assert by_name["fastv"].kept == (5,)
     assert by_name["fastv"].padding == pytest.approx(0.4)
-    assert (found.questions, found.pictures, found.visual_tokens) == (8, 2, 16)
+    assert (found.questions, found.images, found.visual_tokens) == (8, 2, 16)
 
 
 def test_a_comparison_goes_on_and_refuses_another_seed(
@@ -175,11 +193,11 @@ def test_a_comparison_goes_on_and_refuses_another_seed(
     first = pretended(tmp_path, monkeypatch, GRID)
     monkeypatch.undo()  # a bundle that was asked anything now would fail to load
     bundles = Pretended(tmp_path / "bundles")
-    again = compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, GRID, tmp_path)
+    again = comparison_of(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, GRID, tmp_path)
     assert again == first
     other = replace(GRID, seed=1)
     with pytest.raises(InputError, match="begun with other settings"):
-        compare(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, other, tmp_path)
+        comparison_of(bundles, benchmark_by_name("exact"), QUESTIONS, ASKING, other, tmp_path)
 
 
 def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +209,10 @@ def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: 
 
 def test_only_what_can_be_scored_is_compared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="MM-Vet cannot be scored here"):
-        compare(Pretended(tmp_path), benchmark_by_name("mmvet"), QUESTIONS, ASKING, GRID, tmp_path)
+        comparison_of(Pretended(tmp_path), benchmark_by_name("mmvet"), QUESTIONS, ASKING, GRID, tmp_path)
     without = [replace(QUESTIONS[0], answers=())]
     with pytest.raises(InputError, match="`annotations`"):
-        compare(Pretended(tmp_path), benchmark_by_name("vqav2"), without, ASKING, GRID, tmp_path)
+        comparison_of(Pretended(tmp_path), benchmark_by_name("vqav2"), without, ASKING, GRID, tmp_path)
 
 
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +220,7 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.write(found, tmp_path)
     report.plot(found, tmp_path / "comparison.png")
     table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "8 questions about 2 pictures" in table
+    assert "8 questions about 2 images" in table
     assert "| keep | 0.3 | 0.1 |" in table
     assert "| fastv + both | **+50.0 (+50.0 to +50.0)** |" in table
     assert "| fastv + both | +0.0 (+0.0 to +0.0) |" in table

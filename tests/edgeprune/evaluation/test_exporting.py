@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.evaluation.comparison import Grid, Way, _pruning
+from edgeprune.errors import InputError
 from edgeprune.evaluation.exporting import UNPRUNED, Bundles, Pruning
 from edgeprune.progress import Silent
 
@@ -43,8 +43,21 @@ def test_a_bundle_is_exported_once_and_anew_for_another_model(
     assert len(made) == 6
 
 
-def test_what_is_exported_for_a_way() -> None:
-    grid = Grid(layer=3, curve="fastv")
-    assert _pruning(Way("unpruned", "none"), grid) == UNPRUNED
-    assert _pruning(Way("", "himap", 0.5, has_curve=True), grid) == Pruning("himap", 0.5, 3, "fastv")
-    assert _pruning(Way("", "himap", 0.5), grid) == Pruning("himap", 0.5, 3, debias="padding")
+def test_without_a_wish_nothing_is_pruned() -> None:
+    assert Pruning().resolved() == UNPRUNED
+    assert Pruning().given == []
+    assert Pruning(keep=0.3).resolved() == Pruning("fastv", keep=0.3)
+    assert Pruning("himap", curve="fastv").given == ["`method`", "`curve`"]
+
+
+@pytest.mark.parametrize(
+    ("pruning", "message"),
+    [
+        (Pruning("fastw"), "unknown pruning method 'fastw'"),
+        (Pruning(debias="all"), "`debias` is 'all': expected position, padding"),
+        (Pruning(debias="padding", curve="fastv"), "`debias` leaves positions as they are"),
+    ],
+)
+def test_a_wish_that_no_model_can_fulfil(pruning: Pruning, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pruning.check()

@@ -9,11 +9,11 @@ import pytest
 
 from edgeprune.errors import InputError
 from edgeprune.evaluation.benchmarks import BENCHMARKS, benchmark_by_name, can_score, read_questions
-from edgeprune.evaluation.formats import Files
 from edgeprune.evaluation.formats.choices import LETTER, LETTER_CN
 from edgeprune.evaluation.formats.common import SHORT
 from edgeprune.evaluation.formats.vqa import UNANSWERABLE
-from edgeprune.evaluation.questions import EncodedPicture, Question
+from edgeprune.questions.llava import Files
+from edgeprune.questions.question import EncodedImage, Question
 from tests.edgeprune.evaluation.files import SQUARE, WIDE, dump, encoded, lines, picture, table
 
 
@@ -43,9 +43,9 @@ def test_exact_takes_one_answer_or_several_and_any_number_of_pictures(tmp_path: 
     )
     one, two, three = read("exact", data)
     assert (one.prompt, one.answers, one.group) == ("what?", ("x",), "c")
-    assert two.pictures == (tmp_path / "a.png", tmp_path / "b.png")
+    assert two.images == (tmp_path / "a.png", tmp_path / "b.png")
     assert two.answers == ("x", "y")
-    assert three.pictures == ()
+    assert three.images == ()
     assert one.where == f"{data}, line 1"
 
 
@@ -88,9 +88,9 @@ def test_a_missing_picture_is_named_with_its_question(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     record = {"question_id": 1, "text": "?", "answer": "x"}
     data = lines(tmp_path / "q.jsonl", {**record, "image": "a.png"}, {**record, "image": "b.png"})
-    refused(r"line 2: there is no picture .*b\.png.*`images`", "exact", data)
+    refused(r"line 2: there is no image .*b\.png.*`images`", "exact", data)
     data = lines(tmp_path / "q.jsonl", {**record, "image": "x" * 300})  # longer than a name may be
-    refused("line 1: there is no picture .*xxx", "exact", data)
+    refused("line 1: there is no image .*xxx", "exact", data)
 
 
 def test_a_limit_takes_the_first_ones(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_gqa_by_its_own_file_has_the_balanced_questions(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "n1.jpg")
     (found,) = read("gqa", dump(tmp_path / "testdev.json", GQA), tmp_path / "images")
     assert found.prompt == f"Is it left?\n{SHORT}"
-    assert found.pictures == (tmp_path / "images" / "n1.jpg",)
+    assert found.images == (tmp_path / "images" / "n1.jpg",)
 
 
 def test_gqa_without_the_answer_to_a_question(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_textvqa_by_its_own_file(tmp_path: Path) -> None:
 def test_textvqa_with_the_annotations_of_other_questions(tmp_path: Path) -> None:
     data = lines(tmp_path / "q.jsonl", {"question_id": "t2", "text": f"which year?\n{SHORT}"})
     known = dump(tmp_path / "val.json", TEXTVQA)
-    refused("has no question 'which year.' about picture t2", "textvqa", data, None, known)
+    refused("has no question 'which year.' about image t2", "textvqa", data, None, known)
 
 
 # POPE
@@ -326,7 +326,7 @@ def test_mme_folders_of_both_kinds(tmp_path: Path) -> None:
     assert [question.answers[0] for question in found] == ["yes", "no", "yes", "no"]
     assert found[0].prompt == f"Is it red?\n{SHORT}"
     assert [question.unit for question in found] == ["color/0001"] * 2 + ["posters/tt1"] * 2
-    assert found[2].pictures == (tmp_path / "MME" / "posters" / "images" / "tt1.jpg",)
+    assert found[2].images == (tmp_path / "MME" / "posters" / "images" / "tt1.jpg",)
 
 
 def test_mme_by_llava(tmp_path: Path) -> None:
@@ -383,8 +383,8 @@ def test_mmbench_rotates_the_options(tmp_path: Path) -> None:
     ]
     assert found[1].prompt == f"Which is it?\nA. cat\nB. dog\nC. bus\n{LETTER}"
     assert {question.unit for question in found} == {"241"}
-    (shown,) = found[0].pictures
-    assert isinstance(shown, EncodedPicture)
+    (shown,) = found[0].images
+    assert isinstance(shown, EncodedImage)
     assert shown.read() == SQUARE.read_bytes()
 
 
@@ -396,7 +396,7 @@ def test_mmbench_hints_shared_pictures_and_quoted_fields(tmp_path: Path) -> None
     )
     found = read("mmbench", data)
     assert found[2].prompt.startswith('Look\n"well".\nWhich is it?\nA. bus')
-    assert found[2].pictures == found[0].pictures
+    assert found[2].images == found[0].images
 
 
 def test_mmbench_in_chinese_and_without_answers(tmp_path: Path) -> None:
@@ -432,8 +432,8 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_is_no_base64_is_refused(tmp_path: Path) -> None:
-    (shown,) = read("mmbench", table(tmp_path / "dev.tsv", mmbench_row(image="$$$")))[0].pictures
-    assert isinstance(shown, EncodedPicture)
+    (shown,) = read("mmbench", table(tmp_path / "dev.tsv", mmbench_row(image="$$$")))[0].images
+    assert isinstance(shown, EncodedImage)
     with pytest.raises(InputError, match="not base64"):
         shown.read()
 
@@ -449,7 +449,7 @@ def test_mmvet_by_both_files(tmp_path: Path) -> None:
     (found,) = read("mmvet", dump(tmp_path / "mm-vet.json", own))
     assert (found.id, found.prompt) == ("v1_0", "What is x?")
     data = lines(tmp_path / "q.jsonl", {"question_id": 0, "image": "v1_0.png", "text": "What is x?"})
-    assert read("mmvet", data)[0].pictures == found.pictures
+    assert read("mmvet", data)[0].images == found.images
     assert BENCHMARKS["mmvet"].metric is None
 
 
@@ -472,8 +472,8 @@ def test_scienceqa_with_problems(tmp_path: Path) -> None:
     problems = {"5": {"choices": ["x", "y"], "answer": 0}, "6": {"choices": ["x", "y"], "answer": 1}}
     first, second = read("scienceqa", data, None, dump(tmp_path / "problems.json", problems))
     assert first.prompt == f"Which?\nA. x\nB. y\n{LETTER}"
-    assert (first.answers, first.group) == (("A",), "picture")
-    assert (second.answers, second.group, second.pictures) == (("B",), "text", ())
+    assert (first.answers, first.group) == (("A",), "image")
+    assert (second.answers, second.group, second.images) == (("B",), "text", ())
 
 
 def test_scienceqa_without_problems_takes_the_second_turn(tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def test_video_questions(tmp_path: Path, name: str) -> None:
     data, frames, answers = video_files(tmp_path)
     (found,) = read(name, data, frames, answers)
     assert (found.prompt, found.answers, found.group) == ("what is he doing?", ("running",), "0")
-    assert [path.name for path in found.pictures] == [f"{n:03d}.png" for n in range(5)]
+    assert [path.name for path in found.images] == [f"{n:03d}.png" for n in range(5)]
     assert BENCHMARKS[name].note is not None
 
 
@@ -529,7 +529,7 @@ def test_video_questions(tmp_path: Path, name: str) -> None:
 def test_frames_are_spread_evenly(tmp_path: Path, count: int, chosen: list[int]) -> None:
     data, frames, answers = video_files(tmp_path)
     (found,) = read("msvd-qa", data, frames, answers, frames=count)
-    assert [int(path.stem) for path in found.pictures] == chosen
+    assert [int(path.stem) for path in found.images] == chosen
 
 
 def test_videos_without_frames_or_answers(tmp_path: Path) -> None:

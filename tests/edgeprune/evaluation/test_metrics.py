@@ -16,7 +16,7 @@ from edgeprune.evaluation.metrics import (
     textvqa_accuracy,
     vqa_accuracy,
 )
-from edgeprune.evaluation.questions import Question
+from edgeprune.questions.question import Question
 
 
 def question(
@@ -30,7 +30,7 @@ def question(
         id=0,
         where="here",
         prompt="?",
-        pictures=(Path(picture),),
+        images=(Path(picture),),
         answers=(answers,) if isinstance(answers, str) else answers,
         group=group,
         unit=unit,

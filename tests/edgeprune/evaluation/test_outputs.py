@@ -9,10 +9,10 @@ import pytest
 
 from edgeprune.errors import InputError
 from edgeprune.evaluation.comparison import Grid, comparison_outputs
-from edgeprune.evaluation.formats import Files
 from edgeprune.evaluation.outputs import Outputs, inputs_of
 from edgeprune.evaluation.predictions import PredictionFile
-from edgeprune.evaluation.questions import EncodedPicture, Question
+from edgeprune.questions.llava import Files
+from edgeprune.questions.question import EncodedImage, Question
 
 
 def outputs(folder: Path) -> Outputs:
@@ -54,8 +54,8 @@ def test_the_question_file_is_never_written_over(tmp_path: Path, way: str) -> No
 
 def test_every_file_of_the_questions_counts_as_input(tmp_path: Path) -> None:
     questions = [
-        Question(id=1, where="", prompt="", pictures=(tmp_path / "a.png", EncodedPicture("eA=="))),
-        Question(id=2, where="", prompt="", pictures=(tmp_path / "a.png",)),
+        Question(id=1, where="", prompt="", images=(tmp_path / "a.png", EncodedImage("eA=="))),
+        Question(id=2, where="", prompt="", images=(tmp_path / "a.png",)),
     ]
     files = Files(tmp_path / "q.jsonl", annotations=tmp_path / "a.json")
     assert inputs_of(files, questions) == [tmp_path / "q.jsonl", tmp_path / "a.json", tmp_path / "a.png"]

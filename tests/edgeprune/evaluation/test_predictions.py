@@ -16,7 +16,7 @@ import pytest
 
 from edgeprune.errors import EdgepruneError, InputError, OutputError
 from edgeprune.evaluation.predictions import Prediction, PredictionFile, check_owner
-from edgeprune.evaluation.questions import Question
+from edgeprune.questions.question import Question
 
 QUESTIONS = [Question(id=f"q{n}", where="", prompt=f"question {n}") for n in range(3)]
 SETTINGS = {"model": "m", "batch": None, "shares": (0.5, 0.3)}

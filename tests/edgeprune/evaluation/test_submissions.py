@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from edgeprune.evaluation import submissions
-from edgeprune.evaluation.questions import Question
+from edgeprune.questions.question import Question
 
 
 def question(id: str | int, **fields: str) -> Question:

@@ -1,14 +1,10 @@
-"""A question of a benchmark, and the reading of question files. Every fault is named with file and line."""
+"""Reading the entries of question files. Every fault is named with file and line."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,86 +12,7 @@ from edgeprune.errors import InputError
 from edgeprune.files import read_regular
 
 LARGEST = 2_000_000_000
-"""Bytes of a question file at most, which is read as a whole; those with pictures inside have some 100 MB."""
-
-
-@dataclass(frozen=True)
-class EncodedPicture:
-    """A picture inside a question file, as base64 text."""
-
-    text: str = field(repr=False)
-
-    def read(self) -> bytes:
-        """The encoded file's bytes.
-
-        Raises:
-            InputError: the text is not base64.
-        """
-        try:
-            return base64.b64decode(self.text, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InputError(
-                f"a picture is not base64 text ({error}): use an undamaged question file"
-            ) from error
-
-
-Picture = Path | EncodedPicture
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question.
-
-    Attributes:
-        id: as in its file.
-        where: its file and line or entry, for messages.
-        prompt: what the model is asked, without image tokens.
-        pictures: the pictures it is about, in order.
-        answers: the reference answers; none where grading is remote.
-        group: subtask, category or answer type that is reported by itself; empty where there is none.
-        unit: questions that only count together share it (an image's pair in MME, the rounds in MMBench).
-        choices: texts of the options A, B, ...
-        fields: what a submission needs beyond these.
-    """
-
-    id: str | int
-    where: str
-    prompt: str
-    pictures: tuple[Picture, ...] = ()
-    answers: tuple[str, ...] = ()
-    group: str = ""
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-def picture_key(question: Question) -> str:
-    """The same for questions about the same pictures; empty without pictures."""
-    return "|".join(
-        str(picture)
-        if isinstance(picture, Path)
-        else hashlib.sha256(picture.text.encode("ascii", "replace")).hexdigest()
-        for picture in question.pictures
-    )
-
-
-def check_pictures(questions: Sequence[Question]) -> None:
-    """Looks for every picture before the first question is asked.
-
-    Raises:
-        InputError: a picture is missing; the message names it and the question.
-    """
-    seen: set[Path] = set()
-    for question in questions:
-        for picture in question.pictures:
-            if not isinstance(picture, Path) or picture in seen:
-                continue
-            if not os.path.isfile(picture):
-                raise InputError(
-                    f"{question.where}: there is no picture {picture}: expected every picture that is asked "
-                    "about; give the right folder with `images`"
-                )
-            seen.add(picture)
+"""Bytes of a question file at most, which is read as a whole; those with images inside have some 100 MB."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""An unfinished calibration on the disk, and the files that a calibration would write over."""
+"""An unfinished calibration on the disk."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeprune.calibration_files import Outputs, State
-from edgeprune.debias.curves import ExponentialCurve, save_curve
+from edgeprune.calibration.state import State
 from edgeprune.errors import InputError, OutputError
 
 SETTINGS = {"method": "fastv", "grid": [6, 6]}
@@ -31,7 +29,7 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, stages: int) -> None:
     first.save()
     again = State(path, SETTINGS, 36, stages)
     assert again.samples == 5
-    assert [stage.pictures for stage in again.attention] == [5] * stages
+    assert [stage.images for stage in again.attention] == [5] * stages
     add(first)
     add(again)
     for ours, theirs in zip(again.attention, first.attention, strict=True):
@@ -87,52 +85,3 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.npz")
     with pytest.raises(InputError, match="is a pipe"):
         State(tmp_path / "state.npz", SETTINGS, 36)
-
-
-# What would be written over
-
-
-def test_outputs_go_by_the_curves_name(tmp_path: Path) -> None:
-    found = Outputs.beside(tmp_path / "a.json")
-    assert [path.name for path in (found.curve, found.report, found.plot, found.unfinished)] == [
-        "a.json",
-        "a.report.json",
-        "a.png",
-        "a.json.unfinished.npz",
-    ]
-    found.check([])
-
-
-def test_an_earlier_curve_is_written_over_with_all_beside_it(tmp_path: Path) -> None:
-    found = Outputs.beside(tmp_path / "curve.json")
-    save_curve(ExponentialCurve(b=0.01, num_tokens=36), found.curve)
-    found.report.touch()
-    found.plot.touch()
-    found.check([tmp_path / "pictures.txt"])
-
-
-@pytest.mark.parametrize("content", ["{}", "", '{"mine": 1}', json.dumps({"kind": "mine"})])
-def test_another_file_at_the_output_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "curve.json").write_text(content)
-    with pytest.raises(InputError, match=r"exists and is no bias curve: move it away"):
-        Outputs.beside(tmp_path / "curve.json").check([])
-
-
-@pytest.mark.parametrize("name", ["cat.png", "cat.report.json"])
-def test_a_file_beside_it_that_no_calibration_wrote_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(InputError, match=rf"{name} exists without the bias curve cat\.json"):
-        Outputs.beside(tmp_path / "cat.json").check([])
-
-
-@pytest.mark.parametrize("name", ["cat.json", "cat.png", "cat.report.json", "cat.json.unfinished.npz"])
-def test_no_output_is_an_input(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    (tmp_path / "link").symlink_to(name)
-    with pytest.raises(InputError, match="are one file"):
-        Outputs.beside(tmp_path / "cat.json").check([tmp_path / "link"])
-
-
-def test_a_folder_that_is_missing_is_seen_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="in a folder that exists"):
-        Outputs.beside(tmp_path / "none" / "curve.json").check([])

@@ -1,4 +1,4 @@
-"""Calibration without a model: which pictures, an unfinished run on disk, the report and the plot."""
+"""What a calibration came to: the figures, the curve and the plot."""
 
 from __future__ import annotations
 
@@ -8,90 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprune.calibration import (
-    DEFAULT_PROMPT,
-    Calibration,
-    Sample,
-    calibration_of,
-    digest,
-    picture_numbers,
-    plot,
-    read_samples,
-)
+from edgeprune.calibration.attention import Attention
+from edgeprune.calibration.plot import plot
+from edgeprune.calibration.report import Calibration, calibration_of
 from edgeprune.debias.curves import ExponentialCurve, FittedTo, load_curve, save_curve
 from edgeprune.errors import InputError, OutputError
-from edgeprune.fitting import Attention
 from edgeprune.plans import PruningStage, ScoringRows
-from tests.edgeprune.evaluation.files import lines, picture
 
 ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("b.png", "a.JPG", "c.jpeg"):
-        picture(tmp_path / "pictures" / name)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    return tmp_path / "pictures"
-
-
-def test_a_folder_in_order_of_names(folder: Path) -> None:
-    found = read_samples(folder)
-    assert [sample.picture.name for sample in found] == ["a.JPG", "b.png", "c.jpeg"]
-    assert {sample.prompt for sample in found} == {DEFAULT_PROMPT}
-    assert len(read_samples(folder, limit=2)) == 2
-
-
-def test_a_list_of_paths_beside_it(folder: Path) -> None:
-    listed = folder / "list.txt"
-    listed.write_text("c.jpeg\n\n  b.png\n")
-    assert [sample.picture for sample in read_samples(listed)] == [folder / "c.jpeg", folder / "b.png"]
-
-
-def test_a_question_file_brings_its_own_questions(folder: Path) -> None:
-    data = lines(
-        folder / "q.jsonl",
-        {"question_id": 1, "image": "b.png", "text": "what?"},
-        {"question_id": 2, "image": "a.JPG", "text": "where?"},
-        {"question_id": 3, "image": "b.png", "text": "when?"},
-    )
-    found = read_samples(data)
-    assert found[1] == Sample(folder / "a.JPG", "where?")
-    assert picture_numbers(found).tolist() == [0, 1, 0]
-
-
-def test_prompts_are_asked_in_turn(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("one?\n\ntwo?\n")
-    found = read_samples(folder, tmp_path / "prompts.txt")
-    assert [sample.prompt for sample in found] == ["one?", "two?", "one?"]
-
-
-def test_the_digest_tells_pictures_prompts_and_order(folder: Path) -> None:
-    found = read_samples(folder)
-    others = [found[::-1], found[:2], [*found[:2], Sample(found[2].picture, "?")]]
-    assert len({digest(samples) for samples in (found, *others)}) == 4
-
-
-def test_what_has_no_pictures(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty.txt").write_text("\n")
-    lines(tmp_path / "q.jsonl", {"question_id": 1, "text": "no picture?"})
-    lines(folder / "q.jsonl", {"question_id": 1, "image": ["a.JPG", "b.png"], "text": "two?"})
-    (folder / "gone.txt").write_text("gone.png\n")
-    for images, message in (
-        (tmp_path / "empty", "has no pictures: expected .jpg"),
-        (tmp_path / "empty.txt", "has no pictures"),
-        (tmp_path / "nowhere", "there is no file .*nowhere"),
-        (tmp_path / "q.jsonl", "line 1: 0 pictures: expected one"),
-        (folder / "q.jsonl", "line 1: 2 pictures: expected one"),
-        (folder / "gone.txt", "there is no picture .*gone.png, which .*gone.txt names"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read_samples(images)
-    with pytest.raises(InputError, match=r"empty.txt is empty: expected a question"):
-        read_samples(folder, tmp_path / "empty.txt")
-    with pytest.raises(InputError, match="`limit` is 0"):
-        read_samples(folder, limit=0)
 
 
 def gathered(b: float, seed: int = 0) -> Attention:
@@ -136,7 +60,7 @@ def test_the_curve_is_the_first_stages(calibration: Calibration) -> None:
     assert isinstance(calibration.curve, ExponentialCurve)
     assert calibration.curve.b == calibration.fit.slope.b == pytest.approx(0.02, rel=0.05)
     assert calibration.curve.fitted_to == ABOUT
-    assert calibration.curve.source == "measured on tiny, fastv before layer 2, 60 pictures"
+    assert calibration.curve.source == "measured on tiny, fastv before layer 2, 60 images"
 
 
 def flat_but_for_a_few() -> Attention:
@@ -149,7 +73,7 @@ def flat_but_for_a_few() -> Attention:
 def test_a_later_stage_that_cannot_be_fitted_costs_no_curve(tmp_path: Path) -> None:
     found = calibration_of(ABOUT, STAGES, [gathered(0.02), flat_but_for_a_few()])
     report = json.loads(json.dumps(found.to_dict()))
-    assert report["stages"][1]["fault"].startswith("of 36 visual tokens 36 ever show a picture")
+    assert report["stages"][1]["fault"].startswith("of 36 visual tokens 36 ever show an image")
     assert report["stages"][1]["padding_share_of_tokens"] > 0
     assert "b" not in report["stages"][1]
     plot(found, tmp_path / "curve.png")

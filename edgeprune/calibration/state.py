@@ -1,78 +1,23 @@
-"""What a calibration has on the disk: its outputs, and the sums of a run that was stopped."""
+"""The sums of a calibration that was stopped, on the disk, so that it goes on."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.debias.curves import load_curve
-from edgeprune.errors import InputError, OutputError
-from edgeprune.files import open_regular, refuse_same, write_bytes
-from edgeprune.fitting import Attention
+from edgeprune.calibration.attention import Attention
+from edgeprune.errors import InputError
+from edgeprune.files import open_regular, write_bytes
 from edgeprune.settings import changes
 
-_SCALARS = ("padding_paid", "total_paid", "padded", "tokens", "samples", "pictures")
+_SCALARS = ("padding_paid", "total_paid", "padded", "tokens", "samples", "images")
 _SUMS = ("sums", "counts")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files that a calibration writes: curve, all figures, plot, and what an unfinished run gathered."""
-
-    curve: Path
-    report: Path
-    plot: Path
-    unfinished: Path
-
-    @classmethod
-    def beside(cls, curve: Path) -> Outputs:
-        """By the curve's name."""
-        return cls(
-            curve,
-            curve.with_suffix(".report.json"),
-            curve.with_suffix(".png"),
-            curve.with_name(f"{curve.name}.unfinished.npz"),
-        )
-
-    def check(self, inputs: Iterable[str | os.PathLike[str] | None]) -> None:
-        """Refuses to write over what is read, or what no earlier calibration wrote.
-
-        Args:
-            inputs: the files that are read.
-
-        Raises:
-            InputError: an output is an input, or another file of its name is there.
-            OutputError: the folder is not there or cannot be written to.
-        """
-        refuse_same((self.curve, self.report, self.plot, self.unfinished), inputs)
-        folder = self.curve.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise OutputError(
-                f"{self.curve} cannot be written: expected a file's name in a folder that exists and can be "
-                "written to"
-            )
-        if os.path.lexists(self.curve):
-            try:
-                load_curve(self.curve)
-            except InputError as error:
-                raise InputError(
-                    f"{self.curve} exists and is no bias curve: move it away, or give another `output`"
-                ) from error
-            return
-        foreign = next((path for path in (self.report, self.plot) if os.path.lexists(path)), None)
-        if foreign is not None:
-            raise InputError(
-                f"{foreign} exists without the bias curve {self.curve.name} beside it, so no calibration "
-                "wrote it: move it away, or give another `output`"
-            )
 
 
 class State:
@@ -81,7 +26,7 @@ class State:
     Args:
         path: the file.
         settings: everything the sums depend on, JSON values.
-        visual_tokens: of a picture.
+        visual_tokens: of an image.
         stages: pruning stages that are measured.
         restart: begin anew whatever is there.
 
@@ -111,18 +56,18 @@ class State:
         """How many were added; as many to every stage."""
         return self.attention[0].samples
 
-    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], picture: NDArray[np.int64]) -> None:
+    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], image: NDArray[np.int64]) -> None:
         """Adds samples to every stage.
 
         Args:
             paid: float32 [stages, N, V].
-            valid, picture: as for `Attention.add`.
+            valid, image: as for `Attention.add`.
 
         Raises:
             InputError: a value is negative or no number.
         """
         for stage, to_stage in zip(self.attention, paid, strict=True):
-            stage.add(to_stage, valid, picture)
+            stage.add(to_stage, valid, image)
 
     def save(self) -> None:
         """Writes the sums; the file is complete or as it was before.

@@ -1,9 +1,4 @@
-"""Fitting bias curves: from attention by token index to a trend, and whether there is one.
-
-Attention is gathered in folds of pictures, so that a run of any length needs little memory, while fits can
-be judged on pictures that they have not seen and the trend's error follows from how the folds differ.
-Padded tokens are left out: an index counts only the pictures that show something there.
-"""
+"""Fitting bias curves: from attention by token index to a trend, and whether there is one."""
 
 from __future__ import annotations
 
@@ -15,83 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.calibration.attention import FOLDS, Attention, Floats, mean_of
 from edgeprune.debias.curves import BiasCurve, CubicCurve, ExponentialCurve, TabulatedCurve
 from edgeprune.errors import InputError
 
-Floats = NDArray[np.float64]
 TrendKind = Literal["exponential", "cubic", "smooth"]
 KINDS: tuple[TrendKind, ...] = ("exponential", "cubic", "smooth")
 
-FOLDS = 20
 SIGNIFICANT = 0.01
 _BANDWIDTHS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
-
-
-@dataclass
-class Attention:
-    """Sums of attention by token index, over pictures in folds.
-
-    Attributes:
-        sums: float64 [FOLDS, V], attention paid to tokens that show the picture.
-        counts: float64 [FOLDS, V], how many samples show something there.
-        padding_paid, total_paid: attention paid to padded tokens, and to all visual tokens.
-        padded, tokens: how many padded tokens, and visual tokens, there were.
-        samples: how many rows were added; a picture may be in several, with other questions.
-        pictures: how many pictures.
-    """
-
-    sums: Floats
-    counts: Floats
-    padding_paid: float = 0.0
-    total_paid: float = 0.0
-    padded: int = 0
-    tokens: int = 0
-    samples: int = 0
-    pictures: int = 0
-
-    @classmethod
-    def empty(cls, visual_tokens: int) -> Attention:
-        shape = (FOLDS, visual_tokens)
-        return cls(np.zeros(shape), np.zeros(shape))
-
-    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], picture: NDArray[np.int64]) -> None:
-        """Adds samples. Those of one picture share a fold, since they are not independent of each other.
-
-        Args:
-            paid: float32 [N, V], attention that the scoring rows pay each visual token.
-            valid: float32 [N, V], padding masks.
-            picture: int64 [N], the pictures' numbers, counted in the order in which they first come.
-
-        Raises:
-            InputError: a value is negative or no number.
-        """
-        if not (np.isfinite(paid).all() and (paid >= 0).all()):
-            raise InputError(
-                "the attention has values that are negative or no numbers: expected attention; the model's "
-                "weights may be damaged, or its dtype too small"
-            )
-        shown = valid != 0
-        np.add.at(self.sums, picture % len(self.sums), np.where(shown, paid, 0))
-        np.add.at(self.counts, picture % len(self.sums), shown)
-        self.samples += len(paid)
-        self.pictures = max(self.pictures, 1 + int(picture.max(initial=-1)))
-        self.padding_paid += float(paid[~shown].sum(dtype=np.float64))
-        self.total_paid += float(paid.sum(dtype=np.float64))
-        self.padded += int((~shown).sum())
-        self.tokens += shown.size
-
-    @property
-    def mean(self) -> Floats:
-        """float64 [V], the mean over all samples that show something at an index; NaN where none does."""
-        return _mean(self.sums.sum(0), self.counts.sum(0))
-
-    @property
-    def padding_share_of_tokens(self) -> float:
-        return self.padded / self.tokens if self.tokens else 0.0
-
-    @property
-    def padding_share_of_attention(self) -> float:
-        return self.padding_paid / self.total_paid if self.total_paid else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +29,7 @@ class Trend:
         kind: of the trend.
         values: float64 [V], f at every index, positive.
         curve: the bias curve that takes it out, w_i = f(0) / f(i).
-        error: root of the mean squared error on pictures that the fit has not seen, as a share of the mean.
+        error: root of the mean squared error on images that the fit has not seen, as a share of the mean.
         r_squared: share of the variance of the mean attention that it explains.
     """
 
@@ -119,7 +46,7 @@ class Slope:
 
     Attributes:
         b: growth per token.
-        error: its standard error over pictures (delete-a-group jackknife).
+        error: its standard error over images (delete-a-group jackknife).
         p: probability of so large a slope, either way, if there were none (Student's t).
     """
 
@@ -166,7 +93,7 @@ class Fit:
             )
         if self.trend.error >= self.flat_error:
             return (
-                "the trend is there, but on pictures it was not fitted to no curve is better than none; "
+                "the trend is there, but on images it was not fitted to no curve is better than none; "
                 "export with `debias='padding'`"
             )
         if self.slope.b < 0:
@@ -177,13 +104,13 @@ class Fit:
         return None
 
 
-def need_pictures(count: int) -> None:
-    """Raises InputError where so many pictures are too few for `fit`."""
+def need_images(count: int) -> None:
+    """Raises InputError where so many images are too few for `fit`."""
     least = 2 * FOLDS
     if count < least:
         raise InputError(
-            f"too few pictures to fit a trend to: found {count}, expected at least {least} and better a few "
-            "hundred; add pictures"
+            f"too few images to fit a trend to: found {count}, expected at least {least} and better a few "
+            "hundred; add images"
         )
 
 
@@ -191,21 +118,21 @@ def fit(attention: Attention, kind: TrendKind | None = None) -> Fit:
     """Fits every kind of trend.
 
     Args:
-        attention: of at least 2 * FOLDS pictures.
-        kind: the trend to use; None for the one that errs least on pictures it has not seen.
+        attention: of at least 2 * FOLDS images.
+        kind: the trend to use; None for the one that errs least on images it has not seen.
 
     Raises:
-        InputError: too few pictures or indices, no attention at all, or neither the kind nor, without one,
+        InputError: too few images or indices, no attention at all, or neither the kind nor, without one,
             any can be fitted.
     """
-    need_pictures(attention.pictures)
+    need_images(attention.images)
     mean = attention.mean
     seen = np.flatnonzero(~np.isnan(mean))
     if len(seen) < 8 or not (mean[seen] > 0).all():
         least_paid = float(np.nanmin(mean)) if len(seen) else 0.0
         raise InputError(
-            f"of {len(mean)} visual tokens {len(seen)} ever show a picture, with attention from "
-            f"{least_paid:.3g} on: expected at least 8, all above 0; use pictures of more shapes"
+            f"of {len(mean)} visual tokens {len(seen)} ever show an image, with attention from "
+            f"{least_paid:.3g} on: expected at least 8, all above 0; use images of more shapes"
         )
     weights = attention.counts.sum(0)
     trends: dict[TrendKind, Trend] = {}
@@ -220,7 +147,7 @@ def fit(attention: Attention, kind: TrendKind | None = None) -> Fit:
     if not trends:
         raise InputError(
             f"no trend can be fitted to this attention, whose means go from {np.nanmin(mean):.3g} to "
-            f"{np.nanmax(mean):.3g}: expected weights within float32's range; use more pictures"
+            f"{np.nanmax(mean):.3g}: expected weights within float32's range; use more images"
         )
     if kind is not None and kind not in trends:
         raise InputError(
@@ -262,10 +189,6 @@ def student_p(t: float, freedom: int) -> float:
         return float((values[0] + inner + values[-1]) * (math.pi / 2 - lower))
 
     return min(1.0, integral(start) / integral(0.0))
-
-
-def _mean(sums: Floats, counts: Floats) -> Floats:
-    return np.asarray(np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0))
 
 
 def _ranks(values: Floats | NDArray[np.int64]) -> Floats:
@@ -360,7 +283,7 @@ def _held_out_error(attention: Attention, kind: TrendKind | None, width: float) 
     sums, counts = attention.sums.sum(0), attention.counts.sum(0)
     for fold in range(len(attention.sums)):
         own, seen_by = attention.counts[fold], counts - attention.counts[fold]
-        rest = _mean(sums - attention.sums[fold], seen_by)
+        rest = mean_of(sums - attention.sums[fold], seen_by)
         if kind is None:
             values: Floats | None = np.full(len(rest), np.nansum(rest * seen_by) / seen_by.sum())
         else:
@@ -368,7 +291,7 @@ def _held_out_error(attention: Attention, kind: TrendKind | None, width: float) 
         if values is None:
             return math.inf
         there = own > 0
-        apart = _mean(attention.sums[fold], own)[there] - values[there]
+        apart = mean_of(attention.sums[fold], own)[there] - values[there]
         squares += float((own[there] * apart**2).sum())
         count += float(own.sum())
     return math.sqrt(squares / count) / overall
@@ -382,12 +305,12 @@ def _r_squared(mean: Floats, values: Floats, weights: Floats) -> float:
 
 
 def slope(attention: Attention) -> Slope:
-    """b of all pictures, with its error from leaving out one fold at a time (R. Miller, 1974)."""
+    """b of all images, with its error from leaving out one fold at a time (R. Miller, 1974)."""
     sums, counts = attention.sums.sum(0), attention.counts.sum(0)
     b = _exponential(attention.mean, counts)[1]
     without: Sequence[float] = [
         _exponential(
-            _mean(sums - attention.sums[fold], counts - attention.counts[fold]),
+            mean_of(sums - attention.sums[fold], counts - attention.counts[fold]),
             counts - attention.counts[fold],
         )[1]
         for fold in range(len(attention.sums))

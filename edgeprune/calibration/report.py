@@ -1,0 +1,135 @@
+"""What a calibration came to: a fit of every stage, the curve, and every figure for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeprune.calibration.attention import Attention
+from edgeprune.calibration.fit import Fit, Trend, TrendKind, fit
+from edgeprune.debias.curves import BiasCurve, FittedTo
+from edgeprune.errors import InputError
+from edgeprune.plans import PruningStage, ScoringRows
+
+
+@dataclass(frozen=True, eq=False)
+class StageCalibration:
+    """What was measured at one pruning stage.
+
+    Attributes:
+        layer: the stage is before it.
+        score_layer: the layer whose attention was measured.
+        rows: whose attention.
+        attention: what was gathered.
+        fit: what was fitted; None where nothing could be, which only a later stage's may be.
+        fault: why not.
+    """
+
+    layer: int
+    score_layer: int | None
+    rows: ScoringRows
+    attention: Attention
+    fit: Fit | None
+    fault: str | None = None
+
+    @property
+    def exponential(self) -> Trend | None:
+        return self.fit.trends.get("exponential") if self.fit else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        attention = self.attention
+        return {
+            "layer": self.layer,
+            "score_layer": self.score_layer,
+            "rows": self.rows.value,
+            **(_figures(self.fit) if self.fit else {"fault": self.fault}),
+            "padding_share_of_attention": attention.padding_share_of_attention,
+            "padding_share_of_tokens": attention.padding_share_of_tokens,
+            "mean_attention": [None if np.isnan(value) else float(value) for value in attention.mean],
+            "samples_per_token": [int(count) for count in attention.counts.sum(0)],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The result of a calibration.
+
+    Attributes:
+        fitted_to: model, method, first stage's layer, grid and number of images.
+        stages: what was measured, in the order of the layers.
+        fit: what was fitted to the first stage, which alone a method debiases.
+        curve: the first stage's chosen curve, with where it comes from.
+    """
+
+    fitted_to: FittedTo
+    stages: tuple[StageCalibration, ...]
+    fit: Fit
+    curve: BiasCurve
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        stages = [stage.to_dict() for stage in self.stages]
+        return {**self.fitted_to.model_dump(), "advice": self.fit.advice, "stages": stages}
+
+
+def calibration_of(
+    belongs: FittedTo,
+    stages: Sequence[PruningStage],
+    attention: Sequence[Attention],
+    kind: TrendKind | None = None,
+) -> Calibration:
+    """Fits trends to every stage's attention, and takes the first stage's for the curve.
+
+    Args:
+        belongs: whose curve it is.
+        stages: the plan's.
+        attention: of each stage.
+        kind: the trend to use; None for the one that errs least on images it has not seen. A later stage
+            that it cannot be fitted to, has that one too.
+
+    Raises:
+        InputError: nothing can be fitted to the first stage; see `edgeprune.calibration.fit.fit`.
+    """
+    first = fit(attention[0], kind)
+    found = [
+        StageCalibration(stage.layer, stage.score_layer, stage.rows, measured, *fitted)
+        for stage, measured, fitted in zip(
+            stages,
+            attention,
+            [(first, None), *(_fit_if_possible(later, kind) for later in attention[1:])],
+            strict=True,
+        )
+    ]
+    images = f"{belongs.pictures} images"
+    source = f"measured on {belongs.model}, {belongs.method} before layer {belongs.layer}, {images}"
+    curve = first.trend.curve.model_copy(update={"fitted_to": belongs, "source": source})
+    return Calibration(belongs, tuple(found), first, curve)
+
+
+def _fit_if_possible(attention: Attention, kind: TrendKind | None) -> tuple[Fit | None, str | None]:
+    """A later stage's fit, or why there is none: it is there to be read, and must not cost the curve."""
+    try:
+        return fit(attention, kind), None
+    except InputError as error:
+        return (None, str(error)) if kind is None else _fit_if_possible(attention, None)
+
+
+def _figures(fit: Fit) -> dict[str, Any]:
+    return {
+        "chosen": fit.chosen,
+        "b": fit.slope.b,
+        "b_error": fit.slope.error,
+        "p": fit.slope.p,
+        "significant": fit.slope.significant,
+        "last_over_first": float(fit.trend.values[-1] / fit.trend.values[0]),
+        "spearman_before": fit.spearman_before,
+        "spearman_after": fit.spearman_after,
+        "flat_error": fit.flat_error,
+        "trends": {
+            kind: {"error": trend.error, "r_squared": trend.r_squared} for kind, trend in fit.trends.items()
+        },
+    }
