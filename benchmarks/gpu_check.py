@@ -148,16 +148,15 @@ def kernel_times(place: Place) -> dict[str, Any]:
         results["eager"] = "not measured: this PyTorch has no CUDA"
         return results
     for row in results["results"]:
-        row["eager_us"] = _eager_us(torch, row["visual"], row["width"], place.runs * 20)
+        row["eager_us"] = _eager_us(torch, row["visual"], row["kept"], row["width"], place.runs * 20)
     return results
 
 
 def eager_step(
-    torch: Any, hidden: Any, score: Any, visual_index: Any, visual_valid: Any, curve: Any, kept: int
+    torch: Any, hidden: Any, score: Any, visual_index: Any, weight: Any, kept: int
 ) -> tuple[Any, Any]:
     """One pruning stage as PyTorch code usually writes it: [B, S, D] -> [B, S', D] and int64 [B, S']."""
-    effective = score.gather(1, visual_index) * curve[: visual_index.shape[1]]
-    effective = effective.masked_fill(visual_valid == 0, -torch.inf)
+    effective = (score.gather(1, visual_index) * weight).masked_fill(weight == 0, -torch.inf)
     best = visual_index.gather(1, effective.topk(kept, dim=1).indices)
     stays = torch.ones(score.shape, dtype=torch.bool, device=score.device)
     stays.scatter_(1, visual_index, False).scatter_(1, best, True)
@@ -166,20 +165,17 @@ def eager_step(
     return hidden.gather(1, index[:, :, None].expand(-1, -1, hidden.shape[2])), index
 
 
-def _eager_us(torch: Any, visual: int, width: int, runs: int) -> float:
-    from edgeprune.debias.selection import kept_count
-
+def _eager_us(torch: Any, visual: int, kept: int, width: int, runs: int) -> float:
     text = 84  # as bench_prune has it
     with torch.device("cuda"), torch.no_grad():
         hidden = torch.zeros(1, visual + text, width, dtype=torch.float16)
         score, ones = torch.rand(1, visual + text), torch.ones(1, visual)
         index = torch.arange(visual)[None] + 35
-        kept = kept_count(visual, 3000)
         times = []
         for run in range(runs + 10):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            eager_step(torch, hidden, score, index, ones, ones[0], kept)
+            eager_step(torch, hidden, score, index, ones, kept)
             end.record()
             end.synchronize()
             if run >= 10:

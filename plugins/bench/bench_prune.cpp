@@ -2,8 +2,8 @@
 //
 // For each size: the median over RUNS (default 200) of one stage by CUDA events, after a warm-up, with the
 // caches flushed before each run; both kernels together and the selection alone. moved_bytes counts each
-// input and output byte that has to move once: kept hidden states read and written, scores, positions, masks,
-// curve, kept_index. bound_us is that over the bandwidth that the device's memory clock and bus give.
+// input and output byte that has to move once: kept hidden states read and written, scores, positions,
+// weights, kept_index. bound_us is that over the bandwidth that the device's memory clock and bus give.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -83,7 +83,7 @@ int main(int count, char** words) {
     const size_t flush_bytes = 2 * static_cast<size_t>(std::max(device.l2CacheSize, 1 << 20));
     void* flush = device_memory(flush_bytes);
 
-    std::printf("{\"device\": \"%s\", \"peak_gb_s\": %.0f, \"runs\": %d, \"keep_per_10000\": 3000, "
+    std::printf("{\"device\": \"%s\", \"peak_gb_s\": %.0f, \"runs\": %d, "
                 "\"dtype\": \"float16\", "
                 "\"results\": [",
                 device.name, peak_gb_s, runs);
@@ -91,7 +91,7 @@ int main(int count, char** words) {
     for (const int64_t visual : {576, 2304, 16384, 65536})
         for (const int64_t width : {2048, 4096}) {
             const int64_t text = 84;
-            const edgeprune::PruneSizes sizes{1, visual + text, visual, width, 2, 3000};
+            const edgeprune::PruneSizes sizes{1, visual + text, visual, (visual * 3 + 5) / 10, width, 2};
             std::vector<float> score(static_cast<size_t>(sizes.sequence)),
                 ones(static_cast<size_t>(visual), 1.0f);
             for (size_t position = 0; position < score.size(); ++position)
@@ -106,18 +106,16 @@ int main(int count, char** words) {
                               on_device(score),
                               on_device(index),
                               on_device(ones),
-                              on_device(ones),
                               device_memory(length * row_bytes),
                               device_memory(length * sizeof(int64_t)),
                               device_memory(edgeprune::workspace_bytes(1, visual))};
             buffers.hidden_states = memory[0];
             buffers.score = static_cast<float*>(memory[1]);
             buffers.visual_index = static_cast<int64_t*>(memory[2]);
-            buffers.visual_valid = static_cast<float*>(memory[3]);
-            buffers.bias_curve = static_cast<float*>(memory[4]);
-            buffers.pruned_states = memory[5];
-            buffers.kept_index = static_cast<int64_t*>(memory[6]);
-            buffers.workspace = memory[7];
+            buffers.weight = static_cast<float*>(memory[3]);
+            buffers.pruned_states = memory[4];
+            buffers.kept_index = static_cast<int64_t*>(memory[5]);
+            buffers.workspace = memory[6];
             must(cudaMemset(memory[0], 0, static_cast<size_t>(sizes.sequence) * row_bytes),
                  "clearing the inputs");
             must(cudaDeviceSynchronize(), "clearing the inputs");
@@ -127,12 +125,14 @@ int main(int count, char** words) {
             const double select = median_us(runs, stream, flush, flush_bytes,
                                             [&] { return edgeprune::launch_select(sizes, buffers, stream); });
             const double moved = static_cast<double>(2 * length * row_bytes + length * sizeof(int64_t)) +
-                                 static_cast<double>(visual) * (sizeof(int64_t) + 3 * sizeof(float));
-            std::printf("%s\n  {\"visual\": %lld, \"width\": %lld, \"us\": %.2f, \"select_us\": %.2f, "
+                                 static_cast<double>(visual) * (sizeof(int64_t) + 2 * sizeof(float));
+            std::printf("%s\n  {\"visual\": %lld, \"kept\": %lld, \"width\": %lld, \"us\": %.2f, "
+                        "\"select_us\": %.2f, "
                         "\"moved_bytes\": %.0f, "
                         "\"gb_s\": %.1f, \"bound_us\": %.2f}",
-                        separator, static_cast<long long>(visual), static_cast<long long>(width), both,
-                        select, moved, moved / both * 1e-3, moved / peak_gb_s * 1e-3);
+                        separator, static_cast<long long>(visual), static_cast<long long>(sizes.kept),
+                        static_cast<long long>(width), both, select, moved, moved / both * 1e-3,
+                        moved / peak_gb_s * 1e-3);
             separator = ",";
             for (void* block : memory)
                 must(cudaFree(block), "freeing device memory");

@@ -18,10 +18,7 @@ constexpr size_t kGuard = 256; // bytes on either side of an output, so that its
 constexpr unsigned char kMark = 0xa5;
 
 const char* problem(const edgeprune_check_sizes& given, edgeprune::PruneSizes& sizes) {
-    sizes = {given.batch, given.sequence,      given.visual,
-             given.width, given.element_bytes, given.keep_per_10000};
-    if (given.curve < given.visual)
-        return "the bias curve has fewer weights than there are visual tokens";
+    sizes = {given.batch, given.sequence, given.visual, given.kept, given.width, given.element_bytes};
     return edgeprune::sizes_problem(sizes);
 }
 
@@ -72,20 +69,18 @@ void copy(void* to, const DeviceMemory& from, size_t bytes) {
         std::memcpy(to, from.host(), bytes);
 }
 
-const char* run_kernels(const edgeprune::PruneSizes& sizes, size_t curve,
-                        const edgeprune_check_buffers& buffers) {
+const char* run_kernels(const edgeprune::PruneSizes& sizes, const edgeprune_check_buffers& buffers) {
     const size_t positions = static_cast<size_t>(sizes.batch * sizes.sequence);
     const size_t tokens = static_cast<size_t>(sizes.batch * sizes.visual);
     const size_t places = static_cast<size_t>(sizes.batch * sizes.length());
     const size_t row_bytes = static_cast<size_t>(sizes.width * sizes.element_bytes);
-    DeviceMemory hidden, score, index, valid, weights, pruned, kept, workspace;
+    DeviceMemory hidden, score, index, weight, pruned, kept, workspace;
     cudaError_t error = cudaSuccess;
     const auto then = [&](cudaError_t next) { error = error == cudaSuccess ? next : error; };
     then(hidden.make(buffers.hidden_states, positions * row_bytes));
     then(score.make(buffers.score, positions * sizeof(float)));
     then(index.make(buffers.visual_index, tokens * sizeof(int64_t)));
-    then(valid.make(buffers.visual_valid, tokens * sizeof(float)));
-    then(weights.make(buffers.bias_curve, curve * sizeof(float)));
+    then(weight.make(buffers.weight, tokens * sizeof(float)));
     then(pruned.make(places * row_bytes));
     then(kept.make(places * sizeof(int64_t)));
     then(workspace.make(edgeprune::workspace_bytes(sizes.batch, sizes.visual)));
@@ -96,9 +91,8 @@ const char* run_kernels(const edgeprune::PruneSizes& sizes, size_t curve,
     if (error != cudaSuccess)
         return cudaGetErrorString(error);
     then(edgeprune::prune(sizes,
-                          {hidden.data_pointer(), score.as<float>(), index.as<int64_t>(), valid.as<float>(),
-                           weights.as<float>(), pruned.data_pointer(), kept.as<int64_t>(),
-                           workspace.data_pointer()},
+                          {hidden.data_pointer(), score.as<float>(), index.as<int64_t>(), weight.as<float>(),
+                           pruned.data_pointer(), kept.as<int64_t>(), workspace.data_pointer()},
                           stream));
     then(cudaStreamSynchronize(stream));
     cudaStreamDestroy(stream);
@@ -117,10 +111,6 @@ const char* run_kernels(const edgeprune::PruneSizes& sizes, size_t curve,
 
 } // namespace
 
-int64_t edgeprune_check_kept_count(int64_t visual, int32_t keep_per_10000) {
-    return edgeprune::kept_count(visual, keep_per_10000);
-}
-
 const char* edgeprune_check_reference(const edgeprune_check_sizes* sizes,
                                       const edgeprune_check_buffers* buffers) {
     edgeprune::PruneSizes stage;
@@ -130,10 +120,10 @@ const char* edgeprune_check_reference(const edgeprune_check_sizes* sizes,
     const int64_t row_bytes = stage.width * stage.element_bytes;
     for (int64_t prompt = 0; prompt < stage.batch; ++prompt) {
         int64_t* kept_index = buffers->kept_index + prompt * length;
-        edgeprune::select_reference(
-            stage.sequence, stage.visual, stage.kept(), buffers->score + prompt * stage.sequence,
-            buffers->visual_index + prompt * stage.visual, buffers->visual_valid + prompt * stage.visual,
-            buffers->bias_curve, kept_index);
+        edgeprune::select_reference(stage.sequence, stage.visual, stage.kept,
+                                    buffers->score + prompt * stage.sequence,
+                                    buffers->visual_index + prompt * stage.visual,
+                                    buffers->weight + prompt * stage.visual, kept_index);
         edgeprune::gather_reference(
             length, row_bytes,
             static_cast<const char*>(buffers->hidden_states) + prompt * stage.sequence * row_bytes,
@@ -147,7 +137,7 @@ const char* edgeprune_check_kernels(const edgeprune_check_sizes* sizes,
     edgeprune::PruneSizes stage;
     if (const char* wrong = problem(*sizes, stage))
         return wrong;
-    return run_kernels(stage, static_cast<size_t>(sizes->curve), *buffers);
+    return run_kernels(stage, *buffers);
 }
 
 void edgeprune_check_thread_order([[maybe_unused]] uint32_t order) {

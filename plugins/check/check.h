@@ -12,26 +12,22 @@
 extern "C" {
 #endif
 
-// The sizes of one pruning stage; `curve` is the number of weights in bias_curve.
+// The sizes of one pruning stage; `kept` is how many of its visual tokens stay, kept_slots' length.
 typedef struct {
-    int64_t batch, sequence, visual, width, curve;
+    int64_t batch, sequence, visual, kept, width;
     int32_t element_bytes; // of a hidden state's element: 2 or 4
-    int32_t keep_per_10000;
 } edgeprune_check_sizes;
 
-// Inputs and outputs of one pruning stage, contiguous, with the shapes of the operator.
+// Inputs and outputs of one pruning stage, contiguous, with the shapes of the operator; kept_slots, of which
+// nothing but the length is read, is not among them.
 typedef struct {
     const void* hidden_states;
     const float* score;
     const int64_t* visual_index;
-    const float* visual_valid;
-    const float* bias_curve;
+    const float* weight;
     void* pruned_states;
     int64_t* kept_index;
 } edgeprune_check_buffers;
-
-// K for V visual tokens.
-EDGEPRUNE_CHECK_API int64_t edgeprune_check_kept_count(int64_t visual, int32_t keep_per_10000);
 
 // Each returns nullptr, or a sentence that says what went wrong; it stays valid.
 EDGEPRUNE_CHECK_API const char* edgeprune_check_reference(const edgeprune_check_sizes* sizes,

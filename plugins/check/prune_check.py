@@ -23,15 +23,12 @@ Array = NDArray[Any]
 
 class _Sizes(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "sequence", "visual", "width", "curve")),
+        *((name, ctypes.c_int64) for name in ("batch", "sequence", "visual", "kept", "width")),
         ("element_bytes", ctypes.c_int32),
-        ("keep_per_10000", ctypes.c_int32),
     )
 
 
-_BUFFERS = (
-    "hidden_states", "score", "visual_index", "visual_valid", "bias_curve", "pruned_states", "kept_index",
-)  # fmt: skip
+_BUFFERS = ("hidden_states", "score", "visual_index", "weight", "pruned_states", "kept_index")
 
 
 class _Buffers(ctypes.Structure):
@@ -95,38 +92,33 @@ class CheckLibrary:
             function = getattr(self._library, f"edgeprune_check_{name}")
             function.argtypes = (ctypes.POINTER(_Sizes), ctypes.POINTER(_Buffers))
             function.restype = ctypes.c_char_p
-        self._library.edgeprune_check_kept_count.argtypes = (ctypes.c_int64, ctypes.c_int32)
-        self._library.edgeprune_check_kept_count.restype = ctypes.c_int64
 
     def devices(self) -> int:
         """How many devices the kernels can run on: 1 on the CPU, 0 without a usable GPU."""
         return int(self._library.edgeprune_check_devices())
 
-    def kept_count(self, visual_tokens: int, keep: int) -> int:
-        """K, as `edgeprune.debias.selection.kept_count`."""
-        return int(self._library.edgeprune_check_kept_count(visual_tokens, keep))
-
     def thread_order(self, order: int) -> None:
         """The order in which the CPU runs a block's threads: 0 theirs, 1 backwards, else shuffled by it."""
         self._library.edgeprune_check_thread_order(ctypes.c_uint32(order))
 
-    def reference(self, inputs: dict[str, Array], keep: int) -> tuple[Array, Array]:
+    def reference(self, inputs: dict[str, Array]) -> tuple[Array, Array]:
         """The C++ reference.
 
         Args:
-            inputs: the operator's inputs by name: hidden_states [B, S, D] of 2 or 4 byte elements, score and
-                visual_valid float32, visual_index int64, bias_curve float32.
-            keep: the keep ratio in ten-thousandths.
+            inputs: the operator's inputs by name: hidden_states [B, S, D] of 2 or 4 byte elements, score
+                float32 [B, S], visual_index int64 [B, V], weight float32 [B, V] and kept_slots int64
+                [B or 1, K].
 
         Returns:
             pruned_states [B, S', D] of the type of hidden_states, and kept_index int64 [B, S'].
 
         Raises:
-            InputError: an array is missing, or has another dtype or shape; the sizes do not fit together.
+            InputError: an array has another dtype or shape; the sizes do not fit together.
+            KeyError: an array is missing.
         """
-        return self._run("reference", inputs, keep)
+        return self._run("reference", inputs)
 
-    def kernels(self, inputs: dict[str, Array], keep: int) -> tuple[Array, Array]:
+    def kernels(self, inputs: dict[str, Array]) -> tuple[Array, Array]:
         """The kernels, on the CPU or the GPU as the library was built; as `reference`.
 
         Raises:
@@ -138,18 +130,18 @@ class CheckLibrary:
                 "the kernels need an NVIDIA GPU and CUDA found none: run them on a machine with one, or "
                 "build the library without cuda to run them on the CPU"
             )
-        return self._run("kernels", inputs, keep)
+        return self._run("kernels", inputs)
 
-    def _run(self, function: str, inputs: dict[str, Array], keep: int) -> tuple[Array, Array]:
+    def _run(self, function: str, inputs: dict[str, Array]) -> tuple[Array, Array]:
         batch, sequence, width = inputs["hidden_states"].shape
         visual = inputs["visual_index"].shape[1]
-        curve = len(inputs["bias_curve"])
+        rows, kept = inputs["kept_slots"].shape
         expected: dict[str, tuple[Any, tuple[int, ...]]] = {
             "hidden_states": (inputs["hidden_states"].dtype, (batch, sequence, width)),
             "score": (np.float32, (batch, sequence)),
             "visual_index": (np.int64, (batch, visual)),
-            "visual_valid": (np.float32, (batch, visual)),
-            "bias_curve": (np.float32, (curve,)),
+            "weight": (np.float32, (batch, visual)),
+            "kept_slots": (np.int64, (rows if rows == batch else 1, kept)),
         }
         arrays: dict[str, Array] = {}
         for name, (dtype, shape) in expected.items():
@@ -161,8 +153,8 @@ class CheckLibrary:
                 )
             arrays[name] = np.ascontiguousarray(array)
         element = arrays["hidden_states"].itemsize
-        sizes = _Sizes(batch, sequence, visual, width, curve, element, keep)
-        length = max(0, sequence - visual + self.kept_count(visual, keep))
+        sizes = _Sizes(batch, sequence, visual, kept, width, element)
+        length = max(0, sequence - visual + kept)
         arrays["pruned_states"] = np.empty((batch, length, width), arrays["hidden_states"].dtype)
         arrays["kept_index"] = np.full((batch, length), -1, np.int64)
         buffers = _Buffers(*(arrays[name].ctypes.data for name in _BUFFERS))

@@ -1,7 +1,8 @@
 // The operator com.edgeprune::DebiasedTokenPrune as a TensorRT plugin (IPluginV3, TensorRT 10.3 and later).
 //
-// Inputs and outputs are those of the ONNX operator, in its order. The selection's sizes follow from the
-// input shapes alone, so that no output size has to be read back from the device.
+// Inputs and outputs are those of the ONNX operator, in its order; it has no attributes. The selection's
+// sizes follow from the input shapes alone, kept_slots' length among them, so that no output size has to be
+// read back from the device and no value on the host. The values of kept_slots are never read.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -15,12 +16,11 @@
 namespace edgeprune {
 
 inline constexpr char kPluginName[] = "DebiasedTokenPrune";
-inline constexpr char kPluginVersion[] = "1";
+inline constexpr char kPluginVersion[] = "2";
 // The ONNX parser looks in the empty namespace unless the node says otherwise.
 inline constexpr char kPluginNamespace[] = "";
-inline constexpr char kKeepField[] = "keep_per_10000";
 
-enum Input : int32_t { kHiddenStates, kScore, kVisualIndex, kVisualValid, kBiasCurve, kInputs };
+enum Input : int32_t { kHiddenStates, kScore, kVisualIndex, kWeight, kKeptSlots, kInputs };
 enum Output : int32_t { kPrunedStates, kKeptIndex, kOutputs };
 
 class DebiasedTokenPrunePlugin final : public nvinfer1::IPluginV3,
@@ -28,12 +28,6 @@ class DebiasedTokenPrunePlugin final : public nvinfer1::IPluginV3,
                                        public nvinfer1::IPluginV3OneBuild,
                                        public nvinfer1::IPluginV3OneRuntime {
 public:
-    // keep_per_10000 is from 1 to 10000.
-    explicit DebiasedTokenPrunePlugin(int32_t keep_per_10000) noexcept;
-    // Copies are made by clone(), which sets up the fields of its own.
-    DebiasedTokenPrunePlugin(const DebiasedTokenPrunePlugin&) = delete;
-    DebiasedTokenPrunePlugin& operator=(const DebiasedTokenPrunePlugin&) = delete;
-
     // IPluginV3
     nvinfer1::IPluginCapability*
     getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -59,7 +53,7 @@ public:
     size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t inputs,
                             nvinfer1::DynamicPluginTensorDesc const* out,
                             int32_t outputs) const noexcept override;
-    // The plugin's whole configuration as text: "keep_per_10000=3000".
+    // The plugin's whole configuration as text, which is its version: "version=2".
     char const* getTimingCacheID() noexcept override;
     char const* getMetadataString() noexcept override;
 
@@ -71,18 +65,10 @@ public:
                     cudaStream_t stream) noexcept override;
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
-
-private:
-    int32_t keep_per_10000_;
-    char configuration_[32];
-    nvinfer1::PluginField field_;
-    nvinfer1::PluginFieldCollection fields_;
 };
 
 class DebiasedTokenPruneCreator final : public nvinfer1::IPluginCreatorV3One {
 public:
-    DebiasedTokenPruneCreator() noexcept;
-
     nvinfer1::IPluginV3* createPlugin(nvinfer1::AsciiChar const* name,
                                       nvinfer1::PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase phase) noexcept override;
@@ -90,10 +76,6 @@ public:
     nvinfer1::AsciiChar const* getPluginName() const noexcept override;
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override;
     nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
-
-private:
-    nvinfer1::PluginField field_;
-    nvinfer1::PluginFieldCollection fields_;
 };
 
 } // namespace edgeprune

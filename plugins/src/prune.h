@@ -12,24 +12,15 @@
 
 namespace edgeprune {
 
-// K, the number of visual tokens kept of V: keep * V rounded half up, at least 1 where V > 0.
-// keep_per_10000 is the keep ratio in ten-thousandths, from 1 to 10000.
-constexpr int64_t kept_count(int64_t visual, int64_t keep_per_10000) {
-    const int64_t rounded = (2 * visual * keep_per_10000 + 10000) / 20000;
-    const int64_t at_least = visual < 1 ? visual : 1;
-    return rounded > at_least ? rounded : at_least;
-}
-
 struct PruneSizes {
-    int64_t batch;          // B
-    int64_t sequence;       // S
-    int64_t visual;         // V, at most S
-    int64_t width;          // D
-    int32_t element_bytes;  // of a hidden state's element: 2 or 4
-    int32_t keep_per_10000; // the keep ratio in ten-thousandths, 1 to 10000
+    int64_t batch;         // B
+    int64_t sequence;      // S
+    int64_t visual;        // V, at most S
+    int64_t kept;          // K, at most V
+    int64_t width;         // D
+    int32_t element_bytes; // of a hidden state's element: 2 or 4
 
-    constexpr int64_t kept() const { return kept_count(visual, keep_per_10000); }
-    constexpr int64_t length() const { return sequence - visual + kept(); }
+    constexpr int64_t length() const { return sequence - visual + kept; }
 };
 
 // Device memory of one stage. Nothing may overlap.
@@ -37,8 +28,7 @@ struct PruneBuffers {
     const void* hidden_states;   // [B, S, D]
     const float* score;          // [B, S], attention that the scoring rows pay each position
     const int64_t* visual_index; // [B, V], ascending positions of the visual tokens
-    const float* visual_valid;   // [B, V], the padding mask: 0 is padding
-    const float* bias_curve;     // [at least V]
+    const float* weight;         // [B, V], what each score is multiplied by; 0 stands behind all others
     void* pruned_states;         // out [B, S', D]
     int64_t* kept_index;         // out [B, S'], ascending
     void* workspace;             // workspace_bytes(batch, visual), aligned to 4 bytes

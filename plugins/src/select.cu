@@ -7,7 +7,8 @@
 //    found so far, and walk down from the largest digit to the one that holds the K-th best key. This gives
 //    the K-th best key (the threshold) and how many of the keys equal to it are among the best K.
 // 3. Tokens below the threshold are marked as dropped in a bitmap over positions, and of those equal to it
-//    all but the first ones. Marks do not depend on the order in which threads set them.
+//    all but the first ones. Marks do not depend on the order in which threads set them. Where none or all
+//    are kept, this step alone decides.
 // 4. Prefix sums over the bitmap's words give each kept position its place; a warp writes a word at a time,
 //    so that neighbouring lanes write neighbouring places.
 // A long sequence is done in stretches of the bitmap's size. Whatever visual_index holds, the work is
@@ -23,7 +24,9 @@ constexpr uint32_t kFullWarp = 0xffffffffu;
 constexpr uint32_t kWarp = 32;
 constexpr uint32_t kMostThreads = 1024;
 constexpr uint32_t kDigits = 256;
-constexpr uint32_t kPaddedKey = 0;
+// Below and above the keys of all numbers, which lie from 0x00800000 to 0xff7fffff.
+constexpr uint32_t kWeightlessKey = 0;
+constexpr uint32_t kLastPositionKey = 0xffffffffu;
 // Keys of up to this many visual tokens stay in shared memory (16 KB); more go to the workspace.
 constexpr uint32_t kSharedKeys = 4096;
 // The bitmap's words: 65,536 positions in 8 KB, and their prefix sums in as much again.
@@ -32,8 +35,7 @@ constexpr uint32_t kWords = 2048;
 struct SelectArguments {
     const float* score;
     const int64_t* visual_index;
-    const float* visual_valid;
-    const float* bias_curve;
+    const float* weight;
     int64_t* kept_index;
     uint32_t* workspace_keys;
     uint32_t sequence;
@@ -52,14 +54,15 @@ struct SelectShared {
 };
 
 // A key whose unsigned order is the order of the debiased scores. NaN and -inf are the lowest finite number,
-// padding is below everything, and -0 equals 0.
-__device__ uint32_t order_key(float score, float weight, float valid) {
-    if (valid == 0.0f)
-        return kPaddedKey;
-    const float weighted = score * weight;
-    float product = weighted * valid;
+// +inf is the largest, and -0 equals 0.
+__device__ uint32_t order_key(float score, float weight) {
+    if (weight == 0.0f)
+        return kWeightlessKey;
+    float product = score * weight;
     if (!(product >= -FLT_MAX)) // also where it is NaN
         product = -FLT_MAX;
+    if (product > FLT_MAX)
+        product = FLT_MAX;
     const uint32_t bits = product == 0.0f ? 0 : __float_as_uint(product);
     return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
@@ -142,9 +145,10 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(SelectArguments ar
     const uint32_t sequence = arguments.sequence;
     const uint32_t length = sequence - visual + arguments.kept;
     const bool keep_all = arguments.kept == visual;
+    const bool keep_none = arguments.kept == 0;
     const float* score = arguments.score + static_cast<size_t>(blockIdx.x) * sequence;
     const int64_t* index = arguments.visual_index + static_cast<size_t>(blockIdx.x) * visual;
-    const float* valid = arguments.visual_valid + static_cast<size_t>(blockIdx.x) * visual;
+    const float* weight = arguments.weight + static_cast<size_t>(blockIdx.x) * visual;
     int64_t* kept_index = arguments.kept_index + static_cast<size_t>(blockIdx.x) * length;
     uint32_t* keys = visual <= kSharedKeys
                          ? shared.keys
@@ -153,12 +157,15 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(SelectArguments ar
     uint32_t threshold = 0;
     uint32_t equal_kept = 0;
     uint32_t equal_total = 0;
-    if (!keep_all) {
+    if (!keep_all && !keep_none) {
         for (uint32_t token = thread; token < visual; token += threads) {
             const int64_t position = index[token];
-            const bool inside = position >= 0 && position < sequence;
-            keys[token] =
-                inside ? order_key(score[position], arguments.bias_curve[token], valid[token]) : kPaddedKey;
+            if (position < 0 || position >= sequence)
+                keys[token] = kWeightlessKey;
+            else if (position == static_cast<int64_t>(sequence) - 1)
+                keys[token] = kLastPositionKey;
+            else
+                keys[token] = order_key(score[position], weight[token]);
         }
         uint32_t rank = arguments.kept;
         uint32_t found = 0; // mask of the digits found
@@ -191,7 +198,10 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(SelectArguments ar
         for (uint32_t word = thread; word < words; word += threads)
             shared.dropped[word] = 0;
         __syncthreads();
-        if (!keep_all && equal_kept == equal_total) {
+        if (keep_none) {
+            for (uint32_t token = thread; token < visual; token += threads)
+                drop(shared, index[token], first, count);
+        } else if (!keep_all && equal_kept == equal_total) {
             for (uint32_t token = thread; token < visual; token += threads)
                 if (keys[token] < threshold)
                     drop(shared, index[token], first, count);
@@ -247,13 +257,12 @@ cudaError_t launch_select(const PruneSizes& sizes, const PruneBuffers& buffers, 
     SelectArguments arguments{};
     arguments.score = buffers.score;
     arguments.visual_index = buffers.visual_index;
-    arguments.visual_valid = buffers.visual_valid;
-    arguments.bias_curve = buffers.bias_curve;
+    arguments.weight = buffers.weight;
     arguments.kept_index = buffers.kept_index;
     arguments.workspace_keys = static_cast<uint32_t*>(buffers.workspace);
     arguments.sequence = static_cast<uint32_t>(sizes.sequence);
     arguments.visual = static_cast<uint32_t>(sizes.visual);
-    arguments.kept = static_cast<uint32_t>(sizes.kept());
+    arguments.kept = static_cast<uint32_t>(sizes.kept);
     // A barrier of few warps is cheaper; a long prompt needs many loads in flight.
     const uint32_t threads = sizes.sequence <= 2048 ? 256 : kMostThreads;
     void* parameters[] = {&arguments};

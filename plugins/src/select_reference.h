@@ -13,31 +13,32 @@
 
 namespace edgeprune {
 
-// The debiased score: (score * w) * m in float32, multiplied in this order. Valid tokens whose product is
-// NaN or -inf rank as the lowest finite number; padded ones below every number, as -inf.
-inline float effective_score_reference(float score, float weight, float valid) {
-    if (valid == 0.0f)
-        return -std::numeric_limits<float>::infinity();
-    const float weighted = score * weight;
-    const float product = weighted * valid;
-    const float lowest = std::numeric_limits<float>::lowest();
-    return std::isnan(product) || product < lowest ? lowest : product;
+// The debiased score: score * weight in float32. NaN and -inf rank as the lowest finite number and +inf as
+// the largest, so that a weight of 0 is below and the last position above every number, as -inf and +inf.
+inline float effective_score_reference(float score, float weight, bool last) {
+    using Limits = std::numeric_limits<float>;
+    if (last)
+        return Limits::infinity();
+    if (weight == 0.0f)
+        return -Limits::infinity();
+    const float product = score * weight;
+    return std::isnan(product) ? Limits::lowest() : std::clamp(product, Limits::lowest(), Limits::max());
 }
 
-// One prompt: score [S], visual_index [V], visual_valid [V], bias_curve [at least V] -> kept_index [S - V +
-// K]. A position outside 0..S-1 in visual_index counts as padding. Only for such input, or for repeated
-// positions, are there more positions to keep than S - V + K; the first ones are written.
+// One prompt: score [S], visual_index [V], weight [V] -> kept_index [S - V + K]. A position outside 0..S-1 in
+// visual_index counts as one of weight 0. Only for such input, or for repeated positions, are there more
+// positions to keep than S - V + K; the first ones are written.
 inline void select_reference(int64_t sequence, int64_t visual, int64_t kept, const float* score,
-                             const int64_t* visual_index, const float* visual_valid, const float* bias_curve,
-                             int64_t* kept_index) {
+                             const int64_t* visual_index, const float* weight, int64_t* kept_index) {
     std::vector<float> effective(visual);
     const auto inside = [&](int64_t token) {
         return visual_index[token] >= 0 && visual_index[token] < sequence;
     };
     for (int64_t token = 0; token < visual; ++token)
-        effective[token] = inside(token) ? effective_score_reference(score[visual_index[token]],
-                                                                     bias_curve[token], visual_valid[token])
-                                         : -std::numeric_limits<float>::infinity();
+        effective[token] = inside(token)
+                               ? effective_score_reference(score[visual_index[token]], weight[token],
+                                                           visual_index[token] == sequence - 1)
+                               : -std::numeric_limits<float>::infinity();
     std::vector<int64_t> order(visual);
     std::iota(order.begin(), order.end(), int64_t{0});
     std::stable_sort(order.begin(), order.end(),

@@ -9,16 +9,18 @@ namespace {
 
 constexpr float kInf = INFINITY;
 
-// One prompt whose positions before `text` are text; the hidden state of position p is p, as a float32.
-std::vector<int64_t> kept(int64_t text, std::vector<float> score, std::vector<float> valid,
-                          std::vector<float> curve, int32_t keep_per_10000) {
+// One prompt of `text` text tokens, the visual ones, and one more text token where `end` says so; the hidden
+// state of position p is p, as a float32.
+std::vector<int64_t> kept(int64_t text, std::vector<float> score, std::vector<float> weight, int64_t count,
+                          bool end = true) {
     Stage stage;
     const int64_t visual = static_cast<int64_t>(score.size());
-    stage.sizes = {1, text + visual, visual, 1, static_cast<int64_t>(curve.size()), 4, keep_per_10000};
+    stage.sizes = {1, text + visual + end, visual, count, 1, 4};
     stage.score.assign(static_cast<size_t>(text), 9.0f);
     stage.score.insert(stage.score.end(), score.begin(), score.end());
-    stage.visual_valid = std::move(valid);
-    stage.bias_curve = std::move(curve);
+    if (end)
+        stage.score.push_back(9.0f);
+    stage.weight = std::move(weight);
     for (int64_t token = 0; token < visual; ++token)
         stage.visual_index.push_back(text + token);
     std::vector<float> states(stage.score.size());
@@ -43,40 +45,46 @@ std::vector<float> ones(size_t count) {
 using Positions = std::vector<int64_t>;
 
 void selections() {
-    EXPECT((kept(1, {0.1f, 0.4f, 0.3f}, ones(3), ones(3), 6667) == Positions{0, 2, 3}));
+    EXPECT((kept(1, {0.1f, 0.4f, 0.3f}, ones(3), 2) == Positions{0, 2, 3, 4}));
     // Ties go to the lower index, and -0 equals 0.
-    EXPECT((kept(0, std::vector<float>(9, 0.25f), ones(9), ones(9), 3333) == Positions{0, 1, 2}));
-    EXPECT((kept(0, {-0.0f, 0.0f}, ones(2), ones(2), 5000) == Positions{0}));
-    EXPECT((kept(0, {-1e-45f, 0.0f}, ones(2), ones(2), 5000) == Positions{1}));
-    EXPECT((kept(0, {0.0f, 1e-45f}, ones(2), ones(2), 5000) == Positions{1}));
-    // Numbers beat NaN and -inf, which are equal to the lowest number; padding comes last whatever its score.
+    EXPECT((kept(0, std::vector<float>(9, 0.25f), ones(9), 3) == Positions{0, 1, 2, 9}));
+    EXPECT((kept(0, {-0.0f, 0.0f}, ones(2), 1) == Positions{0, 2}));
+    EXPECT((kept(0, {-1e-45f, 0.0f}, ones(2), 1) == Positions{1, 2}));
+    EXPECT((kept(0, {0.0f, 1e-45f}, ones(2), 1) == Positions{1, 2}));
+    // Numbers beat NaN and -inf, which are equal to the lowest number; weight 0 comes last whatever the
+    // score.
     const std::vector<float> mixed = {9.0f, NAN, 0.0f, kInf, -kInf};
-    const std::vector<float> valid = {0, 1, 1, 1, 1};
-    EXPECT((kept(0, mixed, valid, ones(5), 2000) == Positions{3}));
-    EXPECT((kept(0, mixed, valid, ones(5), 4000) == Positions{2, 3}));
-    EXPECT((kept(0, mixed, valid, ones(5), 6000) == Positions{1, 2, 3}));
-    EXPECT((kept(0, mixed, valid, ones(5), 8000) == Positions{1, 2, 3, 4}));
-    EXPECT((kept(0, {-kInf, -FLT_MAX, NAN}, ones(3), ones(3), 3333) == Positions{0}));
-    // All padded: the first ones. A padding mask of NaN is not padding.
-    EXPECT((kept(0, {0.1f, NAN, 0.8f}, {0, 0, 0}, ones(3), 6667) == Positions{0, 1}));
-    EXPECT((kept(0, {0.9f, 0.1f}, {0.0f, NAN}, ones(2), 5000) == Positions{1}));
-    // The curve is multiplied first, in float32: (s * w) * m overflows where s * (w * m) does not.
-    EXPECT((kept(0, {kInf, FLT_MAX}, {1.0f, 0.5f}, {1, 2}, 5000) == Positions{0}));
-    EXPECT((kept(0, {3e38f, 1.0f}, {0.5f, kInf}, {2, 1}, 5000) == Positions{0}));
-    // The curve counts from the first visual token and may be longer than they are.
-    EXPECT((kept(1, {0.5f, 0.6f}, ones(2), {1, 0.5f, 9}, 5000) == Positions{0, 1}));
+    const std::vector<float> weight = {0, 1, 1, 1, 1};
+    EXPECT((kept(0, mixed, weight, 1) == Positions{3, 5}));
+    EXPECT((kept(0, mixed, weight, 2) == Positions{2, 3, 5}));
+    EXPECT((kept(0, mixed, weight, 3) == Positions{1, 2, 3, 5}));
+    EXPECT((kept(0, mixed, weight, 4) == Positions{1, 2, 3, 4, 5}));
+    EXPECT((kept(0, {-kInf, -FLT_MAX, NAN}, ones(3), 1) == Positions{0, 3}));
+    // +inf, of a score or of what overflows, equals the largest number.
+    EXPECT((kept(0, {FLT_MAX, kInf}, ones(2), 1) == Positions{0, 2}));
+    EXPECT((kept(0, {1.0f, FLT_MAX, kInf, 3e38f}, {1, 1, 1, 4}, 2) == Positions{1, 2, 4}));
+    // None has a weight: the first ones. A weight of NaN is one, that of -0 is none.
+    EXPECT((kept(0, {0.1f, NAN, 0.8f}, {0, 0, 0}, 2) == Positions{0, 1, 3}));
+    EXPECT((kept(0, {0.9f, 0.1f}, {-0.0f, NAN}, 1) == Positions{1, 2}));
+    EXPECT((kept(0, {kInf, 0.1f}, {0.0f, 1.0f}, 1) == Positions{1, 2}));
+    // Weights count from the first visual token; what underflows still beats weight 0.
+    EXPECT((kept(1, {0.5f, 0.6f}, {1, 0.5f}, 1) == Positions{0, 1, 3}));
+    EXPECT((kept(0, {0.9f, 1e-45f}, {0, 0.25f}, 1) == Positions{1, 2}));
     // All, one and none.
-    EXPECT((kept(1, {0.1f, 0.2f, 0.3f}, ones(3), ones(3), 10000) == Positions{0, 1, 2, 3}));
-    EXPECT((kept(1, {0.1f, 0.2f, 0.3f}, ones(3), ones(3), 1) == Positions{0, 3}));
-    EXPECT((kept(3, {}, {}, {}, 3000) == Positions{0, 1, 2}));
+    EXPECT((kept(1, {0.1f, 0.2f, 0.3f}, ones(3), 3) == Positions{0, 1, 2, 3, 4}));
+    EXPECT((kept(1, {0.1f, 0.2f, 0.3f}, ones(3), 1) == Positions{0, 3, 4}));
+    EXPECT((kept(1, {0.1f, 0.2f, 0.3f}, ones(3), 0) == Positions{0, 4}));
+    EXPECT((kept(3, {}, {}, 0) == Positions{0, 1, 2, 3}));
 }
 
-void counts() {
-    EXPECT(edgeprune_check_kept_count(576, 3000) == 173);
-    EXPECT(edgeprune_check_kept_count(5, 5000) == 3); // half rounds up
-    EXPECT(edgeprune_check_kept_count(576, 1) == 1);
-    EXPECT(edgeprune_check_kept_count(0, 10000) == 0);
-    EXPECT(edgeprune_check_kept_count(65536, 10000) == 65536);
+void the_last_position() {
+    // It beats every score, with and without a weight, but a place it needs as any other token.
+    for (const float weight : {0.0f, 1.0f, NAN}) {
+        EXPECT((kept(0, {kInf, FLT_MAX, NAN}, {1, 1, weight}, 1, false) == Positions{2}));
+        EXPECT((kept(1, {kInf, FLT_MAX, -kInf}, {1, 1, weight}, 2, false) == Positions{0, 1, 3}));
+    }
+    EXPECT((kept(1, {1, 2}, ones(2), 0, false) == Positions{0}));
+    EXPECT(kept(0, {1, 2}, ones(2), 0, false).empty());
 }
 
 void refusals() {
@@ -87,20 +95,20 @@ void refusals() {
         return of_reference != nullptr && std::strstr(of_reference, part) != nullptr &&
                of_kernels == of_reference;
     };
-    EXPECT(says({1, 4, 5, 1, 5, 2, 3000}, "more visual tokens than positions"));
-    EXPECT(says({1, 4, 3, 1, 2, 2, 3000}, "bias curve has fewer weights"));
-    EXPECT(says({1, 4, 3, 1, 3, 1, 3000}, "float16, bfloat16 or float32"));
-    EXPECT(says({1, 4, 3, 1, 3, 2, 0}, "from 1 to 10000"));
-    EXPECT(says({1, 4, 3, 1, 3, 2, 10001}, "from 1 to 10000"));
-    EXPECT(says({-1, 4, 3, 1, 3, 2, 3000}, "negative"));
-    EXPECT(says({1 << 16, 1 << 16, 3, 1, 3, 2, 3000}, "2^30 positions"));
+    EXPECT(says({1, 4, 5, 1, 1, 2}, "more visual tokens than positions"));
+    EXPECT(says({1, 4, 3, 4, 1, 2}, "more visual tokens are to be kept than there are"));
+    EXPECT(says({1, 4, 0, 1, 1, 2}, "more visual tokens are to be kept than there are"));
+    EXPECT(says({1, 4, 3, 1, 1, 1}, "float16, bfloat16 or float32"));
+    EXPECT(says({-1, 4, 3, 1, 1, 2}, "negative"));
+    EXPECT(says({1, 4, 3, -1, 1, 2}, "negative"));
+    EXPECT(says({1 << 16, 1 << 16, 3, 1, 1, 2}, "2^30 positions"));
 }
 
 } // namespace
 
 int main() {
     selections();
-    counts();
+    the_last_position();
     refusals();
     return finish("test_reference");
 }

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu_check, random_llava
 from edgeprune.bench import run as bench
-from edgeprune.debias.selection import kept_count, select
+from edgeprune.debias.selection import select
 from edgeprune.errors import BackendError
 
 FACTS = {
@@ -30,13 +30,12 @@ def test_the_eager_step_is_the_same_step() -> None:
     rng = np.random.default_rng(0)
     score = rng.random((2, 50), dtype=np.float32)
     index = np.stack([np.arange(5, 35), np.arange(8, 38)])
-    valid = np.ones((2, 30), dtype=np.float32)
-    valid[1, :4] = 0
-    curve = np.linspace(1, 0.3, 40, dtype=np.float32)
+    weight = np.tile(np.linspace(1, 0.3, 30, dtype=np.float32), (2, 1))
+    weight[1, :4] = 0
     hidden = rng.random((2, 50, 3), dtype=np.float32)
-    arrays = (torch.from_numpy(array) for array in (hidden, score, index, valid, curve))
-    states, kept_index = gpu_check.eager_step(torch, *arrays, kept_count(30, 3000))
-    expected = select(score, index, valid, curve, 3000)
+    arrays = (torch.from_numpy(array) for array in (hidden, score, index, weight))
+    states, kept_index = gpu_check.eager_step(torch, *arrays, 9)
+    expected = select(score, index, weight, 9)
     np.testing.assert_array_equal(kept_index.numpy(), expected.kept_index)
     np.testing.assert_array_equal(
         states.numpy(), np.take_along_axis(hidden, expected.kept_index[:, :, None], 1)

@@ -24,6 +24,9 @@ Wish = Literal["auto", "on", "off"]
 LIBRARY = "libedgeprune_plugins.so"
 ENVIRONMENT = "EDGEPRUNE_PLUGINS"
 
+# The plugin's version, which is that of the operator.
+_VERSION = "2"
+
 # IPluginV3 as the library implements it; older ones would need the sources of another interface.
 _OLDEST = (10, 3)
 
@@ -100,10 +103,11 @@ def load_library(trt: Any, library: Path) -> None:
     """Registers the plugin, once per process.
 
     Raises:
-        BackendError: the library cannot be loaded, or was built for another major version of TensorRT.
+        BackendError: the library cannot be loaded, was built for another major version of TensorRT, or holds
+            the plugin in another version.
     """
     registry = trt.get_plugin_registry()
-    if any(creator.name == OP_NAME for creator in registry.all_creators):
+    if _is_registered(registry):
         return
     # Interfaces of another major version have another layout; the library then offers no plugin, and TensorRT
     # would only say later that it found none.
@@ -119,6 +123,18 @@ def load_library(trt: Any, library: Path) -> None:
             f"TensorRT cannot load the plugin library {library}: build it again with the headers of the "
             f"TensorRT that is installed ({trt.__version__})"
         )
+    if not _is_registered(registry):
+        raise BackendError(
+            f"the plugin library {library} does not hold version {_VERSION} of {OP_NAME}, which this "
+            f"edgeprune needs: build it again from plugins/ of the same edgeprune, or set {ENVIRONMENT} to a "
+            "library that was"
+        )
+
+
+def _is_registered(registry: Any) -> bool:
+    return any(
+        creator.name == OP_NAME and creator.plugin_version == _VERSION for creator in registry.all_creators
+    )
 
 
 def _built_for(library: Path) -> str | None:
@@ -133,7 +149,8 @@ def _built_for(library: Path) -> str | None:
 
 
 def without_function_body(path: Path) -> bytes:
-    """The ONNX file of the language graph without the body of the pruning nodes; weights stay where they are.
+    """The ONNX file of the language graph without the body of the pruning nodes, which name the plugin's
+    version instead; weights stay where they are.
 
     Raises:
         MissingDependencyError: onnx is not installed.
@@ -146,6 +163,10 @@ def without_function_body(path: Path) -> bytes:
     bodies = [function for function in model.functions if function.name == OP_NAME]
     for body in bodies:
         model.functions.remove(body)
+    for node in model.graph.node:
+        if node.op_type == OP_NAME:
+            # The parser looks for version 1 of a plugin unless the node names another one.
+            node.attribute.append(onnx.helper.make_attribute("plugin_version", _VERSION))
     return bytes(model.SerializeToString())
 
 

@@ -172,7 +172,7 @@ class ExecutionContextAllocationStrategy(Enum):
 
 
 class _Registry:
-    """Loads any library whose file says "plugin"."""
+    """Loads any library whose file says "plugin"; its plugin has version 1 where it begins with "old"."""
 
     def __init__(self) -> None:
         self.all_creators: list[Any] = []
@@ -180,9 +180,11 @@ class _Registry:
 
     def load_library(self, path: str) -> object | None:
         self.loaded.append(path)
-        if b"plugin" not in Path(path).read_bytes():
+        content = Path(path).read_bytes()
+        if b"plugin" not in content:
             return None
-        self.all_creators.append(SimpleNamespace(name="DebiasedTokenPrune"))
+        version = "1" if content.startswith(b"old") else "2"
+        self.all_creators.append(SimpleNamespace(name="DebiasedTokenPrune", plugin_version=version))
         return self
 
 
@@ -212,7 +214,9 @@ class OnnxParser:
         for node in model.graph.node:
             kind = LayerType.ELEMENTWISE
             if node.op_type == "DebiasedTokenPrune" and node.op_type not in bodies:
-                if not any(creator.name == node.op_type for creator in _REGISTRY.all_creators):
+                attributes = {attribute.name: attribute.s.decode() for attribute in node.attribute}
+                wanted = (node.op_type, attributes.get("plugin_version", "1"))
+                if not any((one.name, one.plugin_version) == wanted for one in _REGISTRY.all_creators):
                     self._errors.append("Plugin not found: DebiasedTokenPrune")
                     return False
                 kind = LayerType.PLUGIN_V3

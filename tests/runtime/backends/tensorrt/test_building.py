@@ -97,6 +97,11 @@ def test_the_plugin_replaces_the_body_and_is_recorded(
     library.write_bytes(b"something else")
     with pytest.raises(BackendError, match=r"cannot load the plugin library .*build it again"):
         build(bundle, flavour="tensorrt")
+    library.write_bytes(b"old plugin")
+    with pytest.raises(
+        BackendError, match=r"does not hold version 2 of Debiased.*build it again from plugins/"
+    ):
+        build(bundle, flavour="tensorrt")
     library.unlink()
     with pytest.raises(InputError, match=rf"{plugins.ENVIRONMENT} names .*: correct or unset it"):
         build(bundle, flavour="tensorrt")
