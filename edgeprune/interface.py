@@ -17,6 +17,7 @@ from pydantic import Field
 from edgeprune.fields import Line, Part
 
 if TYPE_CHECKING:
+    from edgeprune.image_program import ImageProgram
     from edgeprune.manifest import DType, ModelInfo
     from edgeprune.plans import PruningPlan
 
@@ -37,7 +38,7 @@ _PAST, _PRESENT, _KEPT_SLOTS = "past_", "present_", "kept_slots."
 
 
 def tower_score(stage: int) -> str:
-    """Output of the vision graph: what a tower's stage merges by, float32 [images, tokens before it]."""
+    """Output of the vision graph: what a tower's stage merges by, float32 [tiles, tokens before it]."""
     return f"tower_score.{stage}"
 
 
@@ -162,18 +163,16 @@ def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
     return Interface(tuple(inputs), tuple(outputs))
 
 
-def vision_interface(
-    info: ModelInfo, plan: PruningPlan, image_size: tuple[int, int], places: int
-) -> Interface:
+def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) -> Interface:
     """Names, dtypes and shapes of the vision graph; where the tower merges, also places and scores."""
-    dtype, tokens = _ELEMENTS[info.dtype], plan.tokens_per_image(places)
-    outputs = [_spec(VISUAL_EMBEDS, dtype, "images", tokens, info.hidden_size)]
+    dtype, places = _ELEMENTS[info.dtype], program.tokens_per_tile
+    outputs = [_spec(VISUAL_EMBEDS, dtype, "visual", info.hidden_size)]
     if plan.tower:
-        outputs.append(_spec(VISUAL_PLACE, "int64", "images", tokens))
+        outputs.append(_spec(VISUAL_PLACE, "int64", "tiles", plan.tokens_per_tile(places)))
     for number, stage in enumerate(plan.tower):
-        outputs.append(_spec(tower_score(number), "float32", "images", places))
+        outputs.append(_spec(tower_score(number), "float32", "tiles", places))
         places = stage.kept
-    return Interface((_spec(PIXEL_VALUES, dtype, "images", 3, *image_size),), tuple(outputs))
+    return Interface((_spec(PIXEL_VALUES, dtype, "tiles", 3, *program.feed.size),), tuple(outputs))
 
 
 Cache = TypeVar("Cache")
@@ -190,6 +189,7 @@ def first_feeds(
     inputs: Iterable[TensorSpec],
     input_ids: NDArray[np.int64],
     attention_mask: NDArray[np.int64],
+    position_ids: NDArray[np.int64],
     visual_index: NDArray[np.int64],
     visual_valid: NDArray[np.float32],
     curve_place: NDArray[np.int64],
@@ -200,7 +200,7 @@ def first_feeds(
 
     Args:
         inputs: of the language graph.
-        input_ids, attention_mask: int64 [B, S].
+        input_ids, attention_mask, position_ids: int64 [B, S].
         visual_index: int64 [B, V].
         visual_valid: float32 [B, V], 0 where a token stands behind all others.
         curve_place: int64 [B, V], which entry of the bias curve each visual token reads; 0 is always 1.
@@ -213,8 +213,7 @@ def first_feeds(
         VISUAL_INDEX: visual_index,
         VISUAL_VALID: visual_valid,
         CURVE_PLACE: curve_place,
-        # Padding has position 0, where it is masked anyhow; real tokens count from 0.
-        POSITION_IDS: np.maximum(np.cumsum(attention_mask, axis=1) - 1, 0),
+        POSITION_IDS: position_ids,
         ATTENTION_MASK: attention_mask,
         **{kept_slots(stage): np.zeros((1, count), dtype=np.int64) for stage, count in enumerate(kept)},
         **{spec.name: _empty(spec, len(input_ids)) for spec in inputs if is_past(spec.name)},

@@ -17,17 +17,17 @@ from edgeprune.fields import (
     Layer,
     Layers,
     Line,
-    Number,
     Part,
-    Pixels,
     Sha256,
     Size,
     TokenId,
     Tokens,
     TokenText,
 )
+from edgeprune.image_program import ImageProgram
 from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
 from edgeprune.plans import Debias, PruningPlan
+from edgeprune.positions import PositionRule, SequentialPositions
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "edgeprune.json"
@@ -38,9 +38,6 @@ _MOST_FILES = 1000
 
 DType = Literal["fp32", "fp16", "bf16"]
 
-Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
-Filter = Annotated[int, Field(strict=True, ge=0, le=3)]
-Deviation = Annotated[float, Field(strict=True, ge=1e-6, le=1e6)]
 Specs = Annotated[tuple[TensorSpec, ...], Field(max_length=10_000)]
 
 
@@ -75,50 +72,6 @@ class ModelInfo(Part):
     head_dim: Size
     vocab_size: Tokens
     max_positions: Tokens
-
-
-class Preprocessing(Part):
-    """How a picture becomes `pixel_values` [images, 3, height, width] and its visual tokens.
-
-    The steps run in the order of the fields. `resize` is either to a fixed (height, width) or so that the
-    shortest edge has a given length; `pad_to_square` letterboxes with `pad_color` before resizing.
-    Resizing takes the width first and then the height, with 8 bits between them, as Pillow did until 12.3.
-    `resample` is Pillow's filter number (0 nearest, 1 lanczos, 2 bilinear, 3 bicubic).
-    """
-
-    pad_to_square: Flag = False
-    pad_color: tuple[Byte, Byte, Byte] = (0, 0, 0)
-    resize_shortest_edge: Pixels | None = None
-    resize_to: tuple[Pixels, Pixels] | None = None
-    resample: Filter = 3
-    center_crop: tuple[Pixels, Pixels] | None = None
-    rescale_factor: Number | None = 1 / 255
-    mean: tuple[Number, Number, Number] | None = None
-    std: tuple[Deviation, Deviation, Deviation] | None = None
-    image_size: tuple[Pixels, Pixels]
-    grid: tuple[Pixels, Pixels]
-
-    def output_fault(self) -> str | None:
-        """Why what comes out does not always have `image_size`, or padding inside; None where all is well."""
-        edge, size = self.resize_shortest_edge, self.image_size
-        square = (edge, edge) if edge is not None and self.pad_to_square else None
-        resized = self.resize_to or square
-        output = self.center_crop or resized
-        if output is None:
-            return "output size, which depends on the picture,"
-        if output != size:
-            return f"output of {output[0]} x {output[1]} pixels for a vision tower of {size[0]} x {size[1]}"
-        if self.pad_to_square and resized is None:
-            return "do_pad without do_resize"
-        # The margin of such a crop would be padding that the padding mask does not know.
-        if self.pad_to_square and resized and any(c > r for c, r in zip(output, resized, strict=True)):
-            return f"crop_size {output} around padded pictures of size {resized}"
-        return None
-
-    @property
-    def places_per_image(self) -> int:
-        """Cells of one picture's grid: its visual tokens, as long as a vision tower merges none."""
-        return self.grid[0] * self.grid[1]
 
 
 class Prompt(Part):
@@ -204,16 +157,42 @@ class Manifest(Part):
     language: GraphSpec
     vision: GraphSpec
     cache_groups: Annotated[tuple[CacheGroup, ...], Field(max_length=1024)]
-    preprocessing: Preprocessing
+    image_program: ImageProgram
+    positions: PositionRule = SequentialPositions()
     prompt: Prompt
     generation: Generation = Generation()
     verification: Verification = Verification(skipped="not run")
     files: Annotated[tuple[FileEntry, ...], Field(max_length=_MOST_FILES)] = ()
 
     @property
-    def tokens_per_image(self) -> int:
-        """Visual tokens of one picture that the language graph gets."""
-        return self.plan.tokens_per_image(self.preprocessing.places_per_image)
+    def tokens_per_tile(self) -> int:
+        """Visual tokens of one tile that the language graph gets."""
+        return self.plan.tokens_per_tile(self.image_program.tokens_per_tile)
+
+    @property
+    def image_tokens(self) -> int | None:
+        """Visual tokens of an image that the language graph gets; None where that depends on the image."""
+        fixed = self.image_program.fixed_tokens
+        return None if fixed is None else self._left(fixed)
+
+    @property
+    def most_image_tokens(self) -> int:
+        """The most visual tokens of an image that the language graph gets."""
+        return self._left(self.image_program.most_tokens)
+
+    @property
+    def curve_places(self) -> int:
+        """N of the language graph's bias curve, float32 [1 + N], the constant that `curve_place` points into.
+
+        As many as the visual tokens of an image where all images have as many, else as many as the curve was
+        fitted to.
+        """
+        if self.curve is None:
+            return 0
+        return self.image_tokens or self.curve.num_tokens
+
+    def _left(self, tokens: int) -> int:
+        return tokens // self.image_program.tokens_per_tile * self.tokens_per_tile
 
     @model_validator(mode="after")
     def _debiases_as_planned(self) -> Manifest:
@@ -239,24 +218,30 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _graphs_follow_model_and_plan(self) -> Manifest:
-        size, grid = self.preprocessing.image_size, self.preprocessing.grid
-        if fault := self.preprocessing.output_fault():
-            raise ValueError(f"the preprocessing's {fault} cannot be")
-        if any(cells > pixels for cells, pixels in zip(grid, size, strict=True)):
-            raise ValueError(
-                f"the grid {grid} has more cells than the vision tower's input has pixels, {size}"
-            )
-        places = self.preprocessing.places_per_image
-        if self.plan.tower and self.plan.tower[0].kept > places:
-            raise ValueError(f"the vision tower keeps {self.plan.tower[0].kept} of {places} tokens")
+        tokens = self.image_program.tokens_per_tile
+        if self.plan.tower and self.plan.tower[0].kept > tokens:
+            raise ValueError(f"the vision tower keeps {self.plan.tower[0].kept} of {tokens} tokens")
         language = language_interface(self.model, self.plan)
-        vision = vision_interface(self.model, self.plan, size, places)
+        vision = vision_interface(self.model, self.plan, self.image_program)
         _check_interface("language", self.language, language)
         _check_interface("vision", self.vision, vision)
-        if isinstance(self.curve, TabulatedCurve) and self.curve.num_tokens < self.tokens_per_image:
+        if isinstance(self.curve, TabulatedCurve) and self.curve.num_tokens < self.curve_places:
             raise ValueError(
-                f"the bias curve is a table of {self.curve.num_tokens} weights for {self.tokens_per_image} "
-                "visual tokens of a picture"
+                f"the bias curve is a table of {self.curve.num_tokens} weights for {self.curve_places} "
+                "visual tokens of an image"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_as_told(self) -> Manifest:
+        program = self.image_program
+        if self.padding_mask.kind != "none" and not program.letterboxes:
+            raise ValueError("there is a padding mask, and the image program never pads")
+        text = program.text.model_dump().values()
+        if any(self.prompt.image_token in part for part in text):
+            raise ValueError(
+                f"the image program's text holds the image token {self.prompt.image_token}, which stands for "
+                "visual tokens alone"
             )
         return self
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from edgeprune.debias.curves import BiasCurve, load_preset, resolve_curve
 from edgeprune.errors import InputError
+from edgeprune.image_program import ImageProgram
 from edgeprune.log import note
-from edgeprune.manifest import ModelInfo, Preprocessing
+from edgeprune.manifest import ModelInfo
 from edgeprune.plans import Debias, Ranking, method_by_name
 
 # The sizes of the models that the published curves belong to, LLaVA-1.5-7B and -13B: of hidden states and
@@ -52,7 +53,7 @@ def debiasing(
     wanted: tuple[Debias, ...] | None,
     curve: str | os.PathLike[str] | None,
     info: ModelInfo,
-    preprocessing: Preprocessing,
+    program: ImageProgram,
 ) -> Debiasing:
     """What a method that prunes is debiased by in a model.
 
@@ -63,14 +64,14 @@ def debiasing(
         method: its name.
         wanted: what was asked for; None for what suits the model.
         curve: a curve's file or preset; None for the published one.
-        info, preprocessing: of the model.
+        info, program: of the model.
 
     Raises:
         InputError: position was asked for, and no curve belongs to the model.
     """
     own = None if curve is None else resolve_curve(curve)
     published = method_by_name(method).preset
-    if own is None and published is not None and _is_published_for(info, preprocessing):
+    if own is None and published is not None and _is_published_for(info, program):
         own = load_preset(published)
     if wanted is None:
         if own is None and method_by_name(method).ranking is not Ranking.RANDOM:
@@ -85,18 +86,19 @@ def debiasing(
             "with `edgeprune calibrate` and give it as `curve`, name a preset there, or take "
             "`debias='padding'`"
         )
-    elif Debias.PADDING in wanted and not preprocessing.pad_to_square:
+    elif Debias.PADDING in wanted and not program.letterboxes:
         note("padding is not debiased, because this model's images are never padded")
-    acts = {Debias.POSITION: own is not None, Debias.PADDING: preprocessing.pad_to_square}
+    acts = {Debias.POSITION: own is not None, Debias.PADDING: program.letterboxes}
     debias = tuple(one for one in wanted if acts[one])
     return Debiasing(debias, own if Debias.POSITION in debias else None)
 
 
-def _is_published_for(info: ModelInfo, preprocessing: Preprocessing) -> bool:
+def _is_published_for(info: ModelInfo, program: ImageProgram) -> bool:
     size = (info.hidden_size, info.intermediate_size, info.layers, info.heads, info.kv_heads)
-    seen = (preprocessing.image_size, preprocessing.grid)
+    seen = (program.feed.size, program.tokens.grid)
     return (
         (info.family, info.text_model) == ("llava", "llama")
         and size in _PUBLISHED_FOR
         and seen == (_PUBLISHED_IMAGE, _PUBLISHED_GRID)
+        and program.cut is None
     )

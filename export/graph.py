@@ -63,7 +63,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 # Distinct sizes of at least 2: the tracer turns sizes of 0, 1, and equal ones into constants.
-_SIZES = {"batch": 2, "sequence": 23, "visual": 11, "images": 2}
+_SIZES = {"batch": 2, "sequence": 23, "visual": 11, "tiles": 2}
 _PAST_SIZES = (5, 3, 4, 7, 6, 13, 17, 19)
 _KEPT_SIZES = (10, 9, 8)
 _SMALLEST = {"batch": 1, "sequence": 1}
@@ -104,7 +104,7 @@ def _trace(
 
 
 def trace_vision(vision: nn.Module, interface: Interface, mode: FakeTensorMode, opset: int) -> ir.Model:
-    """Traces pixel_values -> visual_embeds; the number of images is dynamic."""
+    """Traces pixel_values -> visual_embeds; the number of tiles is dynamic."""
     (spec,) = interface.inputs
     with mode:
         sample = _sample(spec)

@@ -3,68 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
+import onnx_ir as ir
 import torch
-from pydantic import ValidationError
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 import edgeprune
 from edgeprune.bundle import sha256_of, write_manifest
-from edgeprune.debias.curves import BiasCurve, curve_table
+from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import read_share
-from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.errors import InputError
 from edgeprune.exporter import assemble, graph, weights
-from edgeprune.exporter.debiasing import check_wish, debiasing
+from edgeprune.exporter.debiasing import check_wish
+from edgeprune.exporter.decision import ExportOptions, decide
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, family_of, read_config
-from edgeprune.exporter.generation import read_generation
-from edgeprune.exporter.origin import check_curve, model_name, origin
-from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
-from edgeprune.fields import first_fault
+from edgeprune.exporter.origin import model_name
 from edgeprune.files import need_utf8
-from edgeprune.interface import PLAN_METADATA, language_interface, vision_interface
-from edgeprune.log import note
-from edgeprune.manifest import (
-    MAX_OPSET,
-    MIN_OPSET,
-    CacheGroup,
-    DType,
-    FileEntry,
-    GraphSpec,
-    Manifest,
-    ModelInfo,
-    Verification,
-)
-from edgeprune.plans import Keep, PruningPlan, keep_ratios, method_by_name, plan_name, read_debias
+from edgeprune.interface import PLAN_METADATA
+from edgeprune.manifest import MAX_OPSET, MIN_OPSET, FileEntry, Manifest, Verification
+from edgeprune.plans import keep_ratios, method_by_name, plan_name, read_debias
 from edgeprune.progress import Progress, Silent
 from edgeprune.replacing import need_space, writing_to
 
 Verify: TypeAlias = "Callable[[Path, Manifest, Path, Progress], Verification]"
 """Compares a bundle with the model's folder; see `edgeprune.verification.original.verify_bundle`."""
-
-_DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in graph.TORCH_DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to export; the fields are parameters of `edgeprune.export`."""
-
-    keep: Keep = None
-    method: str = "fastv"
-    layer: int | Sequence[int] | None = None
-    curve: str | os.PathLike[str] | None = None
-    debias: str | Sequence[str] | None = None
-    dtype: DType | None = None
-    opset: int = 18
-    seed: int = 0
-
 
 def export(
     model: str | os.PathLike[str],
@@ -86,7 +55,9 @@ def export(
     target = Path(output) if output is not None else default_output(model, options)
     _check_target(target, folder)
     with writing_to(target, force) as scratch:
-        manifest = _write(folder, str(model), config, family, options, scratch, listener)
+        decided = decide(folder, str(model), config, family, options, scratch)
+        traced = _trace(decided, config, family, listener)
+        manifest = _write(decided, traced, folder, scratch, listener)
         verification = Verification(skipped="it was not asked for")
         if verify is not None:
             verification = verify(scratch, manifest, folder, listener)
@@ -171,156 +142,69 @@ def resolve_model(model: str | os.PathLike[str], progress: Progress) -> Path:
         ) from error
 
 
-def _write(
-    folder: Path,
-    source: str,
-    config: PretrainedConfig,
-    family: Family,
-    options: ExportOptions,
-    scratch: Path,
-    progress: Progress,
-) -> Manifest:
-    text = config.get_text_config()
-    dtype = graph.TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
-    with _values_of(folder):
-        preprocessing = read_preprocessing(folder, family.image_size(config), family.grid(config))
-        info = _model_info(family, text, source, dtype)
-        prompt = read_prompt(folder, config, scratch)
-        generation = read_generation(folder)
-    plan = method_by_name(options.method).plan(
-        text.num_hidden_layers,
-        options.keep,
-        options.layer,
-        visual_tokens=preprocessing.places_per_image,
-        seed=options.seed,
-        tower_layers=family.tower_layers(config),
-    )
-    per_image = plan.tokens_per_image(preprocessing.places_per_image)
-    curve = None
-    if plan.prunes:
-        debias = read_debias(options.debias)
-        acting = debiasing(options.method, debias, options.curve, info, preprocessing)
-        plan, curve = plan.debiased(acting.debias), acting.curve
-    if curve is not None and curve.fitted_to is not None:
-        check_curve(curve, origin(folder, source, plan, preprocessing.grid))
-    if curve is not None and curve.num_tokens != per_image:
-        _note_resampled(curve, per_image)
-    bias = torch.from_numpy(curve_table(curve, per_image))
+@dataclass(frozen=True)
+class _Traced:
+    """A model without memory for its weights, and its graphs.
 
+    Attributes:
+        model: all of it.
+        vision, decoder: the modules that the graphs were traced from.
+        vision_graph, language_graph: the graphs, whose weights are still to be attached.
+    """
+
+    model: PreTrainedModel
+    vision: nn.Module
+    decoder: PrunedDecoder
+    vision_graph: ir.Model
+    language_graph: ir.Model
+
+
+def _trace(decided: Manifest, config: PretrainedConfig, family: Family, progress: Progress) -> _Traced:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    plan, opset = decided.plan, decided.opset
     with mode:
-        model = family.build(config, dtype)
-        curve_buffer = torch.empty(len(bias))
-    stored = weights.locate(model, folder)
-    size = weights.bytes_to_write(stored, folder, dtype)
-    need_space(scratch.parent, size)
-    buffers = weights.buffer_values(model)
+        model = family.build(config, graph.TORCH_DTYPES[decided.model.dtype])
+        curve = torch.empty(1 + decided.curve_places)
     parts = family.parts(model, plan.tower)
-
     progress.step("tracing the vision graph")
-    vision_spec = vision_interface(info, plan, preprocessing.image_size, preprocessing.places_per_image)
-    vision = graph.trace_vision(parts.vision, vision_spec, mode, options.opset)
+    vision = graph.trace_vision(parts.vision, decided.vision, mode, opset)
     progress.step("tracing the language graph")
     decoder = PrunedDecoder(
-        parts.text_model, parts.lm_head, plan, parts.image_token_id, curve_buffer, info.max_positions
+        parts.text_model, parts.lm_head, plan, parts.image_token_id, curve, decided.model.max_positions
     ).eval()
-    language_spec = language_interface(info, plan)
-    language = graph.trace_language(decoder, language_spec, mode, options.opset)
+    language = graph.trace_language(decoder, decided.language, mode, opset)
+    return _Traced(model, parts.vision, decoder, vision, language)
 
+
+def _write(decided: Manifest, traced: _Traced, folder: Path, scratch: Path, progress: Progress) -> Manifest:
+    """Writes weights and graphs; returns the manifest with its files."""
+    dtype = graph.TORCH_DTYPES[decided.model.dtype]
+    stored = weights.locate(traced.model, folder)
+    size = weights.bytes_to_write(stored, folder, dtype)
+    need_space(scratch.parent, size)
+    buffers = weights.buffer_values(traced.model)
     progress.step("writing weights", size)
     placed, entries = weights.place(stored, folder, scratch, dtype, progress.advance)
 
     progress.step("writing and checking the graphs")
-    for module, traced, spec, name, stages in (
-        (parts.vision, vision, vision_spec, "vision.onnx", 0),
-        (decoder, language, language_spec, "language.onnx", len(plan.stages)),
+    curve = torch.from_numpy(curve_table(decided.curve, decided.curve_places))
+    constants = PrunedDecoder.constants(decided.plan, curve, decided.model.max_positions)
+    metadata = {PLAN_METADATA: decided.plan.model_dump_json()}
+    for module, traced_graph, spec, added, stated in (
+        (traced.vision, traced.vision_graph, decided.vision, {}, {}),
+        (traced.decoder, traced.language_graph, decided.language, constants, metadata),
     ):
-        sources = assemble.initializer_sources(module, model, placed, buffers)
-        if stages:
-            sources |= PrunedDecoder.constants(plan, bias, info.max_positions)
-        assemble.attach(traced, sources, scratch)
-        assemble.optimize(traced)
-        stated = {PLAN_METADATA: plan.model_dump_json()} if module is decoder else None
-        assemble.save(traced, spec, scratch / name, edgeprune.__version__, stated)
-        assemble.check(scratch / name, spec, stages)
+        sources = assemble.initializer_sources(module, traced.model, placed, buffers) | added
+        assemble.attach(traced_graph, sources, scratch)
+        assemble.optimize(traced_graph)
+        assemble.save(traced_graph, spec, scratch / spec.file, edgeprune.__version__, stated)
+        stages = len(decided.plan.stages) if module is traced.decoder else 0
+        assemble.check(scratch / spec.file, spec, stages)
 
-    listed = [*entries, *(_entry(scratch / n) for n in ("vision.onnx", "language.onnx", prompt.tokenizer))]
-    if prompt.chat_template:
-        listed.append(_entry(scratch / prompt.chat_template))
-    return Manifest(
-        edgeprune_version=edgeprune.__version__,
-        opset=options.opset,
-        model=info,
-        plan=plan,
-        curve=curve,
-        padding_mask=padding_mask_for(preprocessing, options.method),
-        language=GraphSpec(file="language.onnx", inputs=language_spec.inputs, outputs=language_spec.outputs),
-        vision=GraphSpec(file="vision.onnx", inputs=vision_spec.inputs, outputs=vision_spec.outputs),
-        cache_groups=_cache_groups(plan, info.layers),
-        preprocessing=preprocessing,
-        prompt=prompt,
-        generation=generation,
-        files=tuple(listed),
-    )
-
-
-@contextmanager
-def _values_of(folder: Path) -> Iterator[None]:
-    """What the model's files say and a manifest cannot hold is the model's fault."""
-    try:
-        yield
-    except ValidationError as error:
-        raise UnsupportedModelError(
-            f"the model in {folder} has a value that no bundle can hold ({first_fault(error)}): correct its "
-            "config.json, or the configuration of its processor or tokenizer"
-        ) from error
-
-
-def _note_resampled(curve: BiasCurve, per_image: int) -> None:
-    note(
-        f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
-        f"{per_image} by relative position"
-        + ("" if curve.fitted_to else "; a curve fitted to this model would be better")
-    )
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype that most of the checkpoint's bytes have."""
-    sizes: dict[torch.dtype, int] = {}
-    for file in weights.checkpoint_files(folder):
-        for tensor in weights.read_header(file).values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
-    dtype = max(sizes, key=lambda d: sizes[d])
-    if dtype not in _DTYPE_NAMES:
-        raise InputError(
-            f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before "
-            "quantisation"
-        )
-    return dtype
-
-
-def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype) -> ModelInfo:
-    heads = text.num_attention_heads
-    return ModelInfo(
-        family=family.name,
-        architecture=family.architecture,
-        text_model=text.model_type,
-        source=model_name(source),
-        dtype=_DTYPE_NAMES[dtype],
-        layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        vocab_size=text.vocab_size,
-        max_positions=text.max_position_embeddings,
-    )
-
-
-def _cache_groups(plan: PruningPlan, layers: int) -> tuple[CacheGroup, ...]:
-    edges = [0, *(stage.layer for stage in plan.stages), layers]
-    return tuple(CacheGroup(first=a, last=b - 1) for a, b in pairwise(edges))
+    prompt = decided.prompt
+    own = [decided.vision.file, decided.language.file, prompt.tokenizer]
+    own += [prompt.chat_template] if prompt.chat_template else []
+    return decided.model_copy(update={"files": (*entries, *(_entry(scratch / name) for name in own))})
 
 
 def _entry(path: Path) -> FileEntry:

@@ -1,4 +1,4 @@
-"""A model's image processor and tokenizer, as the bundle's preprocessing and prompt.
+"""A model's image processor and tokenizer, as the bundle's image program and prompt.
 
 What the runtime cannot reproduce exactly is refused here by name, never approximated.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
@@ -23,9 +24,18 @@ from transformers.image_utils import (
 from edgeprune import json_file
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.fields import shown
+from edgeprune.fields import first_fault, shown
 from edgeprune.files import read_regular
-from edgeprune.manifest import Preprocessing, Prompt
+from edgeprune.image_program import (
+    GridTokens,
+    ImageProgram,
+    Letterbox,
+    PixelValues,
+    Stretch,
+    TileFeed,
+)
+from edgeprune.image_sizes import FixedSize, ShortestEdge, SizeStep
+from edgeprune.manifest import Prompt
 from edgeprune.plans import method_by_name
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -62,13 +72,15 @@ _WHAT_WORKS = (
 )
 
 
-def read_preprocessing(folder: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> Preprocessing:
-    """The preprocessing of a model folder, from processor_config.json or preprocessor_config.json.
+def read_image_program(
+    folder: Path, image_size: tuple[int, int], grid: tuple[int, int]
+) -> ImageProgram:
+    """The image program of a model folder, from processor_config.json or preprocessor_config.json.
 
     Args:
         folder: the model, in Hugging Face's layout.
         image_size: (height, width) of the vision tower's input.
-        grid: (rows, cols) of visual tokens per picture.
+        grid: (rows, cols) of visual tokens of an image.
 
     Raises:
         InputError: there is no such file, or it is not valid.
@@ -96,22 +108,30 @@ def read_preprocessing(folder: Path, image_size: tuple[int, int], grid: tuple[in
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
     by_edge = isinstance(size, dict) and set(size) == {"shortest_edge"}
     mean = raw.get("image_mean", defaults.mean)
-    spec = Preprocessing(
-        pad_to_square=pads,
-        pad_color=_pad_color(mean) if pads and mean is not None else (0, 0, 0),
-        resize_shortest_edge=_positive("size", size["shortest_edge"]) if resizes and by_edge else None,
-        resize_to=_height_width("size", size) if resizes and not by_edge else None,
+    sizes: tuple[SizeStep, ...] = ()
+    if resizes and by_edge:
+        sizes = (ShortestEdge(edge=_positive("size", size["shortest_edge"])),)
+    elif resizes:
+        high, wide = _height_width("size", size)
+        sizes = (FixedSize(height=high, width=wide),)
+    color = _pad_color(mean) if pads and mean is not None else (0, 0, 0)
+    pixels = PixelValues(
         resample=resample if resizes else 3,
-        center_crop=_height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
         rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)) if rescales else None,
         mean=_channels("image_mean", mean) if normalizes else None,
         std=_std(raw.get("image_std", defaults.std)) if normalizes else None,
-        image_size=image_size,
-        grid=grid,
     )
-    if fault := spec.output_fault():
-        raise _unsupported(fault)
-    return spec
+    try:
+        return ImageProgram(
+            fit=Letterbox(color=color) if pads else Stretch(),
+            sizes=sizes,
+            crop=_height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
+            pixels=pixels,
+            feed=TileFeed(height=image_size[0], width=image_size[1]),
+            tokens=GridTokens(rows=grid[0], columns=grid[1]),
+        )
+    except ValidationError as error:
+        raise UnsupportedModelError(f"the image processor's {first_fault(error)}. {_WHAT_WORKS}") from error
 
 
 def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
@@ -154,10 +174,9 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
     )
 
 
-def padding_mask_for(preprocessing: Preprocessing, method: str) -> PaddingMask:
-    """How a method's padding mask is made; none where pictures are not letterboxed."""
-    letterboxes = preprocessing.pad_to_square
-    return method_by_name(method).padding_mask if letterboxes else PaddingMask(kind="none")
+def padding_mask_for(program: ImageProgram, method: str) -> PaddingMask:
+    """How a method's padding mask is made; none where images are not letterboxed."""
+    return method_by_name(method).padding_mask if program.letterboxes else PaddingMask(kind="none")
 
 
 def _image_processor_json(folder: Path) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def forms(own: Measured, keep: Keep) -> list[Measured]:
         InputError: as `edgeprune.plans.with_keep`.
     """
     model = own.manifest.model
-    places = own.manifest.preprocessing.places_per_image
-    plan = own.plan if keep is None else with_keep(own.plan, keep, model.layers, places)
+    tokens = own.manifest.image_program.fixed_tokens
+    plan = own.plan if keep is None else with_keep(own.plan, keep, model.layers, tokens)
     if not plan.shortens:
         return [replace(own, name=UNPRUNED, plan=plan)]
     found = [replace(own, name=PRUNED, plan=plan)]
@@ -112,7 +112,7 @@ def _check_same_model(other: Measured, own: Measured) -> None:
         # Where the model lay when it was exported says nothing about what it is.
         if name != "source" and found != expected:
             wrong.append(f"its {name.replace('_', ' ')} is {found} instead of {expected}")
-    if theirs.preprocessing != ours.preprocessing:
+    if theirs.image_program != ours.image_program:
         wrong.append("it prepares pictures in another way")
     if _prompt_of(theirs) != _prompt_of(ours):
         wrong.append("its tokenizer or chat template is another one")
@@ -135,10 +135,10 @@ def _check_same_limits(other: Measured, theirs: Sidecar, own: Measured, ours: Si
 
     def room(limits: Limits, manifest: Manifest) -> int:
         """For text; a vision tower that merges tokens leaves a shorter prompt of the same text."""
-        return limits.prompt - limits.images * manifest.tokens_per_image
+        return limits.prompt - limits.images * manifest.most_image_tokens
 
     text = room(ours.limits, own.manifest)
-    visual = ours.limits.images * other.manifest.tokens_per_image
+    visual = ours.limits.images * other.manifest.most_image_tokens
     wanted = ours.limits.model_copy(update={"prompt": visual + text})
     if theirs.limits != wanted:
         raise InputError(

@@ -16,10 +16,11 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgeprune.bundle import read_manifest
-from edgeprune.debias.masks import PaddingMask, visual_valid
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.memory import PeakMemory
 from edgeprune.plans import PruningPlan
@@ -88,9 +89,6 @@ class Worker:
         self._pictures = [np.load(path) for path in job.pictures]
         self._job = job
         self._memory: PeakMemory | None = None
-        spec = self._model.manifest.preprocessing
-        masks = [visual_valid(image.shape[1], image.shape[0], spec, job.padding) for image in self._pictures]
-        self._valid = np.concatenate([np.empty(0, dtype=np.float32), *masks])
 
     def run(self) -> Run:
         """One prompt from its pictures' pixels to the last token; end-of-sequence tokens do not end it."""
@@ -113,10 +111,10 @@ class Worker:
         memory = self._peak_memory()
         return Run(
             prompt_tokens=len(inputs.input_ids),
-            visual_tokens=len(inputs.visual_valid),
-            tower_tokens=len(self._pictures) * manifest.tokens_per_image,
+            visual_tokens=inputs.layout.tokens,
+            tower_tokens=len(inputs.pixel_values) * manifest.tokens_per_tile,
             kept=tuple(stage.kept for stage in state.stages[0]),
-            padded=self._padded(state.stages[0]),
+            padded=self._padded(inputs.layout.valid(self._job.padding), state.stages[0]),
             time_to_first_token=first - started,
             vision=state.vision_seconds,
             prefill=state.prefill_seconds,
@@ -135,11 +133,11 @@ class Worker:
             self._memory = replace(found, metric=metric)
         return self._memory
 
-    def _padded(self, stages: Sequence[StageResult]) -> int | None:
+    def _padded(self, valid: NDArray[np.float32], stages: Sequence[StageResult]) -> int | None:
         """How many of the visual tokens that are left are padding."""
         if not stages and self._job.plan.tower:
             return None
-        left = self._valid[stages[-1].kept_visual] if stages else self._valid
+        left = valid[stages[-1].kept_visual] if stages else valid
         return int((left == 0).sum())
 
 

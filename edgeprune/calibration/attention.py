@@ -1,7 +1,7 @@
-"""Attention by token index, gathered over images in folds.
+"""Attention by the curve's places, gathered over images in folds.
 
 So a run of any length needs little memory, while fits can be judged on images that they have not seen, and
-the trend's error follows from how the folds differ. Padded tokens are left out: an index counts only the
+the trend's error follows from how the folds differ. Padded tokens are left out: a place counts only the
 images that show something there.
 """
 
@@ -21,11 +21,11 @@ FOLDS = 20
 
 @dataclass
 class Attention:
-    """Sums of attention by token index, over images in folds.
+    """Sums of attention by place, over images in folds.
 
     Attributes:
-        sums: float64 [FOLDS, V], attention paid to tokens that show the image.
-        counts: float64 [FOLDS, V], how many samples show something there.
+        sums: float64 [FOLDS, places], attention paid to tokens that show the image.
+        counts: float64 [FOLDS, places], how many tokens of samples show something there.
         padding_paid, total_paid: attention paid to padded tokens, and to all visual tokens.
         padded, tokens: how many padded tokens, and visual tokens, there were.
         samples: how many rows were added; an image may be in several, with other questions.
@@ -42,16 +42,23 @@ class Attention:
     images: int = 0
 
     @classmethod
-    def empty(cls, visual_tokens: int) -> Attention:
-        shape = (FOLDS, visual_tokens)
+    def empty(cls, places: int) -> Attention:
+        shape = (FOLDS, places)
         return cls(np.zeros(shape), np.zeros(shape))
 
-    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], image: NDArray[np.int64]) -> None:
+    def add(
+        self,
+        paid: NDArray[np.float32],
+        valid: NDArray[np.float32],
+        place: NDArray[np.int64],
+        image: NDArray[np.int64],
+    ) -> None:
         """Adds samples. Those of one image share a fold, since they are not independent of each other.
 
         Args:
             paid: float32 [N, V], attention that the scoring rows pay each visual token.
             valid: float32 [N, V], padding masks.
+            place: int64 [N, V], the place of each, from 0.
             image: int64 [N], the images' numbers, counted in the order in which they first come.
 
         Raises:
@@ -63,8 +70,9 @@ class Attention:
                 "weights may be damaged, or its dtype too small"
             )
         shown = valid != 0
-        np.add.at(self.sums, image % len(self.sums), np.where(shown, paid, 0))
-        np.add.at(self.counts, image % len(self.sums), shown)
+        at = ((image % len(self.sums))[:, None], place)
+        np.add.at(self.sums, at, np.where(shown, paid, 0))
+        np.add.at(self.counts, at, shown)
         self.samples += len(paid)
         self.images = max(self.images, 1 + int(image.max(initial=-1)))
         self.padding_paid += float(paid[~shown].sum(dtype=np.float64))

@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 
 from edgeprune.calibration.samples import Sample
 from edgeprune.debias.curves import FittedTo
-from edgeprune.debias.masks import PaddingMask, visual_valid
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.exporter.attention import PassingCache
 from edgeprune.exporter.decoder import PrunedDecoder
@@ -24,11 +24,15 @@ from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.indexing import take
 from edgeprune.exporter.origin import origin
 from edgeprune.exporter.pipeline import resolve_model, stored_dtype
-from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
-from edgeprune.manifest import Preprocessing
+from edgeprune.exporter.processor import padding_mask_for, read_image_program
+from edgeprune.image_program import ImageProgram
+from edgeprune.layout import PromptLayout
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress
 from edgeprune.runtime.images import load_image
+
+# Of a curve for images whose numbers of visual tokens differ.
+_PLACES = 256
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,21 @@ class Subject:
     Attributes:
         folder: the model.
         plan: its stages, all of which score by attention.
-        preprocessing: of the model.
+        program: of the model's images.
         mask: how padding masks are made.
         belongs: whose curve it will be.
     """
 
     folder: Path
     plan: PruningPlan
-    preprocessing: Preprocessing
+    program: ImageProgram
     mask: PaddingMask
     belongs: FittedTo
+
+    @property
+    def places(self) -> int:
+        """Places of the curve: an image's visual tokens, where all images have as many."""
+        return self.program.fixed_tokens or _PLACES
 
 
 def subject_of(
@@ -71,21 +80,20 @@ def subject_of(
     folder = resolve_model(model, progress)
     config = read_config(folder)
     family = family_of(config)
-    grid = family.grid(config)
+    program = read_image_program(folder, family.image_size(config), family.grid(config))
     plan = scoring_plan(
         method,
         config.get_text_config().num_hidden_layers,
         layer,
-        grid[0] * grid[1],
+        program.most_tokens,
         family.tower_layers(config),
     )
-    preprocessing = read_preprocessing(folder, family.image_size(config), grid)
     return Subject(
         folder=folder,
         plan=plan,
-        preprocessing=preprocessing,
-        mask=padding_mask_for(preprocessing, method),
-        belongs=origin(folder, str(model), plan, grid, images),
+        program=program,
+        mask=padding_mask_for(program, method),
+        belongs=origin(folder, str(model), plan, program.tokens.grid, images),
     )
 
 
@@ -115,15 +123,12 @@ class MeasuringDecoder(PrunedDecoder):
         text_model: as for `PrunedDecoder`; its later layers are let go.
         plan: at least one stage, each with a score layer of its own.
         image_token_id: as for `PrunedDecoder`.
-        visual_tokens: of an image.
     """
 
-    def __init__(
-        self, text_model: torch.nn.Module, plan: PruningPlan, image_token_id: int, visual_tokens: int
-    ) -> None:
+    def __init__(self, text_model: torch.nn.Module, plan: PruningPlan, image_token_id: int) -> None:
         last = max(stage.score_layer for stage in plan.stages if stage.score_layer is not None)
         text_model.layers = torch.nn.ModuleList(list(text_model.layers)[: last + 1])
-        super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(1), visual_tokens)
+        super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(1), 1)
         self.scored = {stage.score_layer: number for number, stage in enumerate(plan.stages)}
 
     def measure(
@@ -168,24 +173,25 @@ class Scorer:
     """
 
     def __init__(self, subject: Subject) -> None:
-        folder, preprocessing = subject.folder, subject.preprocessing
+        folder = subject.folder
         config = read_config(folder)
         family = family_of(config)
         self._dtype = stored_dtype(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         parts = family.parts(family.load(folder, self._dtype))
-        decoder = MeasuringDecoder(
-            parts.text_model, subject.plan, parts.image_token_id, preprocessing.places_per_image
-        )
+        decoder = MeasuringDecoder(parts.text_model, subject.plan, parts.image_token_id)
         self._vision = parts.vision.to(self._device).eval()
         self._decoder = decoder.to(self._device).eval()
         self._image_token_id = parts.image_token_id
-        self._preprocessing, self._mask = preprocessing, subject.mask
+        self._program, self._mask, self._places = subject.program, subject.mask, subject.places
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         self._processor.tokenizer.padding_side = "left"
 
-    def attention(self, samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The attention that the scoring rows pay, float32 [stages, P, V], and padding masks, float32 [P, V].
+    def attention(
+        self, samples: Sequence[Sample]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """The attention that the scoring rows pay, float32 [stages, N, V], the tokens' padding masks, float32
+        [N, V], and their places, int64 [N, V], from 0.
 
         Raises:
             InputError: an image cannot be read.
@@ -200,10 +206,12 @@ class Scorer:
         ids, mask = given["input_ids"], given["attention_mask"]
         visual = (ids == self._image_token_id).nonzero()[:, 1].view(len(samples), -1)
         with torch.no_grad():
-            embeds = self._vision(given["pixel_values"].to(self._dtype))
+            embeds = self._vision(given["pixel_values"].to(self._dtype)).unflatten(0, visual.shape)
             paid = self._decoder.measure(ids, embeds, visual, mask)
-        valid = [visual_valid(*image.size, self._preprocessing, self._mask) for image in shown]
-        return paid.float().cpu().numpy(), np.stack(valid)
+        layouts = [PromptLayout((self._program.layout(*image.size),)) for image in shown]
+        valid = np.stack([layout.valid(self._mask) for layout in layouts])
+        place = np.stack([layout.places(self._places) for layout in layouts]) - 1
+        return paid.float().cpu().numpy(), valid, place
 
     def _text(self, prompt: str) -> str:
         if self._processor.chat_template is None:

@@ -105,7 +105,7 @@ def _state(subject: Subject, samples: Sequence[Sample], path: Path, restart: boo
         "layers": layers,
         "samples": digest(samples),
     }
-    return State(path, settings, subject.preprocessing.places_per_image, len(layers), restart)
+    return State(path, settings, subject.places, len(layers), restart)
 
 
 def _gather(

@@ -26,7 +26,7 @@ class State:
     Args:
         path: the file.
         settings: everything the sums depend on, JSON values.
-        visual_tokens: of an image.
+        places: of the curve.
         stages: pruning stages that are measured.
         restart: begin anew whatever is there.
 
@@ -41,13 +41,13 @@ class State:
         self,
         path: Path,
         settings: Mapping[str, Any],
-        visual_tokens: int,
+        places: int,
         stages: int = 1,
         restart: bool = False,
     ) -> None:
         self.path = path
         self._settings = json.dumps(dict(settings), sort_keys=True)
-        self.attention = [Attention.empty(visual_tokens) for _ in range(stages)]
+        self.attention = [Attention.empty(places) for _ in range(stages)]
         if path.exists() and not restart:
             self._read()
 
@@ -56,18 +56,24 @@ class State:
         """How many were added; as many to every stage."""
         return self.attention[0].samples
 
-    def add(self, paid: NDArray[np.float32], valid: NDArray[np.float32], image: NDArray[np.int64]) -> None:
+    def add(
+        self,
+        paid: NDArray[np.float32],
+        valid: NDArray[np.float32],
+        place: NDArray[np.int64],
+        image: NDArray[np.int64],
+    ) -> None:
         """Adds samples to every stage.
 
         Args:
             paid: float32 [stages, N, V].
-            valid, image: as for `Attention.add`.
+            valid, place, image: as for `Attention.add`.
 
         Raises:
             InputError: a value is negative or no number.
         """
         for stage, to_stage in zip(self.attention, paid, strict=True):
-            stage.add(to_stage, valid, image)
+            stage.add(to_stage, valid, place, image)
 
     def save(self) -> None:
         """Writes the sums; the file is complete or as it was before.

@@ -79,11 +79,12 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
     summary.print_summary(bundle, manifest)
     if manifest.curve:
         print(f"weights by token, 0 to the largest: {summary.curve_plot(manifest.curve)}")
-    model, preprocessing = manifest.model, manifest.preprocessing
-    rows, columns = preprocessing.grid
+    model, program = manifest.model, manifest.image_program
+    rows, columns = program.tokens.grid
+    tiles = "" if program.cut is None else f", in up to {program.most_tiles} tiles"
     print_fields(
         [
-            ("visual tokens", f"{preprocessing.places_per_image} a picture ({rows} x {columns})"),
+            ("visual tokens", f"{program.most_tokens} an image ({rows} x {columns}{tiles})"),
             ("positions", str(model.max_positions)),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
             ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),

@@ -42,8 +42,10 @@ def print_summary(bundle: Path, manifest: Manifest) -> None:
         ("plan", manifest.plan.describe()),
     ]
     if manifest.plan.shortens:
-        places = manifest.preprocessing.places_per_image
-        fields.append(("visual tokens", manifest.plan.describe_counts(model.layers, places)))
+        program = manifest.image_program
+        most = "" if program.fixed_tokens is not None else "up to "
+        counts = manifest.plan.describe_counts(model.layers, program.most_tokens)
+        fields.append(("visual tokens", most + counts))
     if manifest.plan.prunes:
         fields += [("bias curve", curve), ("padding mask", padding_text(manifest))]
     print_fields(fields)

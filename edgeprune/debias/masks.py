@@ -11,7 +11,7 @@ in exact integers: a token on the threshold falls to the same side in every impl
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from pydantic import Field
 
 from edgeprune.errors import InputError
 from edgeprune.fields import Part
-
-if TYPE_CHECKING:
-    from edgeprune.manifest import Preprocessing
 
 # Pillow's weights are whole numbers of 2^-22: 8 of 32 bits hold the pixel, two are for overflow.
 _BITS = 22
@@ -118,54 +115,6 @@ def letterbox_valid_bilinear(
     return _spread(valid, width > height, grid)
 
 
-def visual_valid(width: int, height: int, spec: Preprocessing, mask: PaddingMask) -> NDArray[np.float32]:
-    """The padding mask of one picture's visual tokens, as its preprocessing leaves it.
-
-    All ones unless the preprocessing letterboxes and the mask's kind is not "none". A centre crop after the
-    letterboxing moves the padding with it: the crop shows a picture of another shape, letterboxed too. The
-    crop must not be larger than the letterboxed square, since its black margin would be padding of another
-    kind; the exporter refuses such a preprocessing. Where resized and cropped side differ by an odd number
-    the crop is half a pixel off centre, which is not followed; nor are the few pixels that a tower leaves
-    out at the right and bottom when its patches do not divide the picture.
-
-    Args:
-        width, height: of the picture before preprocessing, in pixels.
-        spec: the model's preprocessing.
-        mask: the rule.
-
-    Returns:
-        float32 [rows * cols], row-major: 1 where the token shows the picture, 0 for padding.
-
-    Raises:
-        InputError: the size is not positive.
-    """
-    if not spec.pad_to_square or mask.kind == "none":
-        return full_valid(spec.grid)
-    wide = width > height
-    long, short = max(int(width), int(height)), min(int(width), int(height))
-    # Along the axis that is padded: the side of the whole square after resizing, and what the crop leaves.
-    edge = spec.resize_shortest_edge or long
-    resized = (spec.resize_to or (edge, edge))[0 if wide else 1]
-    cropped = (spec.center_crop or spec.image_size)[0 if wide else 1]
-    # The picture takes short / long * resized of cropped pixels: cleared of fractions, its shape in the crop.
-    common = math.gcd(resized, cropped)
-    resized, cropped = resized // common, cropped // common
-    long, short = long * cropped, min(short * resized, long * cropped)
-    width, height = (long, short) if wide else (short, long)
-    rule = letterbox_valid_bilinear if mask.kind == "bilinear" else letterbox_valid
-    return rule(width, height, spec.grid, mask.threshold)
-
-
-def full_valid(grid: tuple[int, int]) -> NDArray[np.float32]:
-    """The mask of a picture without padding: float32 ones [rows * cols].
-
-    Raises:
-        InputError: the grid is not two positive whole numbers.
-    """
-    _check_grid(grid)
-    return np.ones(grid[0] * grid[1], dtype=np.float32)
-
-
 def _spread(line: list[bool], down: bool, grid: tuple[int, int]) -> NDArray[np.float32]:
     """The mask of the grid from that of one line of cells, which runs down the rows or along the columns."""
     cells = np.array(line, dtype=np.float32)
@@ -192,5 +141,5 @@ def _check_grid(grid: tuple[int, int]) -> None:
     if len(grid) != 2 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in grid):
         raise InputError(
             f"the grid is {tuple(grid)}: expected (rows, cols), two whole numbers above 0; check the "
-            "preprocessing's grid"
+            "tile's grid"
         )

@@ -109,9 +109,7 @@ class Bundle:
                 f"`template` that the model knows, with {IMAGES_PLACE} and {QUESTION_PLACE} in their places, "
                 f"such as 'USER: {IMAGES_PLACE}{QUESTION_PLACE} ASSISTANT:'"
             )
-        self._words = PromptEncoder(
-            folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
-        )
+        self._words = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
         self._image_token = manifest.prompt.image_token
         how = chosen_by(manifest.generation, {"do_sample": False})
         self._picker: Callable[[PromptInputs], Picker] = lambda prompt: Sampler(how, prompt.input_ids).pick

@@ -293,9 +293,9 @@ class PruningPlan(Part):
         """Whether visual tokens are dropped or merged anywhere, in the language model or the vision tower."""
         return bool(self.tower) or any(stage.drops for stage in self.stages)
 
-    def tokens_per_image(self, places: int) -> int:
-        """Visual tokens of one picture that reach the language model, of so many places in its grid."""
-        return self.tower[-1].kept if self.tower else places
+    def tokens_per_tile(self, tokens: int) -> int:
+        """Of the visual tokens of one tile, how many leave the vision tower."""
+        return self.tower[-1].kept if self.tower else tokens
 
     def group_of_layer(self, layer: int) -> int:
         """The cache group of a decoder layer: the number of stages its tokens have been through."""
@@ -331,14 +331,19 @@ class PruningPlan(Part):
         debias = f" (debias {by})" if by else " (no debias)" if self.stages else ""
         return f"{self.method}: {', '.join(stages) or 'no pruning'}{debias}"
 
-    def describe_counts(self, layers: int, places: int) -> str:
-        """The visual tokens of one picture through the stages, and their average share over the layers."""
-        visual_tokens = self.tokens_per_image(places)
-        steps = [f"{visual_tokens} from the vision tower"] if self.tower else []
+    def describe_counts(self, layers: int, visual_tokens: int) -> str:
+        """The visual tokens of an image through the stages, and their average share over the layers.
+
+        Args:
+            layers: decoder layers.
+            visual_tokens: of the image, in front of the vision tower's stages.
+        """
+        left = self.tokens_per_tile(visual_tokens)
+        steps = [f"{left} from the vision tower"] if self.tower else []
         steps += [
             f"{counts.after} from layer {stage.layer} on"
             + (f", {counts.appended} of them means of dropped ones" if counts.appended else "")
-            for stage, counts in zip(self.stages, self.counts(visual_tokens), strict=True)
+            for stage, counts in zip(self.stages, self.counts(left), strict=True)
         ]
-        share = self.average_share(layers, visual_tokens) * visual_tokens / places
-        return f"{places}, {', '.join([*steps, f'on average {share:.1%} of them per layer'])}"
+        share = self.average_share(layers, left) * left / visual_tokens
+        return f"{visual_tokens}, {', '.join([*steps, f'on average {share:.1%} of them per layer'])}"

@@ -145,7 +145,7 @@ def _positions_apart(tested: NDArray[Any], expected: NDArray[Any]) -> float:
 
 def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) -> _Arrays:
     """A picture, an eighth of it padding, between random words."""
-    image, visual = manifest.prompt.image_token_id, embeds.shape[1]
+    image, visual = manifest.prompt.image_token_id, len(embeds)
     words = rng.integers(0, manifest.model.vocab_size, size=_TEXT)
     words[words == image] = 0 if image else 1
     ids = np.concatenate([words[: _TEXT // 2], np.full(visual, image), words[_TEXT // 2 :]])[None]
@@ -155,11 +155,12 @@ def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) 
         manifest.language.inputs,
         ids.astype(np.int64),
         np.ones_like(ids, dtype=np.int64),
+        np.arange(ids.shape[1])[None],
         np.nonzero(ids == image)[1][None].astype(np.int64),
         valid,
-        (1 + np.arange(visual)[None] % manifest.tokens_per_image) * int(manifest.curve is not None),
+        np.minimum(1 + np.arange(visual), manifest.curve_places)[None],
         [counts.kept for counts in manifest.plan.counts(visual)],
-        embeds,
+        embeds[None],
     )
 
 

@@ -28,6 +28,7 @@ from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, family_of, read_config
 from edgeprune.exporter.graph import TORCH_DTYPES, decoder_arguments
+from edgeprune.layout import PromptLayout
 from edgeprune.log import note
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
@@ -52,16 +53,20 @@ class Case:
     Attributes:
         name: says which.
         input_ids, attention_mask: int64 [B, S].
-        pixel_values: float32 [pictures of all rows, 3, H, W].
-        visual_valid: the padding mask, float32 [B, places of a row's pictures]; for the language graph of
-            its visual tokens, [B, V].
+        pixel_values: float32 [tiles of all rows, 3, H, W].
+        layout: of a row's visual tokens, the same for each.
+        visual_valid: the padding mask, float32 [B, tokens of the layout]; for the language graph of the
+            visual tokens that are left, [B, V].
+        curve_place: int64 [B, V], as if positions were debiased.
     """
 
     name: str
     input_ids: Array
     attention_mask: Array
     pixel_values: Array
+    layout: PromptLayout
     visual_valid: Array
+    curve_place: Array
 
 
 class Figures:
@@ -138,7 +143,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
         _huggingface(model, case, manifest, seen.embeds if tower else None)
         for case, seen in zip(cases, pictures, strict=True)
     ]
-    curve = torch.from_numpy(curve_table(manifest.curve, manifest.tokens_per_image))
+    curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
     most = manifest.model.max_positions
     decoder = PrunedDecoder(
         parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most
@@ -152,11 +157,11 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What graph and torch module make of a case's N pictures.
+    """What graph and torch module make of a case's tiles.
 
     Attributes:
-        found: the graph's outputs: embeddings [N, V, D]; where the tower merges also places int64 [N, V] and
-            the stages' scores.
+        found: the graph's outputs: embeddings [V, D]; where the tower merges also places int64 [tiles, left]
+            and the stages' scores.
         expected: the module's. It merges by the graph's scores, since scores that are equal up to rounding
             may be in another order here, and the order is what merges.
     """
@@ -206,9 +211,16 @@ def _after_tower(case: Case, seen: _Seen) -> Case:
     """The case with the padding mask of the tokens that the tower left."""
     if len(seen.found) == 1:
         return case
-    place = seen.found[1]
-    valid = np.take_along_axis(case.visual_valid.reshape(len(place), -1), place, axis=1)
-    return replace(case, visual_valid=valid.reshape(len(case.visual_valid), -1))
+    place, batch = seen.found[1], len(case.visual_valid)
+    tiles = place.reshape(batch, -1, place.shape[1])
+    each = case.layout.tokens // tiles.shape[1]
+    taken = (tiles + each * np.arange(tiles.shape[1])[:, None]).reshape(batch, -1)
+    count = int(case.curve_place.max(initial=0))
+    return replace(
+        case,
+        visual_valid=np.take_along_axis(case.visual_valid, taken, axis=1),
+        curve_place=np.stack([case.layout.take(row).places(count) for row in taken]),
+    )
 
 
 def _compare_language(
@@ -277,17 +289,15 @@ def first_feeds(
     """The prefill's inputs, in the graph's order."""
     batch, visual = case.visual_valid.shape
     columns = [np.flatnonzero(row == manifest.prompt.image_token_id) for row in case.input_ids]
-    place = np.zeros((batch, visual), dtype=np.int64)
-    if Debias.POSITION in plan.debias:
-        place += 1 + np.arange(visual) % manifest.tokens_per_image
     return _tensors(
         interface.first_feeds(
             manifest.language.inputs,
             case.input_ids,
             case.attention_mask,
+            np.maximum(np.cumsum(case.attention_mask, axis=1) - 1, 0),
             np.stack(columns).astype(np.int64),
             case.visual_valid,
-            place,
+            case.curve_place * int(Debias.POSITION in plan.debias),
             [counts.kept for counts in plan.counts(visual)],
             embeds.reshape(batch, visual, -1),
         )
@@ -316,7 +326,7 @@ def _huggingface(
     """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention.
 
     Args:
-        embeds: the visual embeddings [N, V, D], where they are not those of Hugging Face's own tower.
+        embeds: the visual embeddings [V, D], where they are not those of Hugging Face's own tower.
     """
     mask, ids = torch.from_numpy(case.attention_mask), torch.from_numpy(case.input_ids)
     with torch.no_grad():
@@ -324,7 +334,7 @@ def _huggingface(
             given = {"input_ids": ids, "pixel_values": torch.from_numpy(case.pixel_values).to(model.dtype)}
         else:
             words = model.get_input_embeddings()(ids)
-            words[ids == manifest.prompt.image_token_id] = embeds.flatten(0, 1)
+            words[ids == manifest.prompt.image_token_id] = embeds
             given = {"inputs_embeds": words}
         output = model(
             **given,
@@ -368,43 +378,46 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
 def _random_case(manifest: Manifest, seed: int) -> Case:
     """A batch of two with left padding in one row and `seed + 1` pictures of noise each."""
     rng = np.random.default_rng(seed)
-    per_image, pictures, batch = manifest.tokens_per_image, seed + 1, 2
-    visual = per_image * pictures
+    side = max(manifest.image_program.feed.size)
+    layout = PromptLayout((manifest.image_program.layout(side, side),) * (seed + 1))
+    tokens = manifest.image_program.tokens_per_tile
+    tiles, batch = layout.tokens // tokens, 2
     text = rng.integers(0, manifest.model.vocab_size, size=(batch, 12))
     special = manifest.prompt.image_token_id
     text[text == special] = (special + 1) % manifest.model.vocab_size
-    middle = np.full((batch, visual), special)
+    middle = np.full((batch, tiles * manifest.tokens_per_tile), special)
     ids = np.concatenate([text[:, :5], middle, text[:, 5:]], axis=1).astype(np.int64)
     mask = np.ones_like(ids)
     mask[0, :3] = 0
-    height, width = manifest.preprocessing.image_size
-    pixels = rng.standard_normal((batch * pictures, 3, height, width)).astype(np.float32)
-    places = manifest.preprocessing.places_per_image * pictures
-    valid = (rng.random((batch, places)) > 0.2).astype(np.float32)
-    return Case("random", ids, mask, pixels, valid)
+    size = manifest.image_program.feed.size
+    pixels = rng.standard_normal((batch * tiles, 3, *size)).astype(np.float32)
+    valid = (rng.random((batch, layout.tokens)) > 0.2).astype(np.float32)
+    place = np.stack([layout.places(manifest.curve_places)] * batch)
+    return Case("random", ids, mask, pixels, layout, valid, place)
 
 
 def _picture_case(bundle: Path, manifest: Manifest) -> Case:
-    """A drawn wide picture through the bundle's preprocessing constants, in a prompt of its tokenizer."""
+    """A drawn wide picture, as the bundle's numbers have it, in a prompt of its tokenizer."""
     from tokenizers import Tokenizer
 
-    height, width = manifest.preprocessing.image_size
+    program = manifest.image_program
+    height, width = program.feed.size
+    layout = PromptLayout((program.layout(2 * width, width),))
+    tiles = layout.tokens // program.tokens_per_tile
     rows, columns = np.mgrid[0:height, 0:width]
     disc = ((rows - height / 2) ** 2 + (columns - width / 3) ** 2) < (min(height, width) / 5) ** 2
     channels = np.stack([rows / height, columns / width, disc.astype(float)])
-    mean = np.array(manifest.preprocessing.mean or (0, 0, 0)).reshape(3, 1, 1)
-    std = np.array(manifest.preprocessing.std or (1, 1, 1)).reshape(3, 1, 1)
-    pixels = ((channels - mean) / std).astype(np.float32)[None]
-    grid_rows, grid_columns = manifest.preprocessing.grid
-    valid = np.ones((grid_rows, grid_columns), dtype=np.float32)
-    if manifest.padding_mask.kind != "none":
-        valid[: grid_rows // 4] = valid[-(grid_rows // 4) :] = 0
+    mean = np.array(program.pixels.mean or (0, 0, 0)).reshape(3, 1, 1)
+    std = np.array(program.pixels.std or (1, 1, 1)).reshape(3, 1, 1)
+    pixels = np.stack([((channels - mean) / std).astype(np.float32)] * tiles)
     tokenizer = Tokenizer.from_file(str(bundle / manifest.prompt.tokenizer))
     before = tokenizer.encode("USER: ").ids
     after = tokenizer.encode(" What is in the picture? ASSISTANT:", add_special_tokens=False).ids
-    visual = [manifest.prompt.image_token_id] * manifest.tokens_per_image
+    visual = [manifest.prompt.image_token_id] * (tiles * manifest.tokens_per_tile)
     ids = np.array([before + visual + after], dtype=np.int64)
-    return Case("picture", ids, np.ones_like(ids), pixels, valid.reshape(1, -1))
+    valid = layout.valid(manifest.padding_mask)[None]
+    place = layout.places(manifest.curve_places)[None]
+    return Case("picture", ids, np.ones_like(ids), pixels, layout, valid, place)
 
 
 def _session(path: Path) -> Any:

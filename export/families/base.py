@@ -33,10 +33,10 @@ class ModelParts:
     """The pieces of a built model.
 
     Attributes:
-        vision: pixel_values [N, 3, H, W] -> visual_embeds [N, tokens per image, D]; where the tower merges
-            tokens, also each token's place in the picture's grid, int64 [N, tokens per image], ascending, and
-            the scores of every merging stage, float32 [N, tokens that reach it]; scores to merge by instead
-            may be given as a second argument.
+        vision: pixel_values [tiles, 3, H, W] -> visual_embeds [V, D], packed over the tiles; where the tower
+            merges tokens, also each token's place in its tile's grid, int64 [tiles, tokens left], ascending,
+            and the scores of every merging stage, float32 [tiles, tokens that reach it]; scores to merge by
+            instead may be given as a second argument.
         text_model: the decoder without head.
         lm_head: hidden states -> logits.
         image_token_id: the placeholder of one visual token in input_ids.

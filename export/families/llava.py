@@ -35,7 +35,7 @@ class _LlavaVision(nn.Module):
         hidden = self.tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
         layers = [self.layers] if isinstance(self.layers, int) else list(self.layers)
         chosen = [hidden[layer][:, 1:] if self.skip_class_token else hidden[layer] for layer in layers]
-        return self.projector(torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0])
+        return self.projector(torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0]).flatten(0, 1)
 
 
 class _MergingLlavaVision(nn.Module):
@@ -50,7 +50,7 @@ class _MergingLlavaVision(nn.Module):
         self, pixel_values: torch.Tensor, scores: Sequence[torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, ...]:
         hidden, place, own = self.tower(pixel_values, scores)
-        return self.projector(hidden), place, *own
+        return self.projector(hidden).flatten(0, 1), place, *own
 
 
 class Llava(Family):

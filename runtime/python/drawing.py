@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeprune.errors import InputError
-from edgeprune.manifest import Manifest, Preprocessing
+from edgeprune.image_program import ImageProgram, Letterbox
+from edgeprune.manifest import Manifest
 from edgeprune.runtime.images import Picture, load_image
-from edgeprune.runtime.preprocess import preprocess
 from edgeprune.runtime.stages import StageResult
 
-# Side of one drawn picture in pixels: tokens of a 24 x 24 grid are then 20 wide.
+# The longer side of a drawn picture in pixels: tokens of a 24 x 24 grid are then 20 wide.
 _SIDE = 480
 _MARGIN, _LINE = 20, 24
 _PAPER, _INK, _FAINT, _KEPT, _WASTED = "#ffffff", "#1b1f24", "#6b7280", "#12a150", "#e5484d"
@@ -52,43 +53,90 @@ def draw_kept(
     Raises:
         InputError: the pictures do not match the stage's visual tokens.
     """
-    spec = manifest.preprocessing
-    per_image = spec.places_per_image
+    pictures = [load_image(image) for image in images]
+    program = manifest.image_program
+    views = list(_views(pictures, program))
     reached = int(stage.candidates.max(initial=-1)) + 1
-    if not images or not per_image * (len(images) - 1) < reached <= per_image * len(images):
+    last = views[-1].first if views else 0
+    if not views or not last < reached <= last + len(views[-1].boxes):
         raise InputError(
             f"{len(images)} pictures are to be drawn with visual tokens up to number {reached}: expected the "
-            f"pictures of the prompt, with {per_image} tokens each; give those and no others"
+            "pictures of the prompt; give those and no others"
         )
     panels = _panels(stage)
-    scale = max(1, round(_SIDE / max(spec.image_size)))
-    height, width = (side * scale for side in spec.image_size)
+    color = program.fit.color if isinstance(program.fit, Letterbox) else (0, 0, 0)
+    sheets = [_as_seen(view, color) for view in views]
+    width = max(sheet.width for sheet in sheets)
     top = _MARGIN + _LINE + _LINE // 2
-    row_height = 2 * _LINE + height + _MARGIN
     title = title or manifest.plan.describe()
     total = max(len(panels) * (width + _MARGIN), round(_font(17).getlength(title)) + _MARGIN) + _MARGIN
-    sheet = Image.new("RGB", (total, top + len(images) * row_height + _LINE + _MARGIN), _PAPER)
-    pen = ImageDraw.Draw(sheet)
+    height = sum(2 * _LINE + sheet.height + _MARGIN for sheet in sheets)
+    drawing = Image.new("RGB", (total, top + height + _LINE + _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(drawing)
     pen.text((_MARGIN, _MARGIN), title, fill=_INK, font=_font(17))
-    for number, picture in enumerate(images):
-        seen = as_seen(load_image(picture), spec).resize((width, height), Image.Resampling.NEAREST)
-        first = number * per_image
-        shown = stage.candidates[(stage.candidates >= first) & (stage.candidates < first + per_image)]
+    for view, sheet in zip(views, sheets, strict=True):
+        numbers = view.first + np.arange(len(view.boxes))
         for column, panel in enumerate(panels):
-            kept = panel.kept[np.isin(panel.kept, shown)]
+            kept = panel.kept[np.isin(panel.kept, numbers)]
             padded = stage.visual_valid[np.isin(stage.candidates, kept)] == 0
-            x, y = _MARGIN + column * (width + _MARGIN), top + number * row_height
-            pen.text((x, y), panel.heading, fill=_INK, font=_font(15))
-            pen.text((x, y + _LINE - 3), _count(len(kept), len(shown), padded), fill=_FAINT, font=_font(13))
-            sheet.paste(_marked(seen, kept - first, padded, spec.grid), (x, y + 2 * _LINE))
-    _draw_legend(pen, (_MARGIN, top + len(images) * row_height))
-    return sheet
+            shown = int(np.isin(stage.candidates, numbers).sum())
+            x = _MARGIN + column * (width + _MARGIN)
+            pen.text((x, top), panel.heading, fill=_INK, font=_font(15))
+            pen.text((x, top + _LINE - 3), _count(len(kept), shown, padded), fill=_FAINT, font=_font(13))
+            drawing.paste(_marked(sheet, view.within(kept), padded), (x, top + 2 * _LINE))
+        top += 2 * _LINE + sheet.height + _MARGIN
+    _draw_legend(pen, (_MARGIN, top))
+    return drawing
 
 
-def as_seen(image: NDArray[np.uint8], spec: Preprocessing) -> Image.Image:
-    """A picture as it enters the vision tower: letterboxed, resized and cropped, the colours as they were."""
-    plain = spec.model_copy(update={"rescale_factor": None, "mean": None, "std": None})
-    return Image.fromarray(preprocess(image, plain).transpose(1, 2, 0).astype(np.uint8))
+@dataclass(frozen=True)
+class _View:
+    """Blocks of one image that are drawn in one: its tiles, or a thumbnail.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        first: the number of its first visual token.
+        boxes: float64 [tokens, 4], what each token shows; see `PromptLayout.boxes`.
+    """
+
+    image: NDArray[np.uint8]
+    first: int
+    boxes: NDArray[np.float64]
+
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """(top, left, bottom, right) around all of it, in shares of the image."""
+        top, left = np.nanmin(self.boxes[:, :2], axis=0)
+        bottom, right = np.nanmax(self.boxes[:, 2:], axis=0)
+        return float(top), float(left), float(bottom), float(right)
+
+    def within(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The boxes of some tokens, in shares of the region."""
+        top, left, bottom, right = self.region
+        boxes = self.boxes[numbers - self.first]
+        return (boxes - [top, left, top, left]) / [bottom - top, right - left, bottom - top, right - left]
+
+
+def _views(images: Sequence[NDArray[np.uint8]], program: ImageProgram) -> Iterator[_View]:
+    first = 0
+    for image in images:
+        blocks = program.layout(image.shape[1], image.shape[0]).blocks
+        for _, run in groupby(blocks, key=lambda block: block.kind):
+            boxes = np.concatenate([block.boxes() for block in run])
+            yield _View(image, first, boxes)
+            first += len(boxes)
+
+
+def _as_seen(view: _View, color: tuple[int, int, int]) -> Image.Image:
+    """The part of the image that a view shows, and its padding."""
+    height, width = view.image.shape[:2]
+    top, left, bottom, right = (
+        round(share * side) for share, side in zip(view.region, (height, width) * 2, strict=True)
+    )
+    seen = Image.new("RGB", (max(1, right - left), max(1, bottom - top)), color)
+    seen.paste(Image.fromarray(view.image), (-left, -top))
+    scale = _SIDE / max(seen.size)
+    return seen.resize((max(1, round(seen.width * scale)), max(1, round(seen.height * scale))))
 
 
 def _panels(stage: StageResult) -> list[_Panel]:
@@ -100,22 +148,20 @@ def _count(kept: int, of: int, padded: NDArray[np.bool_]) -> str:
     return f"{kept} of {of} visual tokens kept, {int(padded.sum())} of them padding"
 
 
-def _marked(
-    seen: Image.Image, kept: NDArray[np.int64], padded: NDArray[np.bool_], grid: tuple[int, int]
-) -> Image.Image:
-    """The picture with tokens that are not in `kept` (0..rows*cols-1) dimmed, and frames around those."""
-    rows, columns = grid
+def _marked(seen: Image.Image, kept: NDArray[np.float64], padded: NDArray[np.bool_]) -> Image.Image:
+    """The picture dimmed, but for the boxes in `kept`, float64 [K, 4] in shares of it, which get frames."""
     pale = Image.blend(seen, Image.new("RGB", seen.size, _PAPER), 1 - _DIMMED)
     pen = ImageDraw.Draw(pale)
-    frame = max(1, seen.width // columns // 12)
-    for token, is_padding in zip(kept.tolist(), padded.tolist(), strict=True):
-        row, column = divmod(token, columns)
+    for box, is_padding in zip(kept, padded.tolist(), strict=True):
+        if np.isnan(box).any():  # shows nothing
+            continue
         # Cells may be no whole number of pixels: edges are rounded, so that neighbours share them.
-        x0, x1 = (round(seen.width * edge / columns) for edge in (column, column + 1))
-        y0, y1 = (round(seen.height * edge / rows) for edge in (row, row + 1))
+        y0, y1 = (round(seen.height * share) for share in box[[0, 2]].tolist())
+        x0, x1 = (round(seen.width * share) for share in box[[1, 3]].tolist())
         pale.paste(seen.crop((x0, y0, x1, y1)), (x0, y0))
         color = _WASTED if is_padding else _KEPT
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=frame)
+        frame = max(1, (x1 - x0) // 12)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=frame)
     pen.rectangle((0, 0, seen.width - 1, seen.height - 1), outline=_FAINT)
     return pale
 

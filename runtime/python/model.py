@@ -13,15 +13,16 @@ import numpy as np
 from PIL import Image
 
 from edgeprune.bundle import read_manifest
-from edgeprune.debias.masks import visual_valid
 from edgeprune.errors import InputError
+from edgeprune.layout import ImageLayout, PromptLayout
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, Keep, PruningPlan, read_debias, with_keep
+from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
 from edgeprune.runtime.messages import Message, PromptLike
-from edgeprune.runtime.preprocess import preprocess
+from edgeprune.runtime.programs import run_program
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings
 from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
 from edgeprune.runtime.session import DEFAULT_BATCH, FinishReason, PromptInputs, Session
@@ -90,7 +91,7 @@ class Model:
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
         self._encoder = PromptEncoder(
-            folder, manifest.prompt, manifest.tokens_per_image, manifest.model.max_positions
+            folder, manifest.prompt, manifest.model.max_positions
         )
         self.session = Session(backend, folder, manifest)
 
@@ -204,8 +205,7 @@ class Model:
         """
         plan, manifest = self.manifest.plan, self.manifest
         if keep is not None:
-            places = manifest.preprocessing.places_per_image
-            plan = with_keep(plan, keep, manifest.model.layers, places)
+            plan = with_keep(plan, keep, manifest.model.layers, manifest.image_program.fixed_tokens)
         wanted = read_debias(debias)
         if wanted is None:
             return plan
@@ -237,17 +237,31 @@ class Model:
             InputError: a picture or the prompt cannot be used.
         """
         started = perf_counter()
-        spec, mask = self.manifest.preprocessing, self.manifest.padding_mask
+        manifest, size = self.manifest, self.manifest.image_program.feed.size
         pictures = [load_image(picture) for picture in _checked_pictures(images)]
-        ids = self._encoder.encode(prompt, len(pictures))
-        height, width = spec.image_size
-        pixels = np.empty((len(pictures), 3, height, width), dtype=np.float32)
-        valid = np.empty((len(pictures), spec.places_per_image), dtype=np.float32)
-        for number, picture in enumerate(pictures):
-            pixels[number] = preprocess(picture, spec)
-            valid[number] = visual_valid(picture.shape[1], picture.shape[0], spec, mask)
-        inputs = np.array(ids, dtype=np.int64)
-        return PromptInputs(inputs, pixels, valid.reshape(-1), preprocess_seconds=perf_counter() - started)
+        seen = [run_program(picture, manifest.image_program) for picture in pictures]
+        layout = PromptLayout(tuple(one.layout for one in seen))
+        ids = self._encoder.encode(prompt, [self._text(image) for image in layout.images])
+        return PromptInputs(
+            input_ids=np.array(ids, dtype=np.int64),
+            pixel_values=np.concatenate(
+                [np.empty((0, 3, *size), dtype=np.float32), *(one.pixel_values for one in seen)]
+            ),
+            layout=layout,
+            visual_valid=layout.valid(manifest.padding_mask),
+            positions=prompt_positions(manifest.positions, len(ids)),
+            preprocess_seconds=perf_counter() - started,
+        )
+
+    def _text(self, image: ImageLayout) -> str:
+        """What an image's place becomes, with the visual tokens that the vision tower leaves."""
+        manifest, token = self.manifest, self.manifest.prompt.image_token
+        return "".join(
+            piece
+            if isinstance(piece, str)
+            else token * (piece // manifest.image_program.tokens_per_tile * manifest.tokens_per_tile)
+            for piece in image.pieces
+        )
 
 
 class _Writer:

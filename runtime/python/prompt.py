@@ -33,7 +33,6 @@ class PromptEncoder:
     Args:
         folder: the bundle.
         prompt: the manifest's part on prompts.
-        tokens_per_image: how many visual tokens one picture has.
         max_positions: of the model. Text far beyond it is refused before the tokenizer sees it, whose time
             grows with the text; None for no limit.
 
@@ -45,11 +44,9 @@ class PromptEncoder:
         self,
         folder: str | os.PathLike[str],
         prompt: Prompt,
-        tokens_per_image: int,
         max_positions: int | None = None,
     ) -> None:
         self.prompt = prompt
-        self.tokens_per_image = tokens_per_image
         self._longest = None if max_positions is None else max_positions * _MAX_TOKEN_LENGTH
         self._tokenizer = BundleTokenizer(Path(folder) / prompt.tokenizer)
         template = prompt.chat_template
@@ -82,8 +79,13 @@ class PromptEncoder:
             )
         return text
 
-    def encode(self, prompt: PromptLike, images: int) -> list[int]:
-        """Token ids of a prompt, each image place expanded to `tokens_per_image` image tokens.
+    def encode(self, prompt: PromptLike, images: Sequence[str]) -> list[int]:
+        """Token ids of a prompt, with its images in their places.
+
+        Args:
+            prompt: as for `render`.
+            images: what the place of each image becomes: an image token for every visual token, and text
+                around them.
 
         The tokenizer adds its special tokens (often a BOS token in front), unless the text begins with the
         BOS token already.
@@ -93,23 +95,26 @@ class PromptEncoder:
             BundleError: as `render`; or the tokenizer fails, or does not know the image token as one token.
         """
         image_token = self.prompt.image_token
-        text = self.render(prompt, images)
-        length = len(text) + images * (self.tokens_per_image - 1) * len(image_token)
+        text = self.render(prompt, len(images))
+        length = len(text) + sum(map(len, images)) - len(images) * len(image_token)
         if self._longest is not None and length > self._longest:
             raise InputError(
                 f"the prompt has {length} characters: expected at most {self._longest}, far more than the "
                 "model has positions for; shorten it"
             )
-        text = text.replace(image_token, image_token * self.tokens_per_image)
+        before, *behind = text.split(image_token)
+        text = before + "".join(image + after for image, after in zip(images, behind, strict=True))
         has_bos = bool(self.prompt.bos_token) and text.startswith(self.prompt.bos_token or "")
         ids = self._tokenizer.encode(text, special_tokens=not has_bos)
         if not ids:
             raise InputError("the prompt is empty: expected at least one token; write a question")
-        found, wanted = ids.count(self.prompt.image_token_id), images * self.tokens_per_image
+        found = ids.count(self.prompt.image_token_id)
+        wanted = sum(image.count(image_token) for image in images)
         if found != wanted:
             raise BundleError(
-                f"the bundle's tokenizer makes {found} image tokens of {_count(images, 'picture')}, expected "
-                f"{wanted}: {image_token!r} is not one token, {self.prompt.image_token_id}; export again"
+                f"the bundle's tokenizer makes {found} image tokens of {_count(len(images), 'picture')}, "
+                f"expected {wanted}: {image_token!r} is not one token, {self.prompt.image_token_id}; "
+                "export again"
             )
         return ids
 

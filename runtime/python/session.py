@@ -32,8 +32,10 @@ from edgeprune.interface import (
     present_mask,
     score,
 )
+from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, PruningPlan
+from edgeprune.positions import Positions
 from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
@@ -55,17 +57,21 @@ class PromptInputs:
 
     Attributes:
         input_ids: int64 [S], with one image token for every visual token.
-        pixel_values: float32 [pictures, 3, height, width].
-        visual_valid: float32 [places], the padding mask of its pictures' places: its visual tokens, as long
-            as the vision tower merges none. It says what they are; the plan says whether that counts.
-        imposed: float32 [places], what the selection is told instead of the padding mask; for comparisons.
-            None for what the plan says.
+        pixel_values: float32 [tiles, 3, height, width].
+        layout: its visual tokens, V of them as long as the vision tower merges none.
+        visual_valid: float32 [V], their padding mask. It says what they are; the plan says whether that
+            counts.
+        positions: of its tokens.
+        imposed: float32 [V], what the selection is told instead of the padding mask; for comparisons. None
+            for what the plan says.
         preprocess_seconds: what making all this took.
     """
 
     input_ids: NDArray[np.int64]
     pixel_values: NDArray[np.float32]
+    layout: PromptLayout
     visual_valid: NDArray[np.float32]
+    positions: Positions
     imposed: NDArray[np.float32] | None = None
     preprocess_seconds: float = 0.0
 
@@ -102,7 +108,7 @@ class Session:
         _check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
         _check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
-        self._curve = curve_table(manifest.curve, manifest.tokens_per_image)
+        self._curve = curve_table(manifest.curve, manifest.curve_places)
         self._present = [name for name in names if is_present(name)]
         stages = range(len(manifest.plan.stages))
         self._traces = [name(stage) for name in (kept_index, score) for stage in stages]
@@ -111,32 +117,35 @@ class Session:
         """Refuses a prompt that the graphs cannot take, or a plan with other stages than the manifest's.
 
         Raises:
-            InputError: longer than the model's positions, or pictures, padding mask and image tokens differ
-                in number.
+            InputError: longer than the model's positions, or tiles, layout and image tokens differ in number.
         """
         plan = plan or self.manifest.plan
-        info, per_image = self.manifest.model, self.manifest.tokens_per_image
-        places = self.manifest.preprocessing.places_per_image
-        length, limit = len(prompt.input_ids), info.max_positions
-        pictures = len(prompt.pixel_values)
+        length, limit = prompt.positions.following, self.manifest.model.max_positions
+        visual = self._visual(prompt)
         if length > limit:
             raise InputError(
-                f"the prompt has {length} tokens, {pictures * per_image} of them visual: expected at most "
-                f"{limit}, the model's range of positions; shorten it or leave out pictures"
+                f"the prompt has {len(prompt.input_ids)} tokens, {visual} of them visual, and needs {length} "
+                f"positions: expected at most {limit}, the model's range; shorten it or leave out pictures"
             )
         image = self.manifest.prompt.image_token_id
-        if plan.needs_text_behind_images and length and prompt.input_ids[-1] == image:
+        if plan.needs_text_behind_images and len(prompt.input_ids) and prompt.input_ids[-1] == image:
             raise InputError(
                 f"the prompt ends with an image, and the plan ({plan.describe()}) selects by "
                 "the text behind it, or moves tokens there: put the question behind the images"
             )
-        image_tokens = int((prompt.input_ids == image).sum())
-        if image_tokens != pictures * per_image or len(prompt.visual_valid) != pictures * places:
+        tokens = int((prompt.input_ids == image).sum())
+        whole = len(prompt.pixel_values) * self.manifest.image_program.tokens_per_tile
+        found = (tokens, prompt.layout.tokens, len(prompt.visual_valid))
+        if found != (visual, whole, whole):
             raise InputError(
-                f"the prompt has {image_tokens} image tokens, {pictures} pictures of {per_image} visual "
-                f"tokens each, and a padding mask of {len(prompt.visual_valid)}: expected as many image as "
-                f"visual tokens, and a mask of {places} for each picture; make them of the same pictures"
+                f"the prompt has {tokens} image tokens, {len(prompt.pixel_values)} tiles, a layout of "
+                f"{prompt.layout.tokens} visual tokens and a padding mask of {len(prompt.visual_valid)}: "
+                f"expected {visual}, and {whole} for layout and mask; make them of the same images"
             )
+
+    def _visual(self, prompt: PromptInputs) -> int:
+        """Visual tokens of a prompt that the language graph gets."""
+        return len(prompt.pixel_values) * self.manifest.tokens_per_tile
 
     def generate(
         self,
@@ -171,7 +180,7 @@ class Session:
         for prompt in prompts:
             self.check(prompt, plan)
         results: dict[int, Generated] = {}
-        for numbers in _batches([len(prompt.visual_valid) for prompt in prompts], batch_size):
+        for numbers in _batches([self._visual(prompt) for prompt in prompts], batch_size):
             replies = [
                 _Growing(number, pickers[number], self._limit(prompts[number], max_new_tokens))
                 for number in numbers
@@ -189,10 +198,10 @@ class Session:
         plan = plan or self.manifest.plan
         for prompt in prompts:
             self.check(prompt, plan)
-        if len({len(prompt.visual_valid) for prompt in prompts}) != 1:
+        if len({self._visual(prompt) for prompt in prompts}) != 1:
             raise InputError(
                 "the prompts of one batch have different numbers of visual tokens: expected the same number; "
-                "put those with as many pictures together"
+                "put those with as many together"
             )
         batch = _padded(prompts, self.manifest, plan)
         started = perf_counter()
@@ -200,11 +209,12 @@ class Session:
         self.backend.synchronize()
         seen = perf_counter()
         selectable = np.take_along_axis(batch.selectable, places, axis=1)
-        curve_place = self._curve_place(batch.visual_index, plan)
+        curve_place = self._curve_place(prompts, places, plan)
         feeds = first_feeds(
             self.manifest.language.inputs,
             batch.input_ids,
             batch.attention_mask,
+            batch.position_ids,
             batch.visual_index,
             selectable,
             curve_place,
@@ -226,23 +236,23 @@ class Session:
         )
         caches = {name: found[name] for name in self._present}
         self._check_caches(caches, batch.input_ids.shape[1], places.shape[1], plan)
-        lengths = batch.attention_mask.sum(axis=1)
-        return Decoding(self, caches, lengths, logits, stages, seen - started, read - seen)
+        following = np.array([prompt.positions.following for prompt in prompts], dtype=np.int64)
+        return Decoding(self, caches, following, logits, stages, seen - started, read - seen)
 
-    def _curve_place(self, visual_index: NDArray[np.int64], plan: PruningPlan) -> NDArray[np.int64]:
-        """Which entry of the bias curve each visual token reads, int64 [B, V]; the curve begins anew with
-        every image."""
-        if Debias.POSITION not in plan.debias:
-            return np.zeros_like(visual_index)
-        number = np.arange(visual_index.shape[1], dtype=np.int64)
-        return np.broadcast_to(1 + number % self.manifest.tokens_per_image, visual_index.shape)
+    def _curve_place(
+        self, prompts: Sequence[PromptInputs], places: NDArray[np.int64], plan: PruningPlan
+    ) -> NDArray[np.int64]:
+        """Which entry of the bias curve each visual token reads, int64 [B, V]."""
+        count = self.manifest.curve_places if Debias.POSITION in plan.debias else 0
+        rows = [prompt.layout.take(row).places(count) for prompt, row in zip(prompts, places, strict=True)]
+        return np.stack(rows)
 
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""
         positions = self.manifest.model.max_positions
         longest = min(positions, self._language.max_length or positions)
         # A prompt that does not fit at all is refused where it is run, with what to do about it.
-        return min(max_new_tokens, max(1, longest - len(prompt.input_ids) + 1))
+        return min(max_new_tokens, max(1, longest - prompt.positions.following + 1))
 
     def _run(
         self,
@@ -279,8 +289,8 @@ class Session:
         decode = reply.last - reply.first
         later = len(reply.token_ids) - 1
         return Statistics(
-            visual_tokens=len(prompt.visual_valid),
-            tower_tokens=len(prompt.pixel_values) * self.manifest.tokens_per_image,
+            visual_tokens=prompt.layout.tokens,
+            tower_tokens=self._visual(prompt),
             kept=tuple(stage.kept for stage in state.stages[row]),
             padded_kept=tuple(stage.padded_kept for stage in state.stages[row]),
             prompt_tokens=len(prompt.input_ids),
@@ -298,9 +308,8 @@ class Session:
         )
 
     def _see(self, prompts: Sequence[PromptInputs]) -> tuple[Tensor | Array, NDArray[np.int64]]:
-        """visual_embeds [B, V, D], each prompt's pictures in a row, and their places int64 [B, V]."""
-        width, batch, pictures = self.manifest.model.hidden_size, len(prompts), len(prompts[0].pixel_values)
-        visual, each = pictures * self.manifest.tokens_per_image, self.manifest.preprocessing.places_per_image
+        """visual_embeds [B, V, D], and which of the layout's tokens each is, int64 [B, V]."""
+        width, batch, visual = self.manifest.model.hidden_size, len(prompts), self._visual(prompts[0])
         if not visual:
             return np.zeros((batch, 0, width), dtype=np.float32), np.zeros((batch, 0), dtype=np.int64)
         pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
@@ -310,13 +319,15 @@ class Session:
         embeds = found[VISUAL_EMBEDS].reshape(batch, visual, width)
         if not merges:
             return embeds, np.broadcast_to(np.arange(visual), (batch, visual))
-        place = found[VISUAL_PLACE].numpy().reshape(batch, pictures, -1)
-        if place.shape[2] * pictures != visual or (np.diff(place, axis=2) <= 0).any():
+        place, left = found[VISUAL_PLACE].numpy(), self.manifest.tokens_per_tile
+        if place.shape != (len(pixels), left) or (np.diff(place, axis=1) <= 0).any():
             raise PruningError(
-                f"the vision tower left {place.shape[2]} tokens of a picture: expected {visual // pictures}, "
-                f"in order, as the plan says ({self.manifest.plan.describe()}); export again"
+                f"the vision tower left {place.shape[-1]} tokens of a tile: expected {left}, in order, as "
+                f"the plan says ({self.manifest.plan.describe()}); export again"
             )
-        return embeds, (place + each * np.arange(pictures)[:, None]).reshape(batch, visual)
+        tiles = place.reshape(batch, -1, left)
+        first = self.manifest.image_program.tokens_per_tile * np.arange(tiles.shape[1])
+        return embeds, (tiles + first[:, None]).reshape(batch, visual)
 
     def _check_finite(self, logits: NDArray[np.float32]) -> None:
         """Refuses logits that no token can be chosen by: a NaN would count as the likeliest or as token 0."""
@@ -360,7 +371,7 @@ class Decoding:
         self,
         session: Session,
         caches: dict[str, Tensor],
-        lengths: NDArray[np.int64],
+        following: NDArray[np.int64],
         logits: NDArray[np.float32],
         stages: list[tuple[StageResult, ...]],
         vision_seconds: float,
@@ -372,7 +383,7 @@ class Decoding:
         self.prefill_seconds = prefill_seconds
         self._session = session
         self._caches = caches
-        self._positions = lengths
+        self._positions = following
 
     @property
     def cache_bytes(self) -> int:
@@ -436,10 +447,12 @@ class _Growing:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Prompts of one batch, padded on the left to the longest: arrays [B, S], [B, V] and [B, places]."""
+    """Prompts of one batch, padded on the left to the longest: [B, S], and by visual token [B, V]; masks for
+    all tokens of the layouts."""
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
     visual_index: NDArray[np.int64]
     visual_valid: NDArray[np.float32]
     selectable: NDArray[np.float32]
@@ -451,19 +464,21 @@ def _padded(prompts: Sequence[PromptInputs], manifest: Manifest, plan: PruningPl
         fill = 1 if image == 0 else 0
     longest = max(len(prompt.input_ids) for prompt in prompts)
     ids = np.full((len(prompts), longest), fill, dtype=np.int64)
-    mask = np.zeros_like(ids)
+    # Where it is padding, a position does not matter: it is masked.
+    mask, positions = np.zeros_like(ids), np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         start = longest - len(prompt.input_ids)
         ids[row, start:] = prompt.input_ids
         mask[row, start:] = 1
+        positions[row, start:] = prompt.positions.ids
     index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
     valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
-    selectable = [_selectable(prompt, plan) for prompt in prompts]
-    return _Batch(ids, mask, index.astype(np.int64), valid, np.stack(selectable).astype(np.float32))
+    selectable = np.stack([_selectable(prompt, plan) for prompt in prompts]).astype(np.float32)
+    return _Batch(ids, mask, positions, index.astype(np.int64), valid, selectable)
 
 
 def _selectable(prompt: PromptInputs, plan: PruningPlan) -> NDArray[np.float32]:
-    """What the selection is told of the visual tokens, float32 [places]: 0 stands behind all others."""
+    """What the selection is told of the layout's tokens, float32 [V]: 0 stands behind all others."""
     if prompt.imposed is not None:
         return prompt.imposed
     return prompt.visual_valid if Debias.PADDING in plan.debias else np.ones_like(prompt.visual_valid)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeprune.debias.masks import full_valid, letterbox_valid, letterbox_valid_bilinear
+from edgeprune.debias.masks import letterbox_valid, letterbox_valid_bilinear
 from edgeprune.errors import InputError
 
 PROPERTY = settings(deadline=None, max_examples=150, derandomize=True)
@@ -171,12 +171,6 @@ def test_narrow_integers_do_not_overflow() -> None:
         np.testing.assert_array_equal(rule(*size, (24, 24)), rule(3000, 4000, (24, 24)))
 
 
-def test_full_valid() -> None:
-    mask = full_valid((2, 3))
-    assert mask.dtype == np.float32
-    assert mask.tolist() == [1] * 6
-
-
 @RULES
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -213,6 +207,3 @@ def test_bilinear_puts_an_odd_difference_as_published() -> None:
     assert letterbox_valid_bilinear(8, 5, (8, 1)).tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
 
 
-def test_full_valid_refuses_an_empty_grid() -> None:
-    with pytest.raises(InputError, match=r"the grid is \(2, 0\)"):
-        full_valid((2, 0))

@@ -464,15 +464,16 @@ class _Advice:
     spec: GraphSpec
 
     def __call__(self, name: str, axis: int, size: int) -> str:
-        limits, per_image = self.sidecar.limits, self.manifest.tokens_per_image
+        limits, per_image = self.sidecar.limits, self.manifest.most_image_tokens
         shape = next(tensor.shape for tensor in self.spec.inputs if tensor.name == name)
         kind = str(shape[axis])
         if kind == "batch":
             found, most, changed = f"{size} prompts at once", f"{limits.batch}", {"batch": size}
         elif kind == "sequence":
             found, most, changed = f"the prompt's {size} tokens", f"{limits.prompt}", {"prompt": size}
-        elif kind in ("visual", "images"):
-            images = size if kind == "images" else -(-size // per_image)
+        elif kind in ("visual", "tiles"):
+            each = per_image if kind == "visual" else self.manifest.image_program.most_tiles
+            images = -(-size // each)
             prompt = max(limits.prompt, limits.prompt + (images - limits.images) * per_image)
             found, most = f"{images} pictures", f"{limits.images} per prompt"
             changed = {"images": images, "prompt": prompt}

@@ -55,7 +55,7 @@ def resolve_limits(
     Raises:
         InputError: a number is too small, does not fit the model, or they contradict each other.
     """
-    per_image, positions = manifest.tokens_per_image, manifest.model.max_positions
+    per_image, positions = manifest.most_image_tokens, manifest.model.max_positions
     images = _whole("max_images", max_images, 1, 0)
     visual = images * per_image
     prompt = _whole("max_prompt", max_prompt, min(positions, visual + _DEFAULT_TEXT), 1)
@@ -85,7 +85,7 @@ def _whole(option: str, value: int | None, default: int, least: int) -> int:
 
 def most_kept(manifest: Manifest, limits: Limits, plugin: bool) -> int:
     """The most visual tokens that a stage can keep: all, unless the function body's TopK takes fewer."""
-    visual = limits.images * manifest.tokens_per_image
+    visual = limits.images * manifest.most_image_tokens
     return visual if plugin else min(visual, TOPK_LIMIT - 1)
 
 
@@ -102,9 +102,9 @@ def language_profiles(manifest: Manifest, limits: Limits, plugin: bool) -> dict[
 
 
 def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
-    """The profile of the vision engine: the pictures of one batch."""
-    most = max(1, limits.images) * limits.batch
-    return _profile(manifest.vision, {"images": (1, 1, most)})
+    """The profile of the vision engine: the tiles of one batch's images."""
+    each = manifest.image_program.most_tiles
+    return _profile(manifest.vision, {"tiles": (1, each, max(1, limits.images) * each * limits.batch)})
 
 
 _Axes: TypeAlias = "dict[str, tuple[int, int, int]]"
@@ -112,7 +112,7 @@ _Axes: TypeAlias = "dict[str, tuple[int, int, int]]"
 
 def _prefill_axes(manifest: Manifest, limits: Limits, plugin: bool) -> _Axes:
     usual, visual = _usual_prompt(manifest, limits)
-    most = limits.images * manifest.tokens_per_image
+    most = limits.images * manifest.most_image_tokens
     kept = most_kept(manifest, limits, plugin)
     return {
         # Every number up to all of them: how many are kept is a choice of each run.
@@ -152,7 +152,7 @@ def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
 
 def _usual_prompt(manifest: Manifest, limits: Limits) -> tuple[int, int]:
     """Tokens and visual tokens of the prompt that kernels are tuned for: one picture and a question."""
-    visual = min(1, limits.images) * manifest.tokens_per_image
+    visual = min(1, limits.images) * manifest.most_image_tokens
     return min(limits.prompt, visual + _USUAL_TEXT), visual
 
 

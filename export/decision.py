@@ -1,0 +1,167 @@
+"""What an export is to be: everything about a bundle that is settled before a graph is traced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from transformers import PretrainedConfig
+
+import edgeprune
+from edgeprune.debias.curves import BiasCurve
+from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.exporter import weights
+from edgeprune.exporter.debiasing import debiasing
+from edgeprune.exporter.families import Family
+from edgeprune.exporter.generation import read_generation
+from edgeprune.exporter.graph import TORCH_DTYPES
+from edgeprune.exporter.origin import check_curve, model_name, origin
+from edgeprune.exporter.processor import padding_mask_for, read_image_program, read_prompt
+from edgeprune.fields import first_fault
+from edgeprune.interface import language_interface, vision_interface
+from edgeprune.log import note
+from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo
+from edgeprune.plans import Keep, PruningPlan, method_by_name, read_debias
+
+_DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export; the fields are parameters of `edgeprune.export`."""
+
+    keep: Keep = None
+    method: str = "fastv"
+    layer: int | Sequence[int] | None = None
+    curve: str | os.PathLike[str] | None = None
+    debias: str | Sequence[str] | None = None
+    dtype: DType | None = None
+    opset: int = 18
+    seed: int = 0
+
+
+def decide(
+    folder: Path,
+    source: str,
+    config: PretrainedConfig,
+    family: Family,
+    options: ExportOptions,
+    into: Path,
+) -> Manifest:
+    """The manifest of a bundle to be, without its files; the tokenizer and the chat template are written.
+
+    Args:
+        folder: the model.
+        source: as the model was called.
+        config, family: of the model.
+        options: what was asked for.
+        into: the bundle being written.
+
+    Raises:
+        InputError, UnsupportedModelError: the model, or what was asked for, cannot be exported.
+    """
+    text = config.get_text_config()
+    dtype = TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
+    with _values_of(folder):
+        program = read_image_program(folder, family.image_size(config), family.grid(config))
+        info = _model_info(family, text, source, dtype)
+        prompt = read_prompt(folder, config, into)
+        generation = read_generation(folder)
+    plan = method_by_name(options.method).plan(
+        info.layers,
+        options.keep,
+        options.layer,
+        visual_tokens=program.fixed_tokens,
+        seed=options.seed,
+        tower_layers=family.tower_layers(config),
+    )
+    curve = None
+    if plan.prunes:
+        debias = read_debias(options.debias)
+        acting = debiasing(options.method, debias, options.curve, info, program)
+        plan, curve = plan.debiased(acting.debias), acting.curve
+    if curve is not None and curve.fitted_to is not None:
+        check_curve(curve, origin(folder, source, plan, program.tokens.grid))
+    language, vision = language_interface(info, plan), vision_interface(info, plan, program)
+    decided = Manifest(
+        edgeprune_version=edgeprune.__version__,
+        opset=options.opset,
+        model=info,
+        plan=plan,
+        curve=curve,
+        padding_mask=padding_mask_for(program, options.method),
+        language=GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
+        vision=GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
+        cache_groups=_cache_groups(plan, info.layers),
+        image_program=program,
+        prompt=prompt,
+        generation=generation,
+    )
+    if curve is not None and curve.num_tokens != decided.curve_places:
+        _note_resampled(curve, decided.curve_places)
+    return decided
+
+
+@contextmanager
+def _values_of(folder: Path) -> Iterator[None]:
+    """What the model's files say and a manifest cannot hold is the model's fault."""
+    try:
+        yield
+    except ValidationError as error:
+        raise UnsupportedModelError(
+            f"the model in {folder} has a value that no bundle can hold ({first_fault(error)}): correct its "
+            "config.json, or the configuration of its processor or tokenizer"
+        ) from error
+
+
+def _note_resampled(curve: BiasCurve, per_image: int) -> None:
+    note(
+        f"the bias curve was fitted to {curve.num_tokens} visual tokens and is resampled to this model's "
+        f"{per_image} by relative position"
+        + ("" if curve.fitted_to else "; a curve fitted to this model would be better")
+    )
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype that most of the checkpoint's bytes have."""
+    sizes: dict[torch.dtype, int] = {}
+    for file in weights.checkpoint_files(folder):
+        for tensor in weights.read_header(file).values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
+    dtype = max(sizes, key=lambda d: sizes[d])
+    if dtype not in _DTYPE_NAMES:
+        raise InputError(
+            f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before "
+            "quantisation"
+        )
+    return dtype
+
+
+def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype) -> ModelInfo:
+    heads = text.num_attention_heads
+    return ModelInfo(
+        family=family.name,
+        architecture=family.architecture,
+        text_model=text.model_type,
+        source=model_name(source),
+        dtype=_DTYPE_NAMES[dtype],
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocab_size=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+    )
+
+
+def _cache_groups(plan: PruningPlan, layers: int) -> tuple[CacheGroup, ...]:
+    edges = [0, *(stage.layer for stage in plan.stages), layers]
+    return tuple(CacheGroup(first=a, last=b - 1) for a, b in pairwise(edges))
