@@ -23,10 +23,11 @@ import numpy as np
 from PIL import Image
 
 from edgeprune.errors import InputError
-from edgeprune.manifest import Preprocessing
+from edgeprune.image_program import GridTokens, ImageProgram, Letterbox, TileFeed
+from edgeprune.image_sizes import ShortestEdge
 from edgeprune.memory import host_peak_memory
 from edgeprune.runtime.images import load_image
-from edgeprune.runtime.preprocess import preprocess
+from edgeprune.runtime.programs import run_program
 
 Image.MAX_IMAGE_PIXELS = None  # what is written here may be larger than Pillow likes
 
@@ -83,8 +84,12 @@ CASES: dict[str, Callable[[tuple[int, int]], bytes]] = {
     "GIF, transparent": _saved("P", "GIF", transparency=0),
     "JPEG noise": _noise("JPEG"),
 }
-_SPEC = Preprocessing(
-    pad_to_square=True, resize_shortest_edge=336, center_crop=(336, 336), image_size=(336, 336), grid=(24, 24)
+_PROGRAM = ImageProgram(
+    fit=Letterbox(),
+    sizes=(ShortestEdge(edge=336),),
+    crop=(336, 336),
+    feed=TileFeed(height=336, width=336),
+    tokens=GridTokens(rows=24, columns=24),
 )
 
 
@@ -96,7 +101,7 @@ def measure(path: Path, *, preprocessed: bool) -> dict[str, Any]:
         picture = load_image(path)
         outcome = "read"
         if (picture.shape[1] * picture.shape[0]) and preprocessed:
-            preprocess(picture, _SPEC)
+            run_program(picture, _PROGRAM)
     except InputError as error:
         outcome = f"refused: {str(error).split(': ')[0].split(' is ')[-1]}"
     return {"outcome": outcome, "peak_bytes": (host_peak_memory().bytes or 0) - before}

@@ -17,9 +17,11 @@ from PIL import Image
 
 from benchmarks.fuzz_altering import altered, changed, scratch
 from edgeprune.errors import EdgepruneError
-from edgeprune.manifest import Preprocessing, Prompt
+from edgeprune.image_program import GridTokens, ImageProgram, Letterbox, TileFeed
+from edgeprune.image_sizes import ShortestEdge
+from edgeprune.manifest import Prompt
 from edgeprune.runtime.images import load_image
-from edgeprune.runtime.preprocess import preprocess
+from edgeprune.runtime.programs import run_program
 from edgeprune.runtime.prompt import PromptEncoder
 from edgeprune.runtime.templates import Template
 from edgeprune.runtime.tokenizing import BundleTokenizer
@@ -66,14 +68,18 @@ def pictures() -> tuple[bytes, ...]:
     return tuple(made)
 
 
-_SPEC = Preprocessing(
-    pad_to_square=True, resize_shortest_edge=24, center_crop=(24, 24), image_size=(24, 24), grid=(6, 6)
+_PROGRAM = ImageProgram(
+    fit=Letterbox(),
+    sizes=(ShortestEdge(edge=24),),
+    crop=(24, 24),
+    feed=TileFeed(height=24, width=24),
+    tokens=GridTokens(rows=6, columns=6),
 )
 
 
 def try_picture(draw: random.Random) -> object:
     """An altered picture, up to the vision tower's input."""
-    return preprocess(load_image(altered(draw.choice(pictures()), draw)), _SPEC)
+    return run_program(load_image(altered(draw.choice(pictures()), draw)), _PROGRAM)
 
 
 _PIECES = (
@@ -126,7 +132,7 @@ def _words(template: str | None) -> PromptEncoder:
         bos_token=str(manifest.get("bos_token") or "<s>"),
         eos_token_ids=(2,),
     )
-    return PromptEncoder(folder, prompt, 9, max_positions=4096)
+    return PromptEncoder(folder, prompt, max_positions=4096)
 
 
 def _image_token_id() -> int:
@@ -148,7 +154,7 @@ def try_prompt(draw: random.Random) -> object:
     prompt: Any = draw.choice(
         (_text(draw), [_message(draw) for _ in range(draw.randrange(1, 5))], _message(draw))
     )
-    return words.decode(words.encode(prompt, draw.randrange(3)))
+    return words.decode(words.encode(prompt, ["<image>" * 9] * draw.randrange(3)))
 
 
 _TEMPLATES = (

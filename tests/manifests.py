@@ -10,6 +10,8 @@ from typing import Any
 from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.debias.curves import ExponentialCurve
 from edgeprune.debias.masks import PaddingMask
+from edgeprune.image_program import GridTokens, ImageProgram, Letterbox, TileFeed
+from edgeprune.image_sizes import FixedSize
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import (
     MANIFEST_NAME,
@@ -19,7 +21,6 @@ from edgeprune.manifest import (
     GraphSpec,
     Manifest,
     ModelInfo,
-    Preprocessing,
     Prompt,
     Verification,
 )
@@ -53,7 +54,7 @@ def entry(name: str, content: bytes) -> FileEntry:
 def make_manifest(method: str = "fastv", debias: str = "position padding", **changes: Any) -> Manifest:
     """The manifest of a four-layer LLaVA with 4 x 4 visual tokens; `changes` replace fields of the root.
 
-    The graphs' interface and the cache groups follow from model, plan and preprocessing.
+    The graphs' interface and the cache groups follow from model, plan and image program.
     """
     of_picture = {"visual_tokens": 16, "tower_layers": 2} if method == "illava" else {}
     plan = method_by_name(method).plan(4, 0.3, **of_picture)
@@ -74,11 +75,14 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         vocab_size=64,
         max_positions=512,
     )
-    preprocessing = changes.get("preprocessing") or Preprocessing(
-        pad_to_square=True, resize_to=(24, 24), image_size=(24, 24), grid=(4, 4)
+    program = changes.get("image_program") or ImageProgram(
+        fit=Letterbox(),
+        sizes=(FixedSize(height=24, width=24),),
+        feed=TileFeed(height=24, width=24),
+        tokens=GridTokens(rows=4, columns=4),
     )
     language = language_interface(model, plan)
-    vision = vision_interface(model, plan, preprocessing.image_size, preprocessing.places_per_image)
+    vision = vision_interface(model, plan, program)
     layers = [0, *(stage.layer for stage in plan.stages), model.layers]
     fields: dict[str, Any] = {
         "edgeprune_version": "0.1.0",
@@ -86,11 +90,11 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         "model": model,
         "plan": plan,
         "curve": ExponentialCurve(b=0.01, num_tokens=16) if Debias.POSITION in plan.debias else None,
-        "padding_mask": PaddingMask(kind="share", threshold=0.5),
+        "padding_mask": PaddingMask(kind="share" if program.letterboxes else "none", threshold=0.5),
         "language": GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
         "vision": GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         "cache_groups": [CacheGroup(first=a, last=b - 1) for a, b in pairwise(layers)],
-        "preprocessing": preprocessing,
+        "image_program": program,
         "prompt": Prompt(
             tokenizer="tokenizer.json",
             chat_template="chat_template.jinja",

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.debias.curves import ExponentialCurve, curve_table
-from edgeprune.debias.masks import PaddingMask, letterbox_valid, letterbox_valid_bilinear, visual_valid
+from edgeprune.debias.masks import PaddingMask, letterbox_valid, letterbox_valid_bilinear
 from edgeprune.errors import InputError
 from edgeprune.image_program import GridTokens, ImageProgram, Letterbox, TileFeed
 from edgeprune.image_sizes import FixedSize, ShortestEdge
 from edgeprune.layout import WHOLE, Block, Box, ImageLayout, PromptLayout
-from edgeprune.manifest import Preprocessing
 from tests.programs import LETTERBOX, internvl, llava, smolvlm
 
 PROPERTY = settings(deadline=None, max_examples=200, derandomize=True)
@@ -88,28 +87,6 @@ def test_padding_masks_are_those_of_a_letterbox(
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
     assert layout.valid(PaddingMask(kind="none")).all()
-
-
-@PROPERTY
-@given(SIDES, SIDES, letterboxes(), KINDS, THRESHOLDS)
-def test_padding_masks_are_those_of_the_preprocessing(
-    width: int,
-    height: int,
-    letterbox: tuple[ImageProgram, tuple[int, int]],
-    kind: Literal["share", "bilinear"],
-    threshold: float,
-) -> None:
-    program, resized = letterbox
-    spec = Preprocessing(
-        pad_to_square=True,
-        resize_to=resized,
-        center_crop=program.crop,
-        image_size=program.feed.size,
-        grid=program.tokens.grid,
-    )
-    mask = PaddingMask(kind=kind, threshold=threshold)
-    found = PromptLayout((program.layout(width, height),)).valid(mask)
-    np.testing.assert_array_equal(found, visual_valid(width, height, spec, mask))
 
 
 @PROPERTY

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from edgeprune.debias.curves import ExponentialCurve, FittedTo
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.fields import first_fault
+from edgeprune.image_program import GridTokens, ImageText, PixelValues
 from edgeprune.manifest import (
     SCHEMA_VERSION,
     CacheGroup,
@@ -26,6 +27,7 @@ from edgeprune.manifest import (
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage
 from tests.hostile import Place, places, with_value, wrong_values
 from tests.manifests import make_manifest
+from tests.programs import internvl
 
 
 def test_a_manifest_survives_json() -> None:
@@ -34,8 +36,28 @@ def test_a_manifest_survives_json() -> None:
     assert manifest.schema_version == SCHEMA_VERSION
 
 
-def test_a_picture_has_as_many_tokens_as_its_grid() -> None:
-    assert make_manifest().preprocessing.model_copy(update={"grid": (3, 5)}).places_per_image == 15
+def test_tokens_of_an_image_and_places_of_the_curve_follow_from_the_image_program() -> None:
+    whole = make_manifest()
+    assert (whole.tokens_per_tile, whole.image_tokens, whole.most_image_tokens) == (16, 16, 16)
+    assert whole.curve_places == 16
+    assert make_manifest(debias="").curve_places == 0
+    tiled = internvl(side=24, most=4, tokens=GridTokens(rows=4, columns=4), text=ImageText())
+    curve = ExponentialCurve(b=0.01, num_tokens=50)
+    several = make_manifest(debias="position", image_program=tiled, curve=curve)
+    assert (several.tokens_per_tile, several.image_tokens, several.most_image_tokens) == (16, None, 80)
+    assert several.curve_places == 50
+    merging = make_manifest("illava", debias="")
+    left = merging.plan.tower[-1].kept
+    assert (merging.tokens_per_tile, merging.image_tokens) == (left, left)
+
+
+def test_what_an_image_program_does_not_do_is_not_claimed() -> None:
+    tiled = internvl(side=24, most=4, tokens=GridTokens(rows=4, columns=4), text=ImageText(prefix="<image>"))
+    with pytest.raises(ValidationError, match="text holds the image token <image>"):
+        make_manifest(debias="", image_program=tiled)
+    stretched = tiled.model_copy(update={"text": ImageText()})
+    with pytest.raises(ValidationError, match="there is a padding mask, and the image program never pads"):
+        make_manifest(debias="", image_program=stretched, padding_mask=PaddingMask(kind="share"))
 
 
 def test_one_cache_group_without_stages_and_one_more_for_each() -> None:
@@ -77,9 +99,8 @@ def test_a_plan_is_debiased_by_what_there_is(changes: dict[str, Any], message: s
         ("model", "layers", 0),
         ("model", "head_dim", -8),
         ("model", "dtype", "int4"),
-        ("preprocessing", "grid", (0, 4)),
-        ("preprocessing", "image_size", (24, -1)),
-        ("preprocessing", "resize_shortest_edge", 0),
+        ("image_program", "crop", (24, -1)),
+        ("image_program", "surprise", 0),
         ("padding_mask", "kind", "guess"),
         ("padding_mask", "threshold", -0.1),
         ("prompt", "surprise", 1),
@@ -133,12 +154,11 @@ def full_manifest(method: str = "fastv") -> dict[str, Any]:
     prompt = base.prompt.model_copy(
         update={"bos_token": "<s>", "eos_token": "</s>", "template_variables": {"unk_token": "<unk>"}}
     )
-    preprocessing = base.preprocessing.model_copy(
-        update={"resize_shortest_edge": 24, "center_crop": (24, 24), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    )
+    pixels = PixelValues(mean=(0.5,) * 3, std=(0.5,) * 3)
+    program = base.image_program.model_copy(update={"crop": (24, 24), "pixels": pixels})
     fitted = FittedTo(model="m", weights="0", method=method, layer=2, grid=(4, 4), pictures=3)
     curve = ExponentialCurve(b=0.01, num_tokens=16, source="here", fitted_to=fitted)
-    parts = {"prompt": prompt, "preprocessing": preprocessing, "curve": base.curve and curve}
+    parts = {"prompt": prompt, "image_program": program, "curve": base.curve and curve}
     changed = base.model_copy(update=parts)
     raw: dict[str, Any] = json.loads(changed.model_dump_json())
     return raw
@@ -190,22 +210,17 @@ CONTRADICTIONS: dict[str, tuple[Place, Any, str]] = {
     "of another shape": (
         ("vision", "inputs", 0, "shape", 2),
         25,
-        r"pixel_values is float32 \[images, 3, 25, 24\]: model and plan demand float32 \[images, 3, 24, 24\]",
+        r"pixel_values is float32 \[tiles, 3, 25, 24\]: model and plan demand float32 \[tiles, 3, 24, 24\]",
     ),
     "unknown": (("language", "outputs", 1, "name"), "x", r"no output kept_index\.0"),
-    "another size": (("preprocessing", "image_size"), [20, 24], r"the output has|output of 24 x 24 pixels"),
-    "a size that depends": (
-        ("preprocessing", "resize_to"),
-        None,
-        r"output size, which depends on the picture",
-    ),
-    "another grid": (("preprocessing", "grid"), [5, 4], r"visual_embeds is .*16.*demand .*20"),
-    "a grid of parts of pixels": (("preprocessing", "grid"), [25, 25], r"more cells than .* pixels"),
-    "deviation 0": (("preprocessing", "std"), [0.5, 0.0, 0.5], r"preprocessing\.std\.1"),
+    "another size": (("image_program", "feed", "height"), 20, r"output of 24 x 24 pixels"),
+    "a size that depends": (("image_program", "sizes"), [], r"output size, which depends on the image"),
+    "a grid of parts of pixels": (("image_program", "tokens", "rows"), 25, r"more cells than .* pixels"),
+    "deviation 0": (("image_program", "pixels", "std"), [0.5, 0.0, 0.5], r"image_program\.pixels\.std\.1"),
     "a short table": (("curve",), {"kind": "tabulated", "weights": [1.0, 0.5]}, r"table of 2 weights for 16"),
     "opset": (("opset",), 17, "opset"),
-    "resampling": (("preprocessing", "resample"), 4, "resample"),
-    "colour": (("preprocessing", "pad_color"), [0, 256, 0], r"pad_color\.1"),
+    "resampling": (("image_program", "pixels", "resample"), 4, "resample"),
+    "colour": (("image_program", "fit", "color"), [0, 256, 0], r"color\.1"),
     "schema": (("schema_version",), 3, "schema_version"),
 }
 

@@ -112,12 +112,17 @@ def test_a_list_gives_every_stage_its_own_keep() -> None:
     ("plan", "reason"),
     [
         (METHODS["none"].plan(8), "it has no pruning stage"),
-        (METHODS["illava"].plan(8, visual_tokens=36, tower_layers=2), "illava merges inside the vision tower"),
+        (
+            METHODS["illava"].plan(8, visual_tokens=36, tower_layers=2),
+            "illava merges inside the vision tower",
+        ),
         (METHODS["fastv"].plan(8).model_copy(update={"method": "own"}), "its method own is unknown here"),
     ],
 )
 def test_what_a_graph_keeps_may_be_fixed(plan: PruningPlan, reason: str) -> None:
-    with pytest.raises(InputError, match=f"`keep` was given .* is fixed, because {reason}.*: leave it out, or"):
+    with pytest.raises(
+        InputError, match=f"`keep` was given .* is fixed, because {reason}.*: leave it out, or"
+    ):
         with_keep(plan, 0.5, 8)
 
 
@@ -154,7 +159,7 @@ def test_a_tower_merges_as_published() -> None:
     plan = METHODS["illava"].plan(32, visual_tokens=729, tower_layers=26)
     assert [(s.layer, s.kept) for s in plan.tower] == [(5, 637), (6, 545), (7, 453), (8, 361)]
     assert [(s.layer, s.keep) for s in plan.stages] == [(8, 7000)]
-    assert plan.tokens_per_image(729) == 361
+    assert plan.tokens_per_tile(729) == 361
     assert plan.describe_counts(32, 729) == (
         "729, 361 from the vision tower, 253 from layer 8 on, on average 38.4% of them per layer"
     )
@@ -167,7 +172,7 @@ def test_a_tower_merges_as_published() -> None:
 def test_a_towers_published_setting_can_be_given() -> None:
     given = METHODS["illava"].plan(32, ("361/729", "2527/7290"), visual_tokens=576, tower_layers=23)
     assert given == METHODS["illava"].plan(32, visual_tokens=576, tower_layers=23)
-    assert (given.tokens_per_image(576), given.stages[0].keep) == (285, 7000)
+    assert (given.tokens_per_tile(576), given.stages[0].keep) == (285, 7000)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +363,7 @@ def test_keep_is_the_average_behind_the_first_selection(
     plan = METHODS[method].plan(layers, keep, visual_tokens=visual, tower_layers=4)
     least = METHODS[method].plan(layers, 0.01, visual_tokens=visual, tower_layers=4)
     first = 0 if least.tower else least.stages[0].layer
-    left = plan.tokens_per_image(visual)
+    left = plan.tokens_per_tile(visual)
     kept = [left, *(counts.kept for counts in plan.counts(left))]
     seen = [kept[plan.group_of_layer(layer)] / visual for layer in range(first, layers)]
     # Shares are whole ten-thousandths, numbers of tokens whole numbers, at least one.

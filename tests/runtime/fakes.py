@@ -10,8 +10,10 @@ import numpy as np
 
 from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import select
+from edgeprune.layout import PromptLayout
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
+from edgeprune.positions import SequentialPositions, prompt_positions
 from edgeprune.runtime.session import PromptInputs
 from tests.manifests import make_manifest
 
@@ -52,13 +54,13 @@ def fake_manifest(method: str = "fastv", debias: str = "position padding", **cha
 
 
 class FakeVision:
-    """Each picture's mean in every element of its embeddings; a tower that merges leaves some places."""
+    """Each tile's mean in every element of its embeddings; a tower that merges leaves some places."""
 
     max_length: int | None = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.inputs, self.outputs = manifest.vision.inputs, manifest.vision.outputs
-        self.tokens = manifest.tokens_per_image
+        self.tokens = manifest.tokens_per_tile
         self.pictures: list[int] = []
         self.places: list[np.ndarray] = []
 
@@ -66,7 +68,8 @@ class FakeVision:
         pixels = feeds["pixel_values"]
         self.pictures.append(len(pixels))
         means = pixels.mean(axis=(1, 2, 3), keepdims=True)[:, :, :, 0]
-        found = {outputs[0]: FakeTensor(np.broadcast_to(means, (len(pixels), self.tokens, WIDTH)).copy())}
+        embeds = np.broadcast_to(means, (len(pixels), self.tokens, WIDTH)).reshape(-1, WIDTH)
+        found = {outputs[0]: FakeTensor(embeds)}
         if "visual_place" in outputs:
             seeds = np.abs(means[:, 0, 0] * 1e6).astype(int)
             orders = [np.random.default_rng(seed).permutation(PER_IMAGE) for seed in seeds]
@@ -112,7 +115,7 @@ class FakeLanguage:
         group_index = [index]
         for number in range(len(self.manifest.plan.stages)):
             score = summands / (1 + np.abs(summands).max())
-            table = curve_table(self.manifest.curve, PER_IMAGE)
+            table = curve_table(self.manifest.curve, self.manifest.curve_places)
             weight = table[values["curve_place"]] * values["visual_valid"]
             slots = values[f"kept_slots.{number}"].shape[1]
             chosen = select(score, values["visual_index"], weight, slots)
@@ -181,4 +184,6 @@ def prompt_inputs(pictures: int = 1, text: int = 6, seed: int = 0, padded: int =
     valid = np.ones((pictures, PER_IMAGE), dtype=np.float32)
     valid[:, :padded] = 0
     pixels = rng.standard_normal((pictures, 3, 24, 24)).astype(np.float32)
-    return PromptInputs(ids, pixels, valid.reshape(-1))
+    layout = PromptLayout((make_manifest().image_program.layout(24, 24),) * pictures)
+    positions = prompt_positions(SequentialPositions(), len(ids))
+    return PromptInputs(ids, pixels, layout, valid.reshape(-1), positions)

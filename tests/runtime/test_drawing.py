@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from edgeprune.errors import InputError
-from edgeprune.manifest import Manifest
+from edgeprune.image_program import GridTokens, ImageText, Letterbox
 from edgeprune.plans import Debias, PruningStage
-from edgeprune.runtime.drawing import as_seen, draw_kept
+from edgeprune.runtime.drawing import draw_kept
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.stages import StageResult
 from tests.manifests import make_manifest
+from tests.programs import internvl
 
 GREEN, RED, BLUE = (18, 161, 80), (229, 72, 77), (20, 40, 200)
 
@@ -97,20 +98,37 @@ def test_scores_that_are_debiased_already_do_not_tell_what_is_kept_without() -> 
     assert colored(cells(once, 0)[:, 0], BLUE) == [3, 6, 12]
 
 
-def test_the_picture_is_drawn_as_the_model_sees_it() -> None:
-    manifest: Manifest = make_manifest()
-    spec = manifest.preprocessing.model_copy(
-        update={
-            "pad_color": (200, 100, 50),
-            "resize_shortest_edge": 24,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (1.0, 1.0, 1.0),
-        }
+def test_padding_is_drawn_around_a_picture_in_the_colour_that_the_model_sees() -> None:
+    program = make_manifest().image_program.model_copy(update={"fit": Letterbox(color=(200, 100, 50))})
+    manifest = make_manifest(image_program=program)
+    sheet = draw_kept(manifest, [blue(48, 24)], stage(list(range(16))))
+    found = cells(sheet, 1)[:, 0]
+    assert colored(found, (200, 100, 50)) == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert colored(found, BLUE) == [4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_tiles_are_drawn_as_one_and_a_thumbnail_beside_them() -> None:
+    program = internvl(side=24, most=2, tokens=GridTokens(rows=2, columns=2), text=ImageText())
+    manifest = make_manifest(debias="", image_program=program)
+    kept = StageResult(
+        planned=manifest.plan.stages[0],
+        debias=(),
+        kept_visual=np.array([1, 6, 11]),
+        candidates=np.arange(12),
+        score=np.zeros(12, dtype=np.float32),
+        weight=np.ones(12, dtype=np.float32),
+        visual_valid=np.ones(12, dtype=np.float32),
     )
-    seen = np.array(as_seen(blue(48, 24), spec))
-    assert seen.shape == (24, 24, 3)
-    np.testing.assert_array_equal(seen[12, 12], BLUE)
-    np.testing.assert_array_equal(seen[0, 0], (200, 100, 50))
+    one = dataclasses.replace(kept, kept_visual=np.array([0, 1, 11]))
+    pixels = np.array(draw_kept(manifest, [blue(48, 24)], one))
+    # Two tiles side by side, 480 x 240; then the thumbnail, which shows the whole image again.
+    top = 20 + 24 + 12 + 48
+    assert pixels[top + 60, 20 + 60].tolist() == list(BLUE)
+    assert pixels[top + 60, 20 + 60 + 120].tolist() == list(BLUE)
+    assert pixels[top + 60, 20 + 60 + 240].tolist() != list(BLUE)
+    below = top + 240 + 20 + 48
+    assert pixels[below + 180, 20 + 360].tolist() == list(BLUE)
+    assert pixels[below + 60, 20 + 60].tolist() != list(BLUE)
 
 
 def test_titles_are_never_cut() -> None:

@@ -188,7 +188,7 @@ def test_kept_tokens_are_the_reference_selection_of_the_graph_s_scores(pruned: M
     (stage,) = reply.stages
     assert manifest.curve is not None
     # Each image begins the curve anew.
-    weight = np.tile(manifest.curve.weights(manifest.tokens_per_image), 2) * stage.visual_valid
+    weight = np.tile(manifest.curve.weights(manifest.curve_places), 2) * stage.visual_valid
     expected = select_visual(stage.score[None], weight[None], stage.kept)[0]
     assert reply.kept_visual == (tuple(expected),)
     assert reply.statistics.kept == (86,)

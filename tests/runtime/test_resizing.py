@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprune.manifest import Preprocessing
-from edgeprune.runtime.preprocess import preprocess
+from edgeprune.image_program import PixelValues, TileFeed
+from edgeprune.image_sizes import FixedSize
+from edgeprune.runtime.programs import image_tiles
+from tests.programs import LETTERBOX, llava
 
 # (width, height), what is done, Pillow's filter -> the first 16 digits of SHA-256 of the bytes.
 # Pillow 13 gives other bytes for those marked * where it is asked in one call: it resizes their height first.
@@ -32,15 +34,13 @@ RECORDED = {
     ((2, 1000), "fixed", 3): "fd612ff95a02335a",  # *
 }
 STEPS: dict[str, dict[str, Any]] = {
-    "fixed": {"resize_to": (384, 384), "image_size": (384, 384)},
-    "cropped": {"resize_shortest_edge": 336, "center_crop": (336, 336), "image_size": (336, 336)},
-    "letterboxed": {
-        "pad_to_square": True,
-        "pad_color": (122, 116, 104),
-        "resize_shortest_edge": 336,
-        "center_crop": (336, 336),
-        "image_size": (336, 336),
+    "fixed": {
+        "sizes": (FixedSize(height=384, width=384),),
+        "crop": None,
+        "feed": TileFeed(height=384, width=384),
     },
+    "cropped": {},
+    "letterboxed": {"fit": LETTERBOX},
 }
 
 
@@ -53,8 +53,8 @@ def picture(width: int, height: int) -> np.ndarray:
 
 
 def digest(size: tuple[int, int], steps: str, resample: int) -> str:
-    spec = Preprocessing(**STEPS[steps], resample=resample, rescale_factor=None, grid=(24, 24))
-    pixels = preprocess(picture(*size), spec).astype(np.uint8)
+    program = llava(**STEPS[steps], pixels=PixelValues(resample=resample))
+    pixels = image_tiles(picture(*size), program)[0].transpose(2, 0, 1)
     return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
 
 

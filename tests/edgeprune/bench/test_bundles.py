@@ -9,11 +9,12 @@ import pytest
 
 from edgeprune.bench.bundles import Measured, bundles_as_they_are
 from edgeprune.errors import BundleError, InputError
+from edgeprune.image_program import PixelValues
 from edgeprune.runtime.backends import open_backend
 from tests.manifests import make_manifest, relist, write_bundle
 
 BASE = make_manifest()
-MODEL, PREPROCESSING = BASE.model, BASE.preprocessing
+MODEL, PROGRAM = BASE.model, BASE.image_program
 
 
 def measured(bundle: Path, *baselines: Path) -> list[Measured]:
@@ -43,7 +44,7 @@ def test_baselines_come_first_by_the_names_they_were_given(
             "its hidden size is 64 instead of 32; its kv heads is 4 instead of 2;",
         ),
         (
-            {"preprocessing": PREPROCESSING.model_copy(update={"resample": 2})},
+            {"image_program": PROGRAM.model_copy(update={"pixels": PixelValues(resample=2)})},
             "it prepares pictures in another way;",
         ),
         (

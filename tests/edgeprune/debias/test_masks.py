@@ -205,5 +205,3 @@ def test_bilinear_refuses_what_its_integers_cannot_hold() -> None:
 def test_bilinear_puts_an_odd_difference_as_published() -> None:
     """3 pixels of padding around 5: one in front, two behind."""
     assert letterbox_valid_bilinear(8, 5, (8, 1)).tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
-
-
