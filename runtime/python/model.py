@@ -90,9 +90,7 @@ class Model:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
-        self._encoder = PromptEncoder(
-            folder, manifest.prompt, manifest.model.max_positions
-        )
+        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
         self.session = Session(backend, folder, manifest)
 
     @overload

@@ -124,8 +124,8 @@ class Session:
         visual = self._visual(prompt)
         if length > limit:
             raise InputError(
-                f"the prompt has {len(prompt.input_ids)} tokens, {visual} of them visual, and needs {length} "
-                f"positions: expected at most {limit}, the model's range; shorten it or leave out pictures"
+                f"the prompt takes {length} positions, {visual} of its tokens being visual: expected at most "
+                f"{limit}, the model's range; shorten it or leave out images"
             )
         image = self.manifest.prompt.image_token_id
         if plan.needs_text_behind_images and len(prompt.input_ids) and prompt.input_ids[-1] == image:
@@ -138,7 +138,7 @@ class Session:
         found = (tokens, prompt.layout.tokens, len(prompt.visual_valid))
         if found != (visual, whole, whole):
             raise InputError(
-                f"the prompt has {tokens} image tokens, {len(prompt.pixel_values)} tiles, a layout of "
+                f"the prompt has {tokens} image tokens, {len(prompt.pixel_values)} tile(s), a layout of "
                 f"{prompt.layout.tokens} visual tokens and a padding mask of {len(prompt.visual_valid)}: "
                 f"expected {visual}, and {whole} for layout and mask; make them of the same images"
             )

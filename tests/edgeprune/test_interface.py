@@ -19,6 +19,7 @@ def first() -> dict[str, np.ndarray]:
         LANGUAGE.inputs,
         np.arange(B * S).reshape(B, S),
         mask,
+        np.maximum(np.cumsum(mask, axis=1) - 1, 0),
         np.array([[4, 5, 6], [1, 2, 3]]),
         np.ones((B, V), dtype=np.float32),
         np.arange(B * V).reshape(B, V),

@@ -110,17 +110,18 @@ def test_padding_is_drawn_around_a_picture_in_the_colour_that_the_model_sees() -
 def test_tiles_are_drawn_as_one_and_a_thumbnail_beside_them() -> None:
     program = internvl(side=24, most=2, tokens=GridTokens(rows=2, columns=2), text=ImageText())
     manifest = make_manifest(debias="", image_program=program)
+    score = np.zeros(12, dtype=np.float32)
+    score[[0, 1, 11]] = 1
     kept = StageResult(
         planned=manifest.plan.stages[0],
         debias=(),
-        kept_visual=np.array([1, 6, 11]),
+        kept_visual=np.array([0, 1, 11]),
         candidates=np.arange(12),
-        score=np.zeros(12, dtype=np.float32),
+        score=score,
         weight=np.ones(12, dtype=np.float32),
         visual_valid=np.ones(12, dtype=np.float32),
     )
-    one = dataclasses.replace(kept, kept_visual=np.array([0, 1, 11]))
-    pixels = np.array(draw_kept(manifest, [blue(48, 24)], one))
+    pixels = np.array(draw_kept(manifest, [blue(48, 24)], kept))
     # Two tiles side by side, 480 x 240; then the thumbnail, which shows the whole image again.
     top = 20 + 24 + 12 + 48
     assert pixels[top + 60, 20 + 60].tolist() == list(BLUE)

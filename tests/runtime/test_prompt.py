@@ -391,7 +391,7 @@ def test_no_template() -> None:
 )
 def test_places_and_pictures_differ(prompt: Any, images: int, places: str, pictures: str) -> None:
     ours = case("word level").ours
-    for step in (ours.render, ours.encode):
+    for step in (ours.render, lambda prompt, images: ours.encode(prompt, [IMAGE] * images)):
         with pytest.raises(
             InputError, match=rf"the prompt has {places}\(<image>\) and comes with {pictures}"
         ):

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
+from edgeprune.layout import PromptLayout
 from edgeprune.manifest import GraphSpec
 from edgeprune.plans import Debias, with_keep
+from edgeprune.positions import SequentialPositions, prompt_positions
 from edgeprune.runtime.session import Generated, PromptInputs, Session
 from tests.runtime.fakes import EOS, IMAGE, PER_IMAGE, VOCAB, FakeBackend, fake_manifest, prompt_inputs
 
@@ -115,16 +117,14 @@ def test_a_tower_that_does_not_follow_the_plan_is_refused(monkeypatch: pytest.Mo
         return found
 
     monkeypatch.setattr(backend.vision, "run", disordered)
-    with pytest.raises(
-        PruningError, match=r"the vision tower left 6 tokens of a picture: expected 6, in order"
-    ):
+    with pytest.raises(PruningError, match=r"the vision tower left 6 tokens of a tile: expected 6, in order"):
         generate(session, fewer_image_tokens(prompt_inputs(1, 6), MERGED))
 
 
 def test_a_prompt_made_for_a_tower_that_merges_nothing_is_refused() -> None:
     session, _ = make("illava")
     with pytest.raises(
-        InputError, match="16 image tokens, 1 pictures of 6 visual tokens each, and a padding"
+        InputError, match=r"1 tile.*: expected 6, and 16 for layout and mask"
     ):
         generate(session, prompt_inputs(1, 6))
 
@@ -132,7 +132,8 @@ def test_a_prompt_made_for_a_tower_that_merges_nothing_is_refused() -> None:
 def fewer_image_tokens(prompt: PromptInputs, per_image: int) -> PromptInputs:
     number = np.cumsum(prompt.input_ids == IMAGE) - 1
     stays = (prompt.input_ids != IMAGE) | (number % PER_IMAGE < per_image)
-    return PromptInputs(prompt.input_ids[stays], prompt.pixel_values, prompt.visual_valid)
+    ids = prompt.input_ids[stays]
+    return replace(prompt, input_ids=ids, positions=prompt_positions(SequentialPositions(), len(ids)))
 
 
 def test_padding_never_looks_like_a_visual_token() -> None:
@@ -238,7 +239,9 @@ def test_a_prompt_longer_than_the_positions_is_refused() -> None:
     prompt = prompt_inputs()
     info = fake_manifest().model.model_copy(update={"max_positions": len(prompt.input_ids) - 1})
     session, _ = make(model=info)
-    with pytest.raises(InputError, match=r"22 tokens, 16 of them visual: expected at most 21"):
+    with pytest.raises(
+        InputError, match=r"22 positions, 16 of its tokens being visual: .* most 21"
+    ):
         generate(session, prompt)
 
 
@@ -248,17 +251,12 @@ def test_a_prompt_longer_than_the_positions_is_refused() -> None:
         {"input_ids": np.arange(6, 20)},
         {"visual_valid": np.ones(PER_IMAGE - 1, np.float32)},
         {"pixel_values": np.zeros((2, 3, 24, 24), np.float32)},
+        {"layout": PromptLayout(())},
     ],
 )
-def test_image_tokens_pictures_and_mask_must_agree(change: dict[str, Any]) -> None:
-    prompt = prompt_inputs()
-    fields = {
-        "input_ids": prompt.input_ids,
-        "pixel_values": prompt.pixel_values,
-        "visual_valid": prompt.visual_valid,
-    }
-    with pytest.raises(InputError, match="as many image as visual tokens, and a mask of 16 for each picture"):
-        generate(make()[0], PromptInputs(**{**fields, **change}))
+def test_image_tokens_tiles_layout_and_mask_must_agree(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"expected \d+, and \d+ for layout and mask; make them of the same"):
+        generate(make()[0], replace(prompt_inputs(), **change))
 
 
 def test_a_batch_needs_equal_numbers_of_visual_tokens() -> None:
@@ -296,7 +294,7 @@ def test_a_single_token_has_no_decoding_speed() -> None:
 
 def test_preparing_counts_towards_the_first_token() -> None:
     prompt = prompt_inputs()
-    slow = PromptInputs(prompt.input_ids, prompt.pixel_values, prompt.visual_valid, preprocess_seconds=100.0)
+    slow = replace(prompt, preprocess_seconds=100.0)
     (result,) = generate(make()[0], slow, tokens=1)
     assert result.statistics.preprocess_seconds == 100
     assert 100 < result.statistics.time_to_first_token_seconds < 101
