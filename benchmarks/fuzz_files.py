@@ -83,7 +83,7 @@ def try_curve(draw: random.Random) -> object:
     ]
     path = scratch("curves") / "curve.json"
     path.write_bytes(_json_altered(draw.choice(kinds), draw))
-    return curves.tile_weights(curves.load_curve(path), 144, 2)
+    return curves.curve_table(curves.load_curve(path), 144)
 
 
 _LLAVA = {"question_id": 1, "image": "one.png", "text": "What is it?\nBe brief.", "category": "random"}
