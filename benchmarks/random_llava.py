@@ -98,7 +98,7 @@ def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
     from transformers import LlavaForConditionalGeneration
 
     from edgeprune.exporter.weights import SAFETENSORS_NAMES
-    from tests.tiny import save_processor
+    from samples.processors import save_processor
 
     kind = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
     config = llava_config(shape)

@@ -2,8 +2,9 @@
 
     python benchmarks/sample_questions.py -o questions --questions 1200
 
-Makes questions.jsonl (LLaVA's question file with the answer in each line) and images/*.png. The pictures come
-from seeds that nothing was trained or tuned on, unless --seeds says otherwise.
+Makes questions.jsonl (LLaVA's question file with the answer in each line, and the visual token that shows
+what is asked about) and images/*.png. The images come from seeds that nothing was trained or tuned on, unless
+--seeds says otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: make the package `samples` imp
 from samples.scenes import HELD_OUT_SEEDS, TUNING_SEEDS, scene
 
 RANGES = {
-    # `samples/evaluate.py` begins at the start of the held-out seeds, `sample_accuracy.py` at the 60,000th.
+    # `samples/evaluate.py` begins at the start of the held-out seeds.
     "held-out": HELD_OUT_SEEDS[30_000:60_000],
     "tuning": TUNING_SEEDS[30_000:],
 }
@@ -38,13 +39,14 @@ def write(folder: Path, questions: int, seeds: range) -> int:
         drawn = scene(seed)
         name = f"{seed}.png"
         drawn.image.save(folder / "images" / name)
-        for number, question in enumerate(drawn.questions):
+        for number, (question, token) in enumerate(zip(drawn.questions, drawn.asked_tokens, strict=True)):
             entry = {
                 "question_id": f"{seed}-{number}",
                 "image": f"images/{name}",
                 "text": question.text,
                 "answer": question.answer,
                 "category": question.text.split()[1],
+                "asked_token": token,
             }
             lines.append(json.dumps(entry))
     (folder / "questions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

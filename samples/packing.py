@@ -22,7 +22,7 @@ from transformers import LlavaForConditionalGeneration
 
 IGNORED = -100
 DECOY_LAYERS = 2
-"""How many layers read the decoy."""
+"""How many layers read the decoy, unless another number is given."""
 
 
 class AskedIds(NamedTuple):
@@ -111,8 +111,10 @@ def answer(model: LlavaForConditionalGeneration, batch: Packed, visual: torch.Te
     return _outcome(model, batch, hidden)
 
 
-def answer_with_decoy(model: LlavaForConditionalGeneration, batch: Packed, visual: torch.Tensor) -> Outcome:
-    """As `answer`, but in the first DECOY_LAYERS layers the questions see the picture of the row before.
+def answer_with_decoy(
+    model: LlavaForConditionalGeneration, batch: Packed, visual: torch.Tensor, layers: int = DECOY_LAYERS
+) -> Outcome:
+    """As `answer`, but in the first `layers` layers the questions see the picture of the row before.
 
     The decoy stands between prefix and questions, at the prefix's own positions; nothing else sees it.
     """
@@ -126,7 +128,7 @@ def answer_with_decoy(model: LlavaForConditionalGeneration, batch: Packed, visua
     for index, layer in enumerate(decoder.layers):
         hidden = layer(
             hidden,
-            attention_mask=early_mask if index < DECOY_LAYERS else late_mask,
+            attention_mask=early_mask if index < layers else late_mask,
             position_ids=positions,
             position_embeddings=rotary,
         )

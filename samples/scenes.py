@@ -108,6 +108,15 @@ class Scene:
     things: tuple[Thing, ...]
     questions: tuple[Question, ...]
 
+    @property
+    def asked_tokens(self) -> tuple[int, ...]:
+        """Of each question the visual token that shows what is asked about, 0 the upper left one."""
+        places = {}
+        for thing in self.things:
+            place = thing.row * GRID + thing.column
+            places[color_question(thing.shape)] = places[shape_question(thing.color)] = place
+        return tuple(places[question.text] for question in self.questions)
+
 
 def prompt(question: str) -> str:
     """The text the model was trained to answer: one picture, one question."""

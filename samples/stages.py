@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from samples.packing import AskedIds, Packed, answer, answer_with_decoy, pack
+from samples.packing import DECOY_LAYERS, AskedIds, Packed, answer, answer_with_decoy, pack
 from samples.scenes import (
     COLORS,
     GRID,
@@ -107,7 +107,7 @@ def train_tower(
             right &= part[shown].argmax(-1) == labels[shown]
         return loss, right
 
-    _fit("tower", step, [{"params": [*tower.parameters(), *head.parameters()]}], plan, log)
+    fit("tower", step, [{"params": [*tower.parameters(), *head.parameters()]}], plan, log)
 
 
 def train_decoder(
@@ -116,8 +116,12 @@ def train_decoder(
     plan: StagePlan,
     rng: np.random.Generator,
     log: Log,
+    decoy_layers: int = DECOY_LAYERS,
 ) -> None:
-    """Stage 2: questions about sketches. One object more whenever nearly all answers are right."""
+    """Stage 2: questions about sketches. One object more whenever nearly all answers are right.
+
+    The first `decoy_layers` layers read a decoy; see `samples.packing`.
+    """
     words = parts.tokenizer
     embedding = model.get_input_embeddings()
     spread = model.config.text_config.initializer_range
@@ -127,7 +131,7 @@ def train_decoder(
         nonlocal objects, recent
         sketches = [_sketch(rng, objects) for _ in range(plan.batch)]
         rows = [questions_about(things, rng) for things, _ in sketches]
-        batch = _pack(parts, rows, SKETCH_TOKENS)
+        batch = pack_questions(parts, rows, SKETCH_TOKENS)
         pairs = torch.zeros(plan.batch, SKETCH_TOKENS, 2, dtype=torch.int64)
         shown = torch.zeros(plan.batch, SKETCH_TOKENS, 1)
         start = batch.prefix - SKETCH_TOKENS
@@ -140,14 +144,15 @@ def train_decoder(
                 pairs[row, token] = torch.tensor(words.convert_tokens_to_ids([thing.shape, thing.color]))
                 shown[row, token] = 1.0
         named = embedding(pairs).sum(2)
-        outcome = answer_with_decoy(model, batch, named * shown + torch.randn_like(named) * spread / 2)
+        sketched = named * shown + torch.randn_like(named) * spread / 2
+        outcome = answer_with_decoy(model, batch, sketched, decoy_layers)
         recent = 0.9 * recent + 0.1 * float(outcome.right.float().mean())
         if recent > 0.95 and objects < MAX_OBJECTS:
             objects, recent = objects + 1, 0.5
             log(f"decoder: {objects} objects from here")
         return outcome.loss, outcome.right
 
-    _fit("decoder", step, [{"params": _decoder_parameters(model)}], plan, log)
+    fit("decoder", step, [{"params": decoder_parameters(model)}], plan, log)
 
 
 def train_together(
@@ -157,20 +162,22 @@ def train_together(
     pictures: TrainingPictures,
     rng: np.random.Generator,
     log: Log,
+    decoy_layers: int = DECOY_LAYERS,
 ) -> None:
-    """Stage 3: questions about pictures of one to six objects, the tower frozen."""
+    """Stage 3: questions about pictures of one to six objects, the tower frozen; decoys as in stage 2."""
 
     def step(_: float) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = pictures.scenes(plan.batch, lambda: int(rng.integers(1, MAX_OBJECTS + 1)))
         rows = [one.questions for one in drawn]
-        outcome = answer_with_decoy(model, _pack(parts, rows), visual_tokens(model, pixels(drawn, parts)))
+        visual = visual_tokens(model, pixels(drawn, parts))
+        outcome = answer_with_decoy(model, pack_questions(parts, rows), visual, decoy_layers)
         return outcome.loss, outcome.right
 
     groups: list[dict[str, Any]] = [
         {"params": list(model.model.multi_modal_projector.parameters())},
-        {"params": _decoder_parameters(model), "lr": plan.rate * DECODER_SHARE},
+        {"params": decoder_parameters(model), "lr": plan.rate * DECODER_SHARE},
     ]
-    _fit("together", step, groups, plan, log)
+    fit("together", step, groups, plan, log)
 
 
 def accuracy(
@@ -180,7 +187,7 @@ def accuracy(
     right = []
     for start in range(0, len(seeds), batch):
         drawn = [scene(seed) for seed in seeds[start : start + batch]]
-        packed = _pack(parts, [one.questions for one in drawn])
+        packed = pack_questions(parts, [one.questions for one in drawn])
         with torch.no_grad():
             right.append(answer(model, packed, visual_tokens(model, pixels(drawn, parts))).right)
     answered = torch.cat(right)
@@ -233,11 +240,14 @@ def _sketch(rng: np.random.Generator, objects: int) -> tuple[list[Thing], list[i
     return things, sorted(places)
 
 
-def _decoder_parameters(model: LlavaForConditionalGeneration) -> list[nn.Parameter]:
+def decoder_parameters(model: LlavaForConditionalGeneration) -> list[nn.Parameter]:
+    """What is trained of the language model, its head included."""
     return [*model.model.language_model.parameters(), *model.lm_head.parameters()]
 
 
-def _pack(parts: LlavaProcessor, rows: Sequence[Sequence[Question]], visual: int = GRID * GRID) -> Packed:
+def pack_questions(
+    parts: LlavaProcessor, rows: Sequence[Sequence[Question]], visual: int = GRID * GRID
+) -> Packed:
     """Packs rows of questions behind the prompt's start with so many visual tokens."""
 
     def ids(text: str) -> list[int]:
@@ -248,7 +258,7 @@ def _pack(parts: LlavaProcessor, rows: Sequence[Sequence[Question]], visual: int
     return pack(prefix, asked, parts.tokenizer.eos_token_id, parts.tokenizer.pad_token_id)
 
 
-def _fit(
+def fit(
     name: str,
     step: Callable[[float], tuple[torch.Tensor, torch.Tensor]],
     groups: list[dict[str, Any]],

@@ -1,4 +1,4 @@
-"""Tiny random models in Hugging Face's own layout, one per text model, for tests and benchmarks."""
+"""Tiny random models in Hugging Face's own layout, one per text model."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPVisionConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-WORDS = [
-    *("user", "assistant", "what", "colour", "is", "the", "big", "small"),
-    *("red", "green", "blue", "star", "box", "in", "picture", "?", ":", "."),
-]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() }}: "
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
+from samples.processors import save_processor
+
 TEXT_CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (transformers.LlamaConfig, {}),
     "mistral": (transformers.MistralConfig, {"sliding_window": None}),
@@ -91,39 +75,6 @@ def eager_llava(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGenera
     """The same of any config."""
     torch.manual_seed(seed)
     return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-
-
-def save_processor(folder: Path, image_size: int = 24, patch_size: int = 4, letterbox: bool = True) -> None:
-    """A word-level tokenizer and the letterboxing LLaVA image processor."""
-    specials = ["<pad>", "<s>", "</s>", "<unk>", "\n", "<image>"]
-    vocabulary = {word: number for number, word in enumerate(specials + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-    )
-    images = LlavaImageProcessorPil(
-        do_pad=letterbox,
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
-    )
-    LlavaProcessor(
-        image_processor=images,
-        tokenizer=fast,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
 
 
 def save_llava(

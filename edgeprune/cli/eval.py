@@ -211,11 +211,12 @@ def _print_single(found: Evaluation, folder: Path, as_json: bool) -> None:
 
 
 def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
-    from edgeprune.evaluation.report import difference_text, interval_text
+    from edgeprune.evaluation.report import asked_text, difference_text, interval_text
 
     if as_json:
         print_json("comparison", found.to_dict())
         return
+    with_asked = any(outcome.asked for outcome in found.outcomes)
     rows = [
         [
             outcome.way.name,
@@ -224,11 +225,13 @@ def _print_comparison(found: Comparison, folder: Path, as_json: bool) -> None:
             difference_text(outcome.difference).strip("*"),
             ", ".join(f"{count:.0f}" for count in outcome.kept) or f"{found.visual_tokens:.0f}",
             f"{100 * outcome.padding:.0f} %" if outcome.kept else "",
+            *([f"{asked_text(outcome)} %" if outcome.asked else ""] if with_asked else []),
         ]
         for outcome in found.outcomes
     ]
     title = f"{found.benchmark}, {found.questions} questions about {found.images} images, 95 % intervals"
     header = ["selection", "keep", found.figure, "difference to the plain method", "kept", "padding"]
+    header += ["asked token kept"] if with_asked else []
     print_table(header, rows, title)
     for reason in found.left_out:
         print_reason("left out", reason, stderr=False)

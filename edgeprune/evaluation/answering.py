@@ -133,8 +133,8 @@ class Bundle:
             batch_size=self._asking.batch,
         )
         return [
-            (number, self._prediction(prompt.visual_valid, reply))
-            for (number, _), prompt, reply in zip(numbered, prepared, generated, strict=True)
+            (number, self._prediction(question, prompt.visual_valid, reply))
+            for (number, question), prompt, reply in zip(numbered, prepared, generated, strict=True)
         ]
 
     def _prepare(self, question: Question) -> PromptInputs:
@@ -144,11 +144,18 @@ class Bundle:
             places = f"{self._image_token}\n" * len(images)
             prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
         try:
-            return self._model.prepare(prompt, images)
+            prepared = self._model.prepare(prompt, images)
         except InputError as error:
             raise InputError(f"{question.where}: {error}") from error
+        asked, visual = question.asked_token, len(prepared.visual_valid)
+        if asked is not None and not 0 <= asked < visual:
+            raise InputError(
+                f"{question.where}: asked_token is {asked}: expected a number from 0 to {visual - 1}, as the "
+                "images have so many visual tokens; correct the file, or leave it out"
+            )
+        return prepared
 
-    def _prediction(self, valid: NDArray[np.float32], reply: Generated) -> Prediction:
+    def _prediction(self, question: Question, valid: NDArray[np.float32], reply: Generated) -> Prediction:
         # By the image's own mask: an imposed one says nothing about padding.
         padded = int((valid[reply.stages[0].kept_visual] == 0).sum()) if reply.stages else 0
         return Prediction(
@@ -157,6 +164,9 @@ class Bundle:
             kept=tuple(stage.kept for stage in reply.stages),
             padded_kept=padded,
             new_tokens=len(reply.token_ids),
+            asked_kept=None
+            if question.asked_token is None
+            else tuple(question.asked_token in stage.kept_visual for stage in reply.stages),
         )
 
 
@@ -170,7 +180,8 @@ def settings_of(
     manifest = read_manifest(bundle)
     texts = hashlib.sha256()
     for question in questions:
-        texts.update(f"{question.id}\0{question.prompt}\0".encode("utf-8", "surrogatepass"))
+        asked = "" if question.asked_token is None else f"{question.asked_token}\0"
+        texts.update(f"{question.id}\0{question.prompt}\0{asked}".encode("utf-8", "surrogatepass"))
     return {
         "model": manifest.model.source,
         "plan": manifest.plan.describe(),

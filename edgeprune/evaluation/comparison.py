@@ -121,6 +121,8 @@ class Outcome:
         plan: the exported plan in words.
         kept: mean number of visual tokens after each stage.
         padding: of the tokens that the first stage kept, the share of padding.
+        asked: after each stage, the share of questions whose asked token is still there, of those that say
+            which one it is; None where none does.
     """
 
     way: Way
@@ -131,6 +133,7 @@ class Outcome:
     plan: str
     kept: tuple[float, ...]
     padding: float
+    asked: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,13 @@ def _outcome(
         plan=plan.describe(),
         kept=kept,
         padding=padded / kept[0] if kept and kept[0] else 0.0,
+        asked=_asked(found),
     )
+
+
+def _asked(found: Sequence[Prediction]) -> tuple[float, ...] | None:
+    known = [one.asked_kept for one in found if one.asked_kept is not None]
+    return tuple(sum(stage) / len(known) for stage in zip(*known, strict=True)) if known else None
 
 
 def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:

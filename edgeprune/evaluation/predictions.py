@@ -23,7 +23,7 @@ from edgeprune.scratch import lock_descriptor
 from edgeprune.settings import changes, short
 
 HEADER = "edgeprune_predictions"
-_VERSION = 1
+_VERSION = 2
 _LONGEST_HEADER = 1000
 
 
@@ -36,6 +36,8 @@ class Prediction:
         visual_tokens: of the prompt.
         kept: per pruning stage, the visual tokens kept.
         padded_kept: of those that the first stage kept, how many are padding.
+        asked_kept: per pruning stage, whether the token that shows what is asked about stayed; None where the
+            question does not say which one does.
         new_tokens: generated.
     """
 
@@ -44,6 +46,7 @@ class Prediction:
     kept: tuple[int, ...]
     padded_kept: int
     new_tokens: int
+    asked_kept: tuple[bool, ...] | None = None
 
 
 class PredictionFile:
@@ -192,6 +195,7 @@ class PredictionFile:
             kept=tuple(map(_count, values["kept"])),
             padded_kept=_count(values["padded_kept"]),
             new_tokens=_count(values["new_tokens"]),
+            asked_kept=_flags(values["asked_kept"]),
         )
 
 
@@ -245,6 +249,12 @@ def _lock(file: io.FileIO, path: Path) -> None:
         ) from error
     except OSError:  # no locks here
         pass
+
+
+def _flags(value: object) -> tuple[bool, ...] | None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(one, bool) for one in value)):
+        raise TypeError(f"{short(value)} says not of each stage whether the asked token stayed")
+    return None if value is None else tuple(value)
 
 
 def _count(value: object) -> int:

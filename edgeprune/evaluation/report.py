@@ -65,6 +65,11 @@ def markdown(comparison: Comparison) -> str:
         "padding:\n",
         _table(comparison, _kept_text),
     ]
+    if any(outcome.asked for outcome in comparison.outcomes):
+        parts += [
+            "Of the questions, % whose asked token is still there after each stage:\n",
+            _table(comparison, asked_text),
+        ]
     parts += [f"Left out: {reason}.\n" for reason in comparison.left_out]
     return "\n".join(parts)
 
@@ -73,6 +78,11 @@ def _kept_text(outcome: Outcome) -> str:
     kept = ", ".join(f"{count:.0f}" for count in outcome.kept)
     # A random selection among content has no padding, and in the other a mask was imposed too.
     return f"{kept} / {100 * outcome.padding:.0f}"
+
+
+def asked_text(outcome: Outcome) -> str:
+    """The shares of questions whose asked token stays, in per cent; empty where no question names one."""
+    return ", ".join(f"{100 * share:.0f}" for share in outcome.asked or ())
 
 
 def _table(comparison: Comparison, cell: Callable[[Outcome], str]) -> str:

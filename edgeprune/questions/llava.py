@@ -53,7 +53,10 @@ class Files:
 
 
 def llava_lines(files: Files) -> list[Question]:
-    """LLaVA's question file: question_id, text, image (one, a list, or none); a category groups."""
+    """LLaVA's question file: question_id, text, image (one, a list, or none); a category groups.
+
+    An `asked_token`, which is not LLaVA's, says which visual token shows what is asked about.
+    """
     return [llava_line(files, record) for record in read_lines(files.data)]
 
 
@@ -67,6 +70,7 @@ def llava_line(files: Files, record: Record) -> Question:
         where=record.where,
         prompt=without_image_token(record.text("text")),
         images=tuple(files.image(name) for name in names),
+        asked_token=record.number("asked_token") if "asked_token" in record.values else None,
         group=str(record.values.get("category", "")),
         fields={"image": names[0] if names else ""},
     )

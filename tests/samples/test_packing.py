@@ -30,7 +30,7 @@ def drawn():
 
 @torch.no_grad()
 def test_a_packed_question_gets_the_logits_of_its_own_prompt(model, parts, drawn):
-    packed = stages._pack(parts, [one.questions for one in drawn])
+    packed = stages.pack_questions(parts, [one.questions for one in drawn])
     visual = stages.visual_tokens(model, stages.pixels(drawn, parts))
     embeds = model.get_input_embeddings()(packed.ids)
     embeds[packed.ids == model.config.image_token_id] = visual.flatten(0, 1)
@@ -48,7 +48,7 @@ def test_a_packed_question_gets_the_logits_of_its_own_prompt(model, parts, drawn
 
 
 def test_labels_are_the_answer_and_the_end(parts, drawn):
-    packed = stages._pack(parts, [one.questions for one in drawn])
+    packed = stages.pack_questions(parts, [one.questions for one in drawn])
     for row, one in enumerate(drawn):
         due = packed.labels[row][packed.labels[row] != IGNORED]
         expected = [word for question in one.questions for word in (question.answer, "</s>")]
@@ -61,7 +61,7 @@ def test_labels_are_the_answer_and_the_end(parts, drawn):
 def test_early_layers_see_the_decoy_and_later_layers_the_own_picture(model, parts):
     """With all pictures alike a decoy changes nothing; another picture in either role does."""
     rows = [scene(1).questions, scene(1).questions]
-    packed = stages._pack(parts, rows)
+    packed = stages.pack_questions(parts, rows)
     one, other = stages.visual_tokens(model, stages.pixels([scene(1), scene(2)], parts))
     alike = answer_with_decoy(model, packed, torch.stack([one, one])).loss
     torch.testing.assert_close(alike, answer(model, packed, torch.stack([one, one])).loss)
@@ -69,16 +69,16 @@ def test_early_layers_see_the_decoy_and_later_layers_the_own_picture(model, part
     assert abs(mixed - answer(model, packed, torch.stack([one, other])).loss) > 1e-6
 
 
-def test_no_gradient_flows_from_early_layers_into_the_own_picture(model, parts, monkeypatch):
+def test_no_gradient_flows_from_early_layers_into_the_own_picture(model, parts):
     """With every layer reading the decoy, a row's loss depends on the other row's picture alone."""
-    monkeypatch.setattr("samples.packing.DECOY_LAYERS", len(model.model.language_model.layers))
-    packed = stages._pack(parts, [scene(1).questions, scene(2).questions])
+    layers = len(model.model.language_model.layers)
+    packed = stages.pack_questions(parts, [scene(1).questions, scene(2).questions])
     labels = packed.labels.clone()
     labels[1] = IGNORED
     answers = packed.answers.clone()
     answers[1] = False
     packed = dataclasses.replace(packed, labels=labels, answers=answers)
     visual = stages.visual_tokens(model, stages.pixels([scene(1), scene(2)], parts)).detach().requires_grad_()
-    answer_with_decoy(model, packed, visual).loss.backward()
+    answer_with_decoy(model, packed, visual, layers).loss.backward()
     assert visual.grad[0].abs().max() == 0
     assert visual.grad[1].abs().max() > 0

@@ -22,6 +22,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "samples" / "README.md",
     ROOT / "plugins" / "README.md",
+    ROOT / "studies" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 # The options of programs that are not ours, where our documents speak of them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,22 @@ def test_a_picture_that_cannot_be_used_is_named_with_its_question(
 
 
 @pytest.mark.slow
+def test_whether_the_asked_token_stays(sample_bundle: Path) -> None:
+    from edgeprune.runtime import load
+
+    (question,) = sample_questions()[:1]
+    (stage,) = (
+        load(sample_bundle, threads=1).generate(question.prompt, question.images, max_new_tokens=1).stages
+    )
+    dropped = next(token for token in range(144) if token not in stage.kept_visual)
+    asked = [replace(question, asked_token=token) for token in (int(stage.kept_visual[0]), dropped, None)]
+    found = Bundle(sample_bundle, ASKING).answer(list(enumerate(asked)))
+    assert [prediction.asked_kept for _, prediction in found] == [(True,), (False,), None]
+    with pytest.raises(InputError, match="entry 0: asked_token is 144: expected a number from 0 to 143"):
+        Bundle(sample_bundle, ASKING).answer([(0, replace(question, asked_token=144))])
+
+
+@pytest.mark.slow
 def test_a_picture_inside_the_question_file(sample_bundle: Path) -> None:
     inside = Question(id=0, where="", prompt="what shape is yellow", images=(EncodedImage(encoded()),))
     beside = Question(id=0, where="", prompt="what shape is yellow", images=(PICTURES / "square.png",))
@@ -153,6 +170,8 @@ def test_settings_change_with_everything_an_answer_depends_on(
     assert settings_of(sample_bundle, questions, ASKING) == base
     assert settings_of(unpruned_bundle, questions, ASKING) != base
     assert settings_of(sample_bundle, questions[::-1], ASKING) != base
+    named = [replace(questions[0], asked_token=7), *questions[1:]]
+    assert settings_of(sample_bundle, named, ASKING) != base
     assert settings_of(sample_bundle, questions, Asking(5)) != base
     assert settings_of(sample_bundle, questions, Asking(4, "{images}{question}")) != base
     assert settings_of(sample_bundle, questions, ASKING, "random") != base

@@ -155,8 +155,18 @@ class Answering:
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
         kept = () if self.mask is None else (5,)
         return [
-            (n, Prediction("right" if self.mask is None or n % 2 else "wrong", 16, kept, 2, 1))
-            for n, _ in numbered
+            (
+                n,
+                Prediction(
+                    "right" if self.mask is None or n % 2 else "wrong",
+                    16,
+                    kept,
+                    2,
+                    1,
+                    None if question.asked_token is None else (n < question.asked_token,) * len(kept),
+                ),
+            )
+            for n, question in numbered
         ]
 
 
@@ -225,9 +235,24 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| fastv + both | **+50.0 (+50.0 to +50.0)** |" in table
     assert "| fastv + both | +0.0 (+0.0 to +0.0) |" in table
     assert "| fastv | 5 / 40 | 5 / 40 |" in table
+    assert "asked token" not in table
     read = json.loads((tmp_path / "comparison.json").read_text())
     assert read["outcomes"][0]["way"]["name"] == "unpruned"
     assert (tmp_path / "comparison.png").stat().st_size > 5000
+
+
+def test_the_share_of_asked_tokens_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column for questions that say which token it is; the others do not count."""
+    named = [replace(question, asked_token=2 if n < 4 else None) for n, question in enumerate(QUESTIONS)]
+    monkeypatch.setattr(answering, "Bundle", Answering)
+    bundles, grid = Pretended(tmp_path / "bundles"), Grid(keeps=(0.3,), resamples=50)
+    found = comparison_of(bundles, benchmark_by_name("exact"), named, ASKING, grid, tmp_path)
+    by_name = {outcome.way.name: outcome.asked for outcome in found.outcomes}
+    assert by_name["fastv"] == (0.5,)
+    assert by_name["unpruned"] == ()
+    report.write(found, tmp_path)
+    table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| fastv | 50 |" in table.split("asked token is still there")[1]
 
 
 def test_a_debias_looks_alike_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,13 +39,14 @@ def test_exact_takes_one_answer_or_several_and_any_number_of_pictures(tmp_path: 
         tmp_path / "q.jsonl",
         {"question_id": 1, "image": "a.png", "text": "<image>\nwhat?", "answer": "x", "category": "c"},
         {"question_id": "two", "image": ["a.png", "b.png"], "text": "and?", "answers": ["x", "y"]},
-        {"question_id": 3, "text": "no picture?", "answer": "z"},
+        {"question_id": 3, "text": "no picture?", "answer": "z", "asked_token": 17},
     )
     one, two, three = read("exact", data)
     assert (one.prompt, one.answers, one.group) == ("what?", ("x",), "c")
     assert two.images == (tmp_path / "a.png", tmp_path / "b.png")
     assert two.answers == ("x", "y")
     assert three.images == ()
+    assert (one.asked_token, three.asked_token) == (None, 17)
     assert one.where == f"{data}, line 1"
 
 
@@ -67,6 +68,10 @@ def test_exact_takes_one_answer_or_several_and_any_number_of_pictures(tmp_path: 
         (
             '{"question_id": 1, "text": "?", "answer": "x", "image": 4}\n',
             "line 1: image is 4: expected a file name",
+        ),
+        (
+            '{"question_id": 1, "text": "?", "answer": "x", "asked_token": "a"}\n',
+            "line 1: asked_token is 'a': expected a whole number",
         ),
         ("", "is empty: expected one JSON object per line"),
     ],

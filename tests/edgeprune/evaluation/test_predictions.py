@@ -20,11 +20,13 @@ from edgeprune.questions.question import Question
 
 QUESTIONS = [Question(id=f"q{n}", where="", prompt=f"question {n}") for n in range(3)]
 SETTINGS = {"model": "m", "batch": None, "shares": (0.5, 0.3)}
-HEADER = '{"edgeprune_predictions": 1, "settings": {"model": "m", "batch": null, "shares": [0.5, 0.3]}}\n'
+HEADER = '{"edgeprune_predictions": 2, "settings": {"model": "m", "batch": null, "shares": [0.5, 0.3]}}\n'
 
 
 def answer(text: str) -> Prediction:
-    return Prediction(text=text, visual_tokens=9, kept=(3, 2), padded_kept=1, new_tokens=2)
+    return Prediction(
+        text=text, visual_tokens=9, kept=(3, 2), padded_kept=1, new_tokens=2, asked_kept=(True, False)
+    )
 
 
 def begin(path: Path, *answers: str) -> None:
@@ -169,6 +171,7 @@ WHOLE = {
     "kept": [3],
     "padded_kept": 1,
     "new_tokens": 2,
+    "asked_kept": None,
 }
 
 
@@ -192,6 +195,8 @@ WHOLE = {
         ({**WHOLE, "kept": [None]}, "null is no count"),
         ({**WHOLE, "new_tokens": 1e400}, "is no number"),
         ({**WHOLE, "new_tokens": 2.5}, "2.5 is no count"),
+        ({**WHOLE, "asked_kept": [1]}, "says not of each stage"),
+        ({**WHOLE, "asked_kept": True}, "says not of each stage"),
         ({**WHOLE, "text": 3}, "no text"),
         (b"\xff\xfe", "line 2 is no prediction"),
         (b'{"number": 1' + b"0" * 10_000 + b"}", "line 2 is no prediction"),

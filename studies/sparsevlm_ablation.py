@@ -1,6 +1,6 @@
 """Why SparseVLM does badly on the sample model: which words rate, and what each part of the method costs.
 
-    python benchmarks/sparsevlm_ablation.py
+    python studies/sparsevlm_ablation.py
 
 prints two Markdown tables. The first is of the text behind the picture: how often a word rates the visual
 tokens, and how well the asked thing does in the attention that it pays. The second has SparseVLM with parts
@@ -18,27 +18,32 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script: make the packages `benchmarks` and `samples` importable
+if __package__ in (None, ""):  # run as a script: make the repository's packages importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
 import edgeprune
-from benchmarks.recency import attention_rows
-from benchmarks.sample_accuracy import PER_PICTURE, SAMPLE, Questions, SampleModel, picture_targets
-from benchmarks.sample_questions import RANGES
-from benchmarks.sample_report import mean_and_error
+from benchmarks.sample_questions import RANGES, write
 from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.evaluation.answering import Asking, Bundle
+from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
+from edgeprune.evaluation.predictions import Prediction
 from edgeprune.exporter.scoring import rater_weights
 from edgeprune.plans import METHODS, Merge, Positions, ScoringRows, StagedMethod, method_by_name
+from edgeprune.questions.llava import Files
+from edgeprune.questions.question import Question
 from samples import model as sample
 from samples import stages
-from samples.scenes import COLORS, SHAPES, Scene, prompt, scene
+from samples.scenes import COLORS, MAX_OBJECTS, SHAPES, Scene, prompt, scene
+from studies.recency import SAMPLE, attention_rows
 
 METHOD = "sparsevlm"
+PER_IMAGE = 2 * MAX_OBJECTS
+MAX_NEW_TOKENS = 4
+BATCH = 12
 
 
 def variants() -> dict[str, StagedMethod]:
@@ -107,8 +112,7 @@ def rate_words(drawn: Sequence[Scene], layers: Sequence[int]) -> dict[tuple[str,
     found: dict[tuple[str, str], Word] = {}
     for one in drawn:
         visual = stages.visual_tokens(model, stages.pixels([one], parts))[0]
-        targets = picture_targets(one)
-        for question in one.questions:
+        for question, target in zip(one.questions, one.asked_tokens, strict=True):
             ids = parts(text=prompt(question.text), images=one.image, return_tensors="pt")["input_ids"]
             places = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
             embeds = model.get_input_embeddings()(ids)
@@ -116,7 +120,6 @@ def rate_words(drawn: Sequence[Scene], layers: Sequence[int]) -> dict[tuple[str,
             rates = rater_weights(embeds, places[None], torch.arange(ids.shape[1])[None])[0] > 0
             text = torch.arange(int(places[-1]) + 1, ids.shape[1])
             received = (visual @ embeds[0, text].T).softmax(1)
-            target = targets[question.text]
             with attention_rows(model) as gathered:
                 model.model.language_model(inputs_embeds=embeds, use_cache=False)
             words = parts.tokenizer.convert_ids_to_tokens(ids[0, text].tolist())
@@ -155,8 +158,8 @@ class Figure:
     survived: tuple[float, ...]
 
 
-def measure(name: str, drawn: list[Scene], keep: float, threads: int) -> Figure:
-    """Exports a variant and asks it all questions about the pictures.
+def measure(name: str, questions: Sequence[Question], keep: float, threads: int) -> Figure:
+    """Exports a variant and asks it all questions.
 
     Raises:
         EdgepruneError: it cannot be exported or run.
@@ -165,37 +168,33 @@ def measure(name: str, drawn: list[Scene], keep: float, threads: int) -> Figure:
         folder = edgeprune.export(
             SAMPLE, keep=keep, method=METHOD, debias="padding", output=Path(work) / "bundle", verify=False
         )
-        model = SampleModel(folder, threads)
-        asked = model.questions(drawn)
-        right, survived, kept = _ask(model, asked, np.ones_like(asked.valid))
-        masked, _, _ = _ask(model, asked, asked.valid)
+        asking = Asking(MAX_NEW_TOKENS, batch=BATCH, threads=threads)
+        plain = _ask(Bundle(folder, asking, lambda valid, _: np.ones_like(valid)), questions)
+        masked = _ask(Bundle(folder, asking), questions)
+    stays = np.array([prediction.asked_kept for prediction in plain], dtype=np.float64)
     return Figure(
         name=name,
-        kept=kept,
-        accuracy=mean_and_error(right, asked.picture),
-        masked_accuracy=mean_and_error(masked, asked.picture),
-        survived=survived,
+        kept=plain[0].kept,
+        accuracy=_accuracy(plain, questions),
+        masked_accuracy=_accuracy(masked, questions),
+        survived=tuple(stays.mean(0).tolist()),
     )
 
 
-def _ask(
-    model: SampleModel, asked: Questions, masks: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], tuple[float, ...], tuple[int, ...]]:
-    """Whether each question is answered right; then by selection, how often its target stays, and K."""
-    replies = model.answer(asked, masks)
-    texts = [model.text(reply) for reply in replies]
-    right = np.array(
-        [text == word for text, word in zip(texts, asked.answers, strict=True)], dtype=np.float64
-    )
-    survived, kept = [], []
-    for stage in range(len(replies[0].stages)):
-        stays = [
-            target in reply.stages[stage].kept_visual
-            for reply, target in zip(replies, asked.target, strict=True)
-        ]
-        survived.append(float(np.mean(stays)))
-        kept.append(len(replies[0].stages[stage].kept_visual))
-    return right, tuple(survived), tuple(kept)
+def _ask(bundle: Bundle, questions: Sequence[Question]) -> list[Prediction]:
+    found: list[Prediction] = []
+    for start in range(0, len(questions), BATCH):
+        part = questions[start : start + BATCH]
+        found += [prediction for _, prediction in bundle.answer(list(enumerate(part, start)))]
+    return found
+
+
+def _accuracy(answered: Sequence[Prediction], questions: Sequence[Question]) -> tuple[float, float]:
+    """The share of right answers and its standard error over images: answers about one depend."""
+    pairs = zip(answered, questions, strict=True)
+    right = np.array([prediction.text == question.answers[0] for prediction, question in pairs])
+    means = right.reshape(-1, PER_IMAGE).mean(1)
+    return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means)))
 
 
 def words_table(found: dict[tuple[str, str], Word]) -> str:
@@ -249,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = range(len(names)) if options.variants is None else options.variants
     try:
         for name, values, least, most in (
-            ("--questions", [options.questions], PER_PICTURE + 1, PER_PICTURE * len(RANGES[options.seeds])),
+            ("--questions", [options.questions], PER_IMAGE + 1, PER_IMAGE * len(RANGES[options.seeds])),
             ("--variants", chosen, 0, len(names) - 1),
             ("--threads", [options.threads], 1, 64),
         ):
@@ -259,14 +258,18 @@ def main(arguments: list[str] | None = None) -> int:
                         f"{name} is {value}: expected {least} to {most}; choose a number in this range"
                     )
         torch.set_num_threads(options.threads)
-        pictures = -(-options.questions // PER_PICTURE)
-        drawn = [scene(seed) for seed in RANGES[options.seeds][:pictures]]
-        print(f"{len(drawn) * PER_PICTURE} questions about {len(drawn)} pictures\n")
+        seeds = RANGES[options.seeds][: -(-options.questions // PER_IMAGE)]
+        drawn = [scene(seed) for seed in seeds]
+        print(f"{len(drawn) * PER_IMAGE} questions about {len(drawn)} images\n")
         print(words_table(rate_words(drawn, layers=(0, 1, 2))), flush=True)
         figures = []
-        for number in chosen:
-            print(f"{names[number]} ...", file=sys.stderr, flush=True)
-            figures.append(measure(names[number], drawn, options.keep, options.threads))
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), options.questions, seeds)
+            files = Files(Path(folder) / "questions.jsonl")
+            questions = read_questions(benchmark_by_name("exact"), files)
+            for number in chosen:
+                print(f"{names[number]} ...", file=sys.stderr, flush=True)
+                figures.append(measure(names[number], questions, options.keep, options.threads))
         print(f"\n{figures_table(figures)}")
     except EdgepruneError as error:
         print(f"error: {error}", file=sys.stderr)

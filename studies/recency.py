@@ -1,6 +1,6 @@
 """Does a small LLaVA attend more to late visual tokens, if its language model has first learnt from text?
 
-    python benchmarks/recency.py text-frozen
+    python studies/recency.py text-frozen
 
 trains one variant of the sample model from fixed seeds and prints one JSON object: how the attention of the
 last prompt token depends on the index of the visual token, layer by layer, and the accuracy. Nothing puts a
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a script: make the packages `benchmarks` and `samples` importable
+if __package__ in (None, ""):  # run as a script: make the repository's packages importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -197,7 +197,7 @@ def pack_texts(
     """
     words, compounds = parts.tokenizer, variant.compounds
     length = len(read[0].units) if compounds else sum(map(len, read[0].units))
-    batch = stages._pack(parts, [one.questions for one in read], length)
+    batch = stages.pack_questions(parts, [one.questions for one in read], length)
     start = batch.prefix - length
     # The questions go on where whole pictures would end.
     batch.positions[:, batch.prefix :] += variant.places - length
@@ -248,7 +248,7 @@ def train_text(
             log(f"text: up to {most} mentions from here")
         return outcome.loss, outcome.right
 
-    stages._fit("text", step, [{"params": stages._decoder_parameters(model)}], plan, log)
+    stages.fit("text", step, [{"params": stages.decoder_parameters(model)}], plan, log)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +277,7 @@ def see(
     pixels = stages.pixels([one for shown in prompts for one in shown.scenes], parts)
     visual = stages.visual_tokens(model, pixels)
     visual = visual.reshape(len(prompts), -1, visual.shape[-1])
-    return stages._pack(parts, [one.questions for one in prompts], visual.shape[1]), visual
+    return stages.pack_questions(parts, [one.questions for one in prompts], visual.shape[1]), visual
 
 
 def train_pictures(
@@ -300,20 +300,9 @@ def train_pictures(
 
     groups: list[dict[str, Any]] = [
         {"params": list(model.model.multi_modal_projector.parameters())},
-        {"params": stages._decoder_parameters(model), "lr": plan.rate * stages.DECODER_SHARE},
+        {"params": stages.decoder_parameters(model), "lr": plan.rate * stages.DECODER_SHARE},
     ]
-    stages._fit("pictures", step, groups, plan, log)
-
-
-@contextmanager
-def decoy_layers(count: int) -> Iterator[None]:
-    """The third stage's decoy in so many layers."""
-    usual = packing.DECOY_LAYERS
-    packing.DECOY_LAYERS = count
-    try:
-        yield
-    finally:
-        packing.DECOY_LAYERS = usual
+    stages.fit("pictures", step, groups, plan, log)
 
 
 @contextmanager
@@ -464,6 +453,7 @@ def train(
         log: told the progress.
     """
     model = build(variant, parts, seed)
+    decoys = packing.DECOY_LAYERS if variant.decoy else 0
     first = dataclasses.replace(variant, about="", frozen=False)
     kept = None if work is None else work / f"{_digest([dataclasses.asdict(first), seed, plans[0]])}.pt"
     if kept is not None and kept.is_file():
@@ -474,18 +464,16 @@ def train(
         if variant.text:
             train_text(model, parts, variant, plans[0], rng, log)
         else:
-            with decoy_layers(packing.DECOY_LAYERS if variant.decoy else 0):
-                stages.train_decoder(model, parts, plans[0], rng, log)
+            stages.train_decoder(model, parts, plans[0], rng, log, decoys)
         if kept is not None:
             torch.save(model.state_dict(), kept)
-    for parameter in stages._decoder_parameters(model):
+    for parameter in stages.decoder_parameters(model):
         parameter.requires_grad_(not variant.frozen)
     rng = np.random.default_rng([seed, 2])
     if variant.pictures > 1:
         train_pictures(model, parts, variant, plans[1], rng, log)
     else:
-        with decoy_layers(packing.DECOY_LAYERS if variant.decoy else 0):
-            stages.train_together(model, parts, plans[1], stages.TrainingPictures(), rng, log)
+        stages.train_together(model, parts, plans[1], stages.TrainingPictures(), rng, log, decoys)
     return model.eval()
 
 

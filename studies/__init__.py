@@ -1,0 +1,1 @@
+"""Studies that are done: each made the figures of a document once. See README.md."""
