@@ -144,7 +144,7 @@ def run_torch(
     steps: int = STEPS,
     made_of: PruningPlan | None = None,
 ) -> tuple[Decoded, torch.Tensor]:
-    """By a PrunedDecoder of a copy of the model, made of another plan if given; also the visual embeddings."""
+    """By a PrunedDecoder of a copy of the model, perhaps made of another plan; also the visual embeddings."""
     model = copy.deepcopy(model)
     family = family_of(model.config)
     parts = family.parts(model)

@@ -28,7 +28,7 @@ class Tampered:
         self._change = change
         self._backend = backends.open_backend("onnxruntime")
 
-    def load(self, folder: Path, spec: Any, weights: Path | None = None) -> Any:
+    def load(self, folder: Path, spec: Any) -> Any:
         graph, change = self._backend.load(folder, spec), self._change
 
         class Graph:
