@@ -68,6 +68,18 @@ def test_an_engine_is_compared_in_prefill_and_every_step(
     assert comparable(copy, "onnxruntime") == []
 
 
+def test_an_engine_is_compared_where_its_stages_keep_all(
+    sample_bundle: Path, tmp_path: Path, tensorrt: object
+) -> None:
+    copy = Path(shutil.copytree(sample_bundle, tmp_path / "bundle"))
+    build(copy, flavour="tensorrt")
+    manifest = read_manifest(copy)
+    whole = manifest.model_copy(update={"plan": manifest.plan.keeping_all()})
+    found = compare(copy, whole, "tensorrt")
+    assert failures(found) == ""
+    assert "tensorrt: prefill, kept_index" in [check.name.partition(" (")[0] for check in found]
+
+
 @pytest.mark.parametrize(
     ("output", "words"),
     [
