@@ -12,9 +12,9 @@ part failed.
 | kernels | ctest: CUDA against the CPU reference, CUDA graphs, the plugin's contract |
 | sanitizer | compute-sanitizer's memcheck and racecheck over the kernels' tests |
 | kernel-times | the stage by CUDA events, beside the bandwidth bound and the same step in eager PyTorch |
-| sample | the sample model's engine against ONNX Runtime, output by output |
+| sample | the sample model's engine, pruned and unpruned, against ONNX Runtime, output by output |
 | large | the same for a larger random LLaVA |
-| first-token | `edgeprune bench` of that model beside the unpruned one; Hugging Face's SDPA and FastV |
+| first-token | `edgeprune bench` of it beside an export without pruning; Hugging Face's SDPA and FastV |
 """
 
 from __future__ import annotations
@@ -234,15 +234,21 @@ def _engine(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
     if place.target is None:
         results[name]["compared"] = "not without a GPU"
         return results
-    checks = compare(bundle, read_manifest(bundle), FLAVOUR)
-    results[name]["compared"] = {check.name: check.value for check in checks}
-    if bad := failures(checks):
-        results["failed"] = f"{name}: {bad}"
+    manifest = read_manifest(bundle)
+    bad = []
+    # One engine runs both: how many tokens a stage keeps is told when it runs.
+    for form, plan in (("pruned", manifest.plan), ("unpruned", manifest.plan.keeping_all())):
+        checks = compare(bundle, manifest.model_copy(update={"plan": plan}), FLAVOUR)
+        results[name][f"compared, {form}"] = {check.name: check.value for check in checks}
+        bad += [f"{name}, {form}: {found}"] if (found := failures(checks)) else []
+    if bad:
+        results["failed"] = "; ".join(bad)
     return results
 
 
 def first_token(place: Place) -> dict[str, Any]:
-    """Seconds to the first token of the larger model, in four ways."""
+    """Seconds to the first token of the larger model: its engine in every form, an engine without pruning
+    stages, and Hugging Face's own code."""
     import numpy as np
 
     from edgeprune.bench import run as bench

@@ -132,12 +132,14 @@ def pruning_share(bundle: Path, threads: int, runs: int) -> dict[str, float]:
     import onnxruntime
 
     from edgeprune.bundle import read_manifest
+    from edgeprune.interface import kept_axis
 
     manifest = read_manifest(bundle)
     path = bundle / manifest.language.file
     names = pruning_nodes(path)
     visual, text = manifest.tokens_per_image, 64
     sizes = {"batch": 1, "sequence": visual + text, "visual": visual}
+    sizes |= {kept_axis(stage): counts.kept for stage, counts in enumerate(manifest.plan.counts(visual))}
     feeds: dict[str, Any] = {
         spec.name: np.zeros(
             [sizes.get(axis, 0) if isinstance(axis, str) else axis for axis in spec.shape],
@@ -151,6 +153,7 @@ def pruning_share(bundle: Path, threads: int, runs: int) -> dict[str, float]:
     embeds = np.random.default_rng(0).standard_normal(feeds["visual_embeds"].shape)
     feeds["visual_embeds"] = embeds.astype(feeds["visual_embeds"].dtype)
     feeds["visual_valid"][:] = feeds["attention_mask"][:] = 1
+    feeds["curve_place"][:] = 1 + np.arange(visual)
     feeds["position_ids"][:] = np.arange(visual + text)
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()

@@ -94,13 +94,19 @@ def opened(
             if manifest.plan.prunes:
                 engine += f", pruning by the {sidecar.pruning}"
             size = sum(entry.bytes for entry in sidecar.engines.values())
-        found.append(Measured(os.fspath(path), folder, manifest, manifest.plan, engine, size))
+        found.append(Measured(_name(path), folder, manifest, manifest.plan, engine, size))
     *others, own = found
     for other in others:
         _check_same_model(other, own)
     for other, sidecar in zip(others, sidecars, strict=False):
         _check_same_limits(other, sidecar, own, sidecars[-1])
     return found
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    """As it was given; a folder that is called as one of the forms is told apart from it."""
+    name = os.fspath(path)
+    return os.path.join(os.curdir, name) if name in (PRUNED, NO_DEBIAS, UNPRUNED) else name
 
 
 def _check_same_model(other: Measured, own: Measured) -> None:

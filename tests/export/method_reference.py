@@ -24,7 +24,8 @@ class Recipe:
         method: its name.
         layers: selections are before these.
         counts: visual tokens that each keeps.
-        curve: bias curve weights of the first selection.
+        curve: bias curve weights of the visual tokens. They, and the padding mask, act on a selection that
+            all visual tokens reach: the first one, and those behind it as long as none has dropped any.
         random: the scores of random pruning.
     """
 
@@ -61,6 +62,7 @@ class _Prompt:
         self.hidden = hidden
         self.positions = torch.arange(len(hidden))
         self.visual = visual
+        self.all_visual = len(visual)
         self.prompt = prompt
         self.text_before = visual[0]
 
@@ -187,10 +189,11 @@ def _select(
     """Shortens the state; returns the origin of every prompt token that is left."""
     visual, count = state.visual, recipe.counts[stage]
     raw = _score(model, state, recipe, stage, attention, raters)
-    if stage == 0 and recipe.method != "random":
+    whole = len(visual) == state.all_visual
+    if whole and recipe.method != "random":
         order = _best(raw * recipe.curve[: len(visual)], valid)
     else:
-        order = _best(raw, valid if stage == 0 else None)
+        order = _best(raw, valid if whole else None)
     appended: list[int] = []
     means: list[torch.Tensor] = []
     hidden = state.hidden.clone()

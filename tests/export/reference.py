@@ -6,7 +6,7 @@ layers on the whole sequence again, and drops the visual tokens by indexing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
-from edgeprune.debias.selection import select
 from edgeprune.interface import Interface
 
 Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -96,10 +95,15 @@ def fastv(
     inputs: Inputs,
     steps: int,
     layer: int,
-    keep: int,
+    kept: int,
     curve: torch.Tensor,
 ) -> Decoded:
-    """FastV before decoder layer `layer`, scored by eager `output_attentions` of the layer before it."""
+    """FastV before decoder layer `layer`, scored by eager `output_attentions` of the layer before it.
+
+    Args:
+        kept: how many visual tokens stay.
+        curve: float32 [V], the bias curve's weight of each visual token.
+    """
     base, decoder, image = model.model, model.model.language_model, model.config.image_token_id
     mask, ids = inputs.attention_mask, inputs.input_ids
     out = base(
@@ -112,7 +116,12 @@ def fastv(
     )
     score = out.attentions[layer - 1][:, :, -1].float().mean(dim=1)
     index = inputs.visual_index(image)
-    chosen = select(score.numpy(), index.numpy(), inputs.visual_valid.numpy(), curve.numpy(), keep).kept_index
+    chosen = np.stack(
+        [
+            _stays(row.numpy(), (row[visual] * curve).numpy(), visual.tolist(), valid.numpy(), kept)
+            for row, visual, valid in zip(score, index, inputs.visual_valid, strict=True)
+        ]
+    )
     visual = torch.cat(list(base.get_image_features(inputs.pixel_values.to(model.dtype)).pooler_output))
     tokens: list[torch.Tensor] = []
     logits = []
@@ -144,8 +153,28 @@ def fastv(
     return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), (chosen,), (score.numpy(),))
 
 
+def _stays(
+    score: NDArray[np.float32],
+    weighted: NDArray[np.float32],
+    visual: list[int],
+    valid: NDArray[np.float32],
+    kept: int,
+) -> NDArray[np.int64]:
+    """The positions that stay in one row: all text, and the best `kept` visual tokens, padded ones last."""
+    order = sorted(range(len(visual)), key=lambda i: (valid[i] == 0, -weighted[i] if valid[i] else 0, i))
+    dropped = {visual[i] for i in order[kept:]}
+    return np.array([p for p in range(len(score)) if p not in dropped], dtype=np.int64)
+
+
 def greedy(
-    step: Step, interface: Interface, inputs: Inputs, embeds: torch.Tensor, image: int, steps: int
+    step: Step,
+    interface: Interface,
+    inputs: Inputs,
+    embeds: torch.Tensor,
+    image: int,
+    steps: int,
+    kept: Sequence[int] = (),
+    places: torch.Tensor | None = None,
 ) -> Decoded:
     """Greedy decoding through the language graph's interface, however `step` runs the graph.
 
@@ -153,6 +182,8 @@ def greedy(
         step: named inputs -> named outputs, one run of the graph.
         embeds: visual embeddings [B * pictures, tokens per picture, D].
         image: the image token.
+        kept: how many visual tokens each stage keeps.
+        places: int64 [B, V], the entries of the bias curve that the visual tokens read; None for no curve.
     """
     batch, visual = inputs.visual_valid.shape
     feeds = {
@@ -160,31 +191,43 @@ def greedy(
         "visual_embeds": embeds.reshape(batch, visual, embeds.shape[-1]),
         "visual_index": inputs.visual_index(image),
         "visual_valid": inputs.visual_valid,
+        "curve_place": torch.zeros(batch, visual, dtype=torch.int64) if places is None else places,
         "position_ids": (inputs.attention_mask.cumsum(1) - 1).clamp_min(0),
         "attention_mask": inputs.attention_mask,
     }
+    slots = {f"kept_slots.{stage}": torch.zeros(1, 0, dtype=torch.int64) for stage in range(len(kept))}
+    feeds |= {name: torch.full((1, count), -7) for name, count in zip(slots, kept, strict=True)}
+    assert [spec.name for spec in interface.inputs[: len(feeds)]] == list(feeds)
     for spec in interface.inputs[len(feeds) :]:
         shape = [batch if axis == "batch" else axis if isinstance(axis, int) else 0 for axis in spec.shape]
         dtype = torch.int64 if spec.dtype == "int64" else embeds.dtype
         feeds[spec.name] = torch.zeros(shape, dtype=dtype)
-    kept: tuple[Any, ...] = ()
+    chosen: tuple[Any, ...] = ()
     scores: tuple[Any, ...] = ()
     tokens, logits = [], []
+    visuals = ("visual_embeds", "visual_index", "visual_valid", "curve_place")
     for number in range(steps):
         outputs = step(feeds)
         if number == 0:
-            kept = tuple(v.numpy() for n, v in outputs.items() if n.startswith("kept_index."))
+            chosen = tuple(v.numpy() for n, v in outputs.items() if n.startswith("kept_index."))
             scores = tuple(v.numpy() for n, v in outputs.items() if n.startswith("score."))
         logits.append(outputs["logits"])
         tokens.append(outputs["logits"].argmax(-1, keepdim=True))
         feeds = {
             "input_ids": tokens[-1],
-            **{name: feeds[name][:, :0] for name in ("visual_embeds", "visual_index", "visual_valid")},
+            **{name: feeds[name][:, :0] for name in visuals},
             "position_ids": feeds["position_ids"][:, -1:] + 1,
             "attention_mask": torch.ones(batch, 1, dtype=torch.int64),
+            **slots,
             **{n.replace("present_", "past_"): v for n, v in outputs.items() if n.startswith("present_")},
         }
-    return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), kept, scores)
+    return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), chosen, scores)
+
+
+def places_of(inputs: Inputs, per_picture: int) -> torch.Tensor:
+    """The entries of the bias curve, int64 [B, V]: 1, 2, ... of each picture anew."""
+    batch, visual = inputs.visual_valid.shape
+    return (1 + torch.arange(visual) % per_picture).expand(batch, -1).contiguous()
 
 
 def torch_step(decoder: torch.nn.Module, interface: Interface) -> Step:
@@ -194,7 +237,7 @@ def torch_step(decoder: torch.nn.Module, interface: Interface) -> Step:
     @torch.no_grad()
     def step(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         single = [value for name, value in feeds.items() if "." not in name]
-        kinds = ("past_mask.", "past_key.", "past_value.")
+        kinds = ("kept_slots.", "past_mask.", "past_key.", "past_value.")
         lists = [[value for name, value in feeds.items() if name.startswith(kind)] for kind in kinds]
         return dict(zip(names, decoder(*single, *lists), strict=True))
 

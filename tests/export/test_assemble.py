@@ -12,7 +12,6 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
-from edgeprune.debias.curves import tile_weights
 from edgeprune.errors import VerificationError
 from edgeprune.exporter import assemble, op
 from edgeprune.exporter.weights import StoredTensor, read_header
@@ -185,13 +184,15 @@ def test_the_exported_file_carries_node_function_and_curve(pruned: Exported) -> 
     model = onnx.load(path, load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == "com.edgeprune"]
     assert [node.op_type for node in nodes] == ["DebiasedTokenPrune"]
-    assert {a.name: a.i for a in nodes[0].attribute} == {op.KEEP_ATTRIBUTE: 3000}
+    # How many it keeps, and by which weights, is told when it runs.
+    assert not nodes[0].attribute
+    assert nodes[0].input[4] == "kept_slots.0"
     assert [(body.domain, body.name) for body in model.functions] == [("com.edgeprune", "DebiasedTokenPrune")]
     assert {entry.domain for entry in model.opset_import} == {"", "com.edgeprune"}
-    curve = next(value for value in model.graph.initializer if value.name == nodes[0].input[4])
-    pictures = pruned.manifest.max_visual_tokens // 36
-    assert pictures == 512 // 36
-    np.testing.assert_array_equal(numpy_helper.to_array(curve), tile_weights(CURVE, 36, pictures))
+    (place,) = (node.output[0] for node in model.graph.node if "curve_place" in node.input)
+    (reader,) = (node for node in model.graph.node if place in node.input)
+    (curve,) = (value for value in model.graph.initializer if value.name == reader.input[0])
+    np.testing.assert_array_equal(numpy_helper.to_array(curve), [1, *CURVE.weights(36)])
     # Later shapes are known as far as they can be.
     shapes = {value.name: value for value in model.graph.value_info}
     assert nodes[0].output[0] in shapes
@@ -226,7 +227,7 @@ def test_a_bfloat16_export_passes_the_checker(brain: Exported) -> None:
 
 
 @pytest.mark.slow
-def test_keep_1_leaves_no_trace_of_pruning(unpruned: Exported) -> None:
+def test_the_method_none_leaves_no_trace_of_pruning(unpruned: Exported) -> None:
     model = onnx.load(unpruned.bundle / "language.onnx", load_external_data=False)
     assert op.has_node(model) == 0
     assert not model.functions

@@ -11,7 +11,7 @@ from edgeprune.debias.curves import ExponentialCurve, load_preset, save_curve
 from edgeprune.errors import InputError
 from edgeprune.exporter.debiasing import check_wish, debiasing
 from edgeprune.manifest import ModelInfo, Preprocessing
-from edgeprune.plans import Debias
+from edgeprune.plans import Debias, read_debias
 from tests.manifests import make_manifest
 
 POSITION, PADDING = Debias

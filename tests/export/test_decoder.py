@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,24 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from edgeprune.debias.curves import load_preset, tile_weights
-from edgeprune.debias.selection import select
+from edgeprune.debias.curves import load_preset
+from edgeprune.debias.selection import kept_count, select
 from edgeprune.exporter.attention import NAME
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import language_interface
-from edgeprune.plans import Debias, PruningPlan, method_by_name
-from tests.export.reference import Decoded, Inputs, fastv, greedy, huggingface, random_inputs, torch_step
+from edgeprune.plans import PruningPlan, method_by_name, with_keep
+from tests.export.reference import (
+    Decoded,
+    Inputs,
+    fastv,
+    greedy,
+    huggingface,
+    places_of,
+    random_inputs,
+    torch_step,
+)
 from tests.tiny import TEXT_CONFIGS, tiny_llava
 
 FAMILIES = sorted(TEXT_CONFIGS)
@@ -37,8 +45,9 @@ def model_of(kind: str, **changes: Any) -> LlavaForConditionalGeneration:
 
 
 def curve_for(pictures: int) -> torch.Tensor:
+    """The weights of the visual tokens of so many pictures, float32 [V]."""
     # The published curve is nearly flat over so few tokens; squared twice, it changes the selection.
-    return torch.from_numpy(tile_weights(load_preset("fastv"), PER_PICTURE, pictures)) ** 4
+    return torch.from_numpy(load_preset("fastv").weights(PER_PICTURE)).repeat(pictures) ** 4
 
 
 def run(
@@ -47,14 +56,20 @@ def run(
     plan: PruningPlan,
     curve: torch.Tensor,
     steps: int = STEPS,
-    debias: tuple[Debias, ...] = tuple(Debias),
+    position: bool = True,
 ) -> Decoded:
-    """Greedy decoding by a PrunedDecoder made of a copy of `model`, which stays as it is."""
+    """Greedy decoding by a PrunedDecoder made of a copy of `model`, which stays as it is.
+
+    Args:
+        curve: float32, weights of at least one picture's tokens.
+        position: whether the visual tokens read the curve.
+    """
     model = copy.deepcopy(model)
     family = family_of(model.config)
     parts = family.parts(model)
-    plan = plan.debiased(debias)
-    decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve).eval()
+    table = torch.cat([torch.ones(1), curve[:PER_PICTURE]])
+    most = model.config.get_text_config().max_position_embeddings
+    decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, table, most).eval()
     interface = language_interface(
         _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
     )
@@ -62,7 +77,10 @@ def run(
     if len(inputs.pixel_values):
         with torch.no_grad():
             embeds = parts.vision(inputs.pixel_values.to(model.dtype))
-    return greedy(torch_step(decoder, interface), interface, inputs, embeds, parts.image_token_id, steps)
+    kept = [counts.kept for counts in plan.counts(inputs.visual_valid.shape[1])]
+    places = places_of(inputs, PER_PICTURE) if position else None
+    step = torch_step(decoder, interface)
+    return greedy(step, interface, inputs, embeds, parts.image_token_id, steps, kept, places)
 
 
 def assert_same(found: Decoded, wanted: Decoded, limit: float = LIMIT) -> None:
@@ -72,14 +90,19 @@ def assert_same(found: Decoded, wanted: Decoded, limit: float = LIMIT) -> None:
     assert float((found.logits - wanted.logits).abs().max()) <= limit
 
 
+@pytest.mark.parametrize("method", ["fastv", "none"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_without_pruning_equals_huggingface(kind: str, shape: tuple[int, int]) -> None:
+def test_without_pruning_equals_huggingface(kind: str, shape: tuple[int, int], method: str) -> None:
+    """By a plan without stages, and by one whose stage keeps everything."""
     model = model_of(kind)
     inputs = random_inputs(model, *shape)
-    plan = method_by_name("fastv").plan(LAYERS, 1.0)
-    assert not plan.prunes
-    assert_same(run(model, inputs, plan, curve_for(shape[1])), huggingface(model, inputs, STEPS))
+    plan = method_by_name(method).plan(LAYERS, 1.0)
+    assert len(plan.stages) == (method == "fastv")
+    found = run(model, inputs, plan, curve_for(shape[1]))
+    assert_same(found, huggingface(model, inputs, STEPS))
+    for kept in found.kept:
+        assert (kept == np.arange(inputs.input_ids.shape[1])).all()
 
 
 @pytest.mark.parametrize("heads", [1, 4], ids=["one key head", "a key head each"])
@@ -139,7 +162,8 @@ def test_pruning_equals_an_independent_fastv(kind: str, shape: tuple[int, int]) 
     curve = curve_for(shape[1])
     plan = method_by_name("fastv").plan(LAYERS, 0.3)
     found = run(model, inputs, plan, curve)
-    wanted = fastv(model, inputs, STEPS, layer=2, keep=3000, curve=curve)
+    kept = kept_count(PER_PICTURE * shape[1], 3000)
+    wanted = fastv(model, inputs, STEPS, layer=2, kept=kept, curve=curve)
     np.testing.assert_array_equal(found.kept[0], wanted.kept[0])
     assert float(np.abs(found.scores[0] - wanted.scores[0]).max()) <= 1e-5
     assert_same(found, wanted)
@@ -151,7 +175,7 @@ def test_prunes_before_any_layer(layer: int, keep: float) -> None:
     model = model_of("llama")
     inputs = random_inputs(model, 2, 1, seed=2)
     plan = method_by_name("fastv").plan(LAYERS, keep, layer)
-    wanted = fastv(model, inputs, STEPS, layer, int(keep * 10000), curve_for(1))
+    wanted = fastv(model, inputs, STEPS, layer, kept_count(PER_PICTURE, int(keep * 10000)), curve_for(1))
     found = run(model, inputs, plan, curve_for(1))
     np.testing.assert_array_equal(found.kept[0], wanted.kept[0])
     assert_same(found, wanted)
@@ -163,31 +187,27 @@ def test_the_debias_changes_what_is_kept() -> None:
     inputs = random_inputs(model, 2, 1)
     shown = Inputs(inputs.input_ids, inputs.attention_mask, inputs.pixel_values, torch.ones(2, PER_PICTURE))
     plan = method_by_name("fastv").plan(LAYERS, 0.3)
-    flat = torch.ones(PER_PICTURE)
     both, position, padding, neither = (
-        run(model, case, plan, curve, steps=1).kept[0].tolist()
-        for case, curve in (
-            (inputs, curve_for(1)),
-            (shown, curve_for(1)),
-            (inputs, flat),
-            (shown, flat),
-        )
+        run(model, case, plan, curve_for(1), steps=1, position=reads_curve).kept[0].tolist()
+        for case, reads_curve in ((inputs, True), (shown, True), (inputs, False), (shown, False))
     )
     assert len({str(kept) for kept in (both, position, padding, neither)}) == 4
 
 
-def test_a_stage_without_debias_ignores_the_curve() -> None:
+@pytest.mark.parametrize("position", [False, True])
+@pytest.mark.parametrize("keep", [0.3, 0.7])
+def test_debias_and_keep_are_chosen_when_it_runs(position: bool, keep: float) -> None:
+    """One decoder, made of a plan that keeps another share."""
     model = model_of("llama")
     inputs = random_inputs(model, 1, 1)
-    plan = method_by_name("fastv").plan(LAYERS, 0.3)
-    inputs = replace(inputs, visual_valid=torch.ones(1, PER_PICTURE))  # what the host says without debias
-    found = run(model, inputs, plan, curve_for(1), steps=1, debias=())
+    inputs.visual_valid[:] = 1  # what the host says without debias by padding
+    plan = with_keep(method_by_name("fastv").plan(LAYERS, 0.5), keep, LAYERS)
+    found = run(model, inputs, plan, curve_for(1), steps=1, position=position)
     wanted = select(
         found.scores[0],
         inputs.visual_index(model.config.image_token_id).numpy(),
-        np.ones((1, PER_PICTURE), np.float32),
-        np.ones(PER_PICTURE, np.float32),
-        3000,
+        (curve_for(1) if position else torch.ones(PER_PICTURE)).numpy()[None],
+        kept_count(PER_PICTURE, int(keep * 10000)),
     )
     np.testing.assert_array_equal(found.kept[0], wanted.kept_index)
 
@@ -255,7 +275,7 @@ def test_half_precision_scores_stay_in_float32() -> None:
     plan = method_by_name("fastv").plan(LAYERS, 0.3)
     found = run(model, inputs, plan, curve_for(1))
     assert found.scores[0].dtype == np.float32
-    wanted = fastv(model, inputs, STEPS, 2, 3000, curve_for(1))
+    wanted = fastv(model, inputs, STEPS, 2, kept_count(PER_PICTURE, 3000), curve_for(1))
     assert found.logits.dtype == torch.float32
     assert float((found.scores[0] - wanted.scores[0]).max()) < 2e-3
     assert float((found.logits - wanted.logits).abs().max()) < 5e-2 * float(wanted.logits.std()) + 5e-2
@@ -264,7 +284,8 @@ def test_half_precision_scores_stay_in_float32() -> None:
 def test_every_layer_uses_its_attention() -> None:
     model = copy.deepcopy(model_of("llama"))
     parts = family_of(model.config).parts(model)
-    PrunedDecoder(parts.text_model, parts.lm_head, method_by_name("none").plan(LAYERS, 1.0), 5, torch.ones(1))
+    plan = method_by_name("none").plan(LAYERS, 1.0)
+    PrunedDecoder(parts.text_model, parts.lm_head, plan, 5, torch.ones(1), PER_PICTURE)
     assert {layer.self_attn.config._attn_implementation for layer in parts.text_model.layers} == {NAME}
 
 
@@ -276,11 +297,10 @@ def test_the_last_position_stays_where_an_image_ends_the_prompt(method: str) -> 
     image = model.config.image_token_id
     ids = torch.stack([torch.cat([row[row != image], row[row == image]]) for row in inputs.input_ids])
     valid = torch.ones_like(inputs.visual_valid)
-    valid[:, PER_PICTURE // 2 :] = 0
-    valid[:, -1] = 1  # as the session tells it
+    valid[:, PER_PICTURE // 2 :] = 0  # the last one too
     ending = Inputs(ids, torch.ones_like(ids), inputs.pixel_values, valid)
     plan = method_by_name(method).plan(LAYERS, 0.1, visual_tokens=PER_PICTURE)
-    found = run(model, ending, plan, curve_for(1) ** 20, steps=1, debias=(Debias.PADDING,))
+    found = run(model, ending, plan, curve_for(1) ** 20, steps=1, position=method != "random")
     last = ids.shape[1] - 1
     for kept in found.kept:
         assert (kept[:, -1] == last).all()

@@ -24,30 +24,35 @@ from tests.export.reference import (
     greedy,
     huggingface,
     onnxruntime_step,
+    places_of,
     random_inputs,
 )
 from tests.tiny import llava_config
 
 STEPS = 4
+# 0.3 of 36 visual tokens a picture, rounded, by the number of pictures.
+KEPT = {1: 11, 2: 22, 3: 32}
 INFO = _model_info(FAMILIES[0], llava_config("llama").text_config, "tiny", torch.float16)
 
 
 def curve_for(pictures: int) -> torch.Tensor:
-    return torch.from_numpy(np.tile(CURVE.weights(), pictures))
+    return torch.from_numpy(CURVE.weights(36)).repeat(pictures)
 
 
 def test_the_language_interface_of_one_stage() -> None:
     interface = language_interface(INFO, method_by_name("fastv").plan(4, 0.3))
     inputs = {spec.name: (spec.dtype, spec.shape) for spec in interface.inputs}
     assert list(inputs) == [
-        *("input_ids", "visual_embeds", "visual_index", "visual_valid", "position_ids", "attention_mask"),
-        *("past_mask.0", "past_mask.1"),
+        *("input_ids", "visual_embeds", "visual_index", "visual_valid", "curve_place"),
+        *("position_ids", "attention_mask", "kept_slots.0", "past_mask.0", "past_mask.1"),
         *(f"past_key.{layer}" for layer in range(4)),
         *(f"past_value.{layer}" for layer in range(4)),
     ]
     assert inputs["input_ids"] == ("int64", ("batch", "sequence"))
     assert inputs["visual_embeds"] == ("float16", ("batch", "visual", 32))
     assert inputs["visual_valid"] == ("float32", ("batch", "visual"))
+    assert inputs["curve_place"] == ("int64", ("batch", "visual"))
+    assert inputs["kept_slots.0"] == ("int64", (1, "kept_slots_0"))
     assert inputs["past_mask.1"] == ("int64", ("batch", "past_1"))
     # Layers before the stage have one past length, layers behind it another.
     assert inputs["past_key.1"] == ("float16", ("batch", 2, "past_0", 8))
@@ -66,8 +71,9 @@ def test_the_language_interface_of_one_stage() -> None:
 
 
 def test_the_language_interface_without_and_with_several_stages() -> None:
-    names = [spec.name for spec in language_interface(INFO, method_by_name("none").plan(4, 1.0)).outputs]
-    assert not any(name.startswith(("kept_index", "score")) for name in names)
+    nothing = language_interface(INFO, method_by_name("none").plan(4, 1.0))
+    names = [spec.name for spec in (*nothing.inputs, *nothing.outputs)]
+    assert not any(name.startswith(("kept_", "score")) for name in names)
     stages = tuple(PruningStage(layer=layer, score_layer=layer - 1, keep=5000) for layer in (1, 3))
     interface = language_interface(INFO, PruningPlan(method="two", stages=stages))
     shapes = {spec.name: spec.shape for spec in (*interface.inputs, *interface.outputs)}
@@ -75,6 +81,8 @@ def test_the_language_interface_without_and_with_several_stages() -> None:
     # The second stage scores what the first has left.
     assert (shapes["score.0"][1], shapes["score.1"][1]) == ("sequence", "kept_1")
     assert shapes["kept_index.1"] == ("batch", "kept_2")
+    # Every stage is told by itself how many it keeps.
+    assert (shapes["kept_slots.0"], shapes["kept_slots.1"]) == ((1, "kept_slots_0"), (1, "kept_slots_1"))
 
 
 def test_the_vision_interface() -> None:
@@ -113,7 +121,9 @@ def run(exported: Exported, inputs: Inputs) -> Decoded:
     )
     step = onnxruntime_step(exported.session())
     image = manifest.prompt.image_token_id
-    return greedy(step, manifest.language, inputs, torch.from_numpy(embeds), image, STEPS)
+    kept = [counts.kept for counts in manifest.plan.counts(inputs.visual_valid.shape[1])]
+    places = places_of(inputs, 36)
+    return greedy(step, manifest.language, inputs, torch.from_numpy(embeds), image, STEPS, kept, places)
 
 
 @pytest.mark.slow
@@ -122,7 +132,7 @@ def test_the_pruned_graph_equals_an_independent_fastv(pruned: Exported, shape: t
     model = pruned.huggingface()
     inputs = random_inputs(model, *shape, seed=4)
     found = run(pruned, inputs)
-    wanted = fastv(model, inputs, STEPS, layer=2, keep=3000, curve=curve_for(shape[1]))
+    wanted = fastv(model, inputs, STEPS, layer=2, kept=KEPT[shape[1]], curve=curve_for(shape[1]))
     np.testing.assert_array_equal(found.kept[0], wanted.kept[0])
     assert torch.equal(found.tokens, wanted.tokens)
     assert float((found.logits - wanted.logits).abs().max()) <= 1e-4
@@ -143,7 +153,7 @@ def test_the_half_precision_graph_runs(half: Exported) -> None:
     model = half.huggingface()
     inputs = random_inputs(model, 2, 1, seed=6)
     found = run(half, inputs)
-    wanted = fastv(model, inputs, STEPS, layer=2, keep=3000, curve=curve_for(1))
+    wanted = fastv(model, inputs, STEPS, layer=2, kept=KEPT[1], curve=curve_for(1))
     # A float32 model beside it: half precision may move a token past another of nearly the same score.
     same = [np.intersect1d(a, b).size / a.size for a, b in zip(found.kept[0], wanted.kept[0], strict=True)]
     assert min(same) > 0.9
@@ -159,7 +169,7 @@ def test_a_prompt_without_pictures(pruned: Exported) -> None:
     inputs = Inputs(text, torch.ones_like(text), torch.zeros(0, 3, 24, 24), torch.zeros(2, 0))
     step = onnxruntime_step(pruned.session())
     image = model.config.image_token_id
-    found = greedy(step, pruned.manifest.language, inputs, torch.zeros(0, 36, 32), image, STEPS)
+    found = greedy(step, pruned.manifest.language, inputs, torch.zeros(0, 36, 32), image, STEPS, [0])
     with torch.no_grad():
         wanted = model(input_ids=torch.cat([text, found.tokens], dim=1)).logits[:, 2:-1]
     assert float((found.logits - wanted).abs().max()) <= 1e-4

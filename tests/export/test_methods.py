@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -15,15 +16,25 @@ from transformers import LlavaForConditionalGeneration
 
 from edgeprune import export
 from edgeprune.bundle import read_manifest
-from edgeprune.debias.curves import ExponentialCurve, save_curve, tile_weights
+from edgeprune.debias.curves import ExponentialCurve, save_curve
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import Interface, language_interface
-from edgeprune.plans import Debias, PruningPlan, Ranking, method_by_name, random_scores
+from edgeprune.plans import Debias, PruningPlan, method_by_name, random_scores, with_keep
+from edgeprune.runtime import load
+from edgeprune.runtime.session import PromptInputs
 from tests.export.method_reference import Outcome, Recipe, generate
-from tests.export.reference import Decoded, Inputs, greedy, onnxruntime_step, random_inputs, torch_step
+from tests.export.reference import (
+    Decoded,
+    Inputs,
+    greedy,
+    onnxruntime_step,
+    places_of,
+    random_inputs,
+    torch_step,
+)
 from tests.tiny import save_llava, tiny_llava
 
 LAYERS, PER_PICTURE = 4, 36
@@ -31,17 +42,52 @@ STEPS = 20
 LIMIT = 1e-4
 # Steep enough to change which of so few tokens are kept.
 CURVE = ExponentialCurve(b=0.02, num_tokens=PER_PICTURE)
-# method -> layers, and how many visual tokens stay of one picture, and of two.
-RECIPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
-    "fastv": ((2,), (14,), (29,)),
-    "random": ((2,), (14,), (29,)),
-    "pyramiddrop": ((1, 2, 3), (24, 12, 6), (48, 24, 12)),
-    "himap": ((1, 2), (17, 13), (34, 26)),
-    "sparsevlm": ((1, 2, 3), (21, 14, 8), (42, 28, 15)),
-    "tokencarve": ((2,), (14,), (29,)),
-    "illava-decoder": ((1,), (14,), (29,)),
+LAYERS_OF = {
+    "fastv": (2,),
+    "random": (2,),
+    "pyramiddrop": (1, 2, 3),
+    "himap": (1, 2),
+    "sparsevlm": (1, 2, 3),
+    "tokencarve": (2,),
+    "illava-decoder": (1,),
 }
 KEEP = 0.4
+# keep -> method -> how many visual tokens stay of one picture, and of two. At 0.7 the first selection of a
+# method with several keeps them all, so that the second is the first that drops.
+COUNTS: dict[float, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    0.2: {
+        "fastv": ((7,), (14,)),
+        "random": ((7,), (14,)),
+        "pyramiddrop": ((12, 6, 3), (24, 12, 6)),
+        "himap": ((8, 7), (16, 14)),
+        "sparsevlm": ((11, 7, 4), (22, 14, 8)),
+        "tokencarve": ((7,), (14,)),
+        "illava-decoder": ((7,), (14,)),
+    },
+    KEEP: {
+        "fastv": ((14,), (29,)),
+        "random": ((14,), (29,)),
+        "pyramiddrop": ((24, 12, 6), (48, 24, 12)),
+        "himap": ((17, 13), (34, 26)),
+        "sparsevlm": ((21, 14, 8), (42, 28, 15)),
+        "tokencarve": ((14,), (29,)),
+        "illava-decoder": ((14,), (29,)),
+    },
+    0.7: {
+        "fastv": ((25,), (50,)),
+        "random": ((25,), (50,)),
+        "pyramiddrop": ((36, 26, 13), (72, 52, 26)),
+        "himap": ((29, 23), (58, 46)),
+        "sparsevlm": ((36, 26, 14), (72, 52, 27)),
+        "tokencarve": ((25,), (50,)),
+        "illava-decoder": ((25,), (50,)),
+    },
+    1.0: {
+        method: ((PER_PICTURE,) * len(at), (2 * PER_PICTURE,) * len(at)) for method, at in LAYERS_OF.items()
+    },
+}
+POSITION, PADDING = Debias
+CHOICES = ((), (POSITION,), (PADDING,), (POSITION, PADDING))
 
 
 @functools.cache
@@ -49,13 +95,14 @@ def model_of(kind: str, **changes: Any) -> LlavaForConditionalGeneration:
     return tiny_llava(kind, **changes)
 
 
-def plan_of(method: str) -> PruningPlan:
+def most_debias(method: str) -> tuple[Debias, ...]:
+    """All that can act: random scores have no bias by position."""
+    return (PADDING,) if method == "random" else (POSITION, PADDING)
+
+
+def plan_of(method: str, keep: float = KEEP) -> PruningPlan:
     plan = method_by_name(method).plan(LAYERS, KEEP, visual_tokens=PER_PICTURE, seed=3)
-    return plan.debiased(tuple(Debias)[method == "random" :])
-
-
-def curve_of(pictures: int) -> torch.Tensor:
-    return torch.from_numpy(tile_weights(CURVE, PER_PICTURE, pictures))
+    return with_keep(plan, keep, LAYERS, PER_PICTURE).debiased(most_debias(method))
 
 
 def references(
@@ -64,33 +111,48 @@ def references(
     embeds: torch.Tensor,
     method: str,
     steps: int = STEPS,
+    keep: float = KEEP,
+    debias: tuple[Debias, ...] = CHOICES[-1],
 ) -> list[Outcome]:
     """Each prompt alone, without its padding."""
     batch, visual = inputs.visual_valid.shape
     pictures = visual // PER_PICTURE
-    layers, one, two = RECIPES[method]
-    curve = torch.ones(visual) if method == "random" else curve_of(pictures)
+    weights = torch.from_numpy(CURVE.weights(PER_PICTURE)).repeat(pictures)
+    curve = weights if POSITION in debias else torch.ones(visual)
     scores = torch.from_numpy(random_scores(3, visual))
-    recipe = Recipe(method, layers, one if pictures == 1 else two, curve, scores)
+    recipe = Recipe(method, LAYERS_OF[method], COUNTS[keep][method][pictures - 1], curve, scores)
     of_prompt = embeds.reshape(batch, visual, -1)
+    valid = inputs.visual_valid if PADDING in debias else torch.ones_like(inputs.visual_valid)
     return [
-        generate(model, ids[mask == 1], of_prompt[row], inputs.visual_valid[row], recipe, steps)
+        generate(model, ids[mask == 1], of_prompt[row], valid[row], recipe, steps)
         for row, (ids, mask) in enumerate(zip(inputs.input_ids, inputs.attention_mask, strict=True))
     ]
 
 
+def kept_of(plan: PruningPlan, inputs: Inputs) -> list[int]:
+    return [counts.kept for counts in plan.counts(inputs.visual_valid.shape[1])]
+
+
+def places_by(plan: PruningPlan, inputs: Inputs) -> torch.Tensor | None:
+    return places_of(inputs, PER_PICTURE) if POSITION in plan.debias else None
+
+
 def run_torch(
-    model: LlavaForConditionalGeneration, inputs: Inputs, plan: PruningPlan, steps: int = STEPS
+    model: LlavaForConditionalGeneration,
+    inputs: Inputs,
+    plan: PruningPlan,
+    steps: int = STEPS,
+    made_of: PruningPlan | None = None,
 ) -> tuple[Decoded, torch.Tensor]:
-    """By a PrunedDecoder made of a copy of the model; also the visual embeddings."""
+    """By a PrunedDecoder of a copy of the model, perhaps made of another plan; also the visual embeddings."""
     model = copy.deepcopy(model)
     family = family_of(model.config)
     parts = family.parts(model)
-    visual = inputs.visual_valid.shape[1]
-    curve = curve_of(visual // PER_PICTURE)
-    if any(stage.ranking is Ranking.RANDOM for stage in plan.stages):
-        curve = torch.ones(visual)
-    decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, curve).eval()
+    table = torch.cat([torch.ones(1), torch.from_numpy(CURVE.weights(PER_PICTURE))])
+    most = model.config.get_text_config().max_position_embeddings
+    decoder = PrunedDecoder(
+        parts.text_model, parts.lm_head, made_of or plan, parts.image_token_id, table, most
+    ).eval()
     interface = language_interface(
         _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
     )
@@ -99,7 +161,8 @@ def run_torch(
         with torch.no_grad():
             embeds = parts.vision(inputs.pixel_values.to(model.dtype))
     step = torch_step(decoder, interface)
-    return greedy(step, interface, inputs, embeds, parts.image_token_id, steps), embeds
+    kept, places = kept_of(plan, inputs), places_by(plan, inputs)
+    return greedy(step, interface, inputs, embeds, parts.image_token_id, steps, kept, places), embeds
 
 
 def assert_agrees(found: Decoded, wanted: list[Outcome], inputs: Inputs, limit: float = LIMIT) -> None:
@@ -116,7 +179,7 @@ def assert_agrees(found: Decoded, wanted: list[Outcome], inputs: Inputs, limit: 
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", LAYERS_OF)
 def test_a_method_equals_its_reference_over_twenty_steps(method: str, shape: tuple[int, int]) -> None:
     model = model_of("llama")
     inputs = random_inputs(model, *shape, seed=1)
@@ -124,7 +187,19 @@ def test_a_method_equals_its_reference_over_twenty_steps(method: str, shape: tup
     assert_agrees(found, references(model, inputs, embeds, method), inputs)
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("keep", [0.2, 0.7])
+@pytest.mark.parametrize("method", LAYERS_OF)
+def test_a_decoder_keeps_what_it_is_told_and_not_what_it_was_made_of(method: str, keep: float) -> None:
+    model = model_of("llama")
+    inputs = random_inputs(model, 2, 2, seed=6)
+    plan = plan_of(method, keep)
+    assert kept_of(plan, inputs)[0] == COUNTS[keep][method][1][0]
+    found, embeds = run_torch(model, inputs, plan, steps=3, made_of=plan_of(method))
+    wanted = references(model, inputs, embeds, method, 3, keep, plan.debias)
+    assert_agrees(found, wanted, inputs)
+
+
+@pytest.mark.parametrize("method", LAYERS_OF)
 def test_a_prompt_without_pictures_is_left_alone(method: str) -> None:
     model = model_of("llama")
     some = random_inputs(model, 2, 1)
@@ -141,57 +216,145 @@ def test_a_prompt_without_pictures_is_left_alone(method: str) -> None:
 class Bundle:
     """A tiny model and its bundle, which the exporter compared with the original."""
 
+    method: str
     model: LlavaForConditionalGeneration
     folder: Path
 
+    @functools.cached_property
+    def graph(self) -> onnxruntime.InferenceSession:
+        """The language graph."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(self.folder / "language.onnx"), options)
 
-@pytest.fixture(scope="module", params=sorted(set(RECIPES) - {"fastv"}))
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
-    folder = tmp_path_factory.mktemp(request.param)
+    @functools.cached_property
+    def runtime(self) -> Any:
+        return load(self.folder, "onnxruntime", threads=1)
+
+    @torch.no_grad()
+    def embeds(self, inputs: Inputs) -> torch.Tensor:
+        found: torch.Tensor = family_of(self.model.config).parts(self.model).vision(inputs.pixel_values)
+        return found
+
+    def run(self, inputs: Inputs, plan: PruningPlan, steps: int) -> Decoded:
+        """By the graph alone; nothing of the runtime."""
+        manifest = read_manifest(self.folder)
+        return greedy(
+            onnxruntime_step(self.graph),
+            Interface(manifest.language.inputs, manifest.language.outputs),
+            inputs,
+            self.embeds(inputs),
+            manifest.prompt.image_token_id,
+            steps,
+            kept_of(plan, inputs),
+            places_by(plan, inputs),
+        )
+
+
+def bundle_of(method: str, folder: Path) -> Bundle:
     source = save_llava(folder / "model")
     save_curve(CURVE, folder / "curve.json")
-    curve = None if request.param == "random" else folder / "curve.json"
-    bundle = export(
-        source, method=request.param, keep=KEEP, curve=curve, seed=3, output=folder / "bundle", verify=True
-    )
-    return request.param, Bundle(Llava().load(source, torch.float32), bundle)
+    options: dict[str, Any] = {"output": folder / "bundle"}
+    if method != "none":
+        options |= {"keep": KEEP, "seed": 3}
+        options |= {} if method == "random" else {"curve": folder / "curve.json"}
+    bundle = export(source, method=method, **options)
+    return Bundle(method, Llava().load(source, torch.float32), bundle)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same model, exported without pruning."""
+    return bundle_of("none", tmp_path_factory.mktemp("none"))
+
+
+@pytest.fixture(scope="module", params=sorted(LAYERS_OF))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle_of(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 2)], ids=str)
-def test_the_exported_graph_equals_the_reference_too(
-    exported: tuple[str, Bundle], shape: tuple[int, int]
-) -> None:
-    method, bundle = exported
-    manifest = read_manifest(bundle.folder)
-    assert manifest.plan == plan_of(method)
+def test_the_exported_graph_equals_the_reference_too(exported: Bundle, shape: tuple[int, int]) -> None:
+    manifest, plan = read_manifest(exported.folder), plan_of(exported.method)
+    assert manifest.plan == plan
     assert manifest.verification.checks
-    inputs = random_inputs(bundle.model, *shape, seed=2)
-    with torch.no_grad():
-        embeds = Llava().parts(bundle.model).vision(inputs.pixel_values)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    graph = onnxruntime.InferenceSession(str(bundle.folder / "language.onnx"), options)
-    found = greedy(
-        onnxruntime_step(graph),
-        Interface(manifest.language.inputs, manifest.language.outputs),
-        inputs,
-        embeds,
-        manifest.prompt.image_token_id,
-        STEPS,
-    )
-    assert_agrees(found, references(bundle.model, inputs, embeds, method), inputs)
+    inputs = random_inputs(exported.model, *shape, seed=2)
+    wanted = references(exported.model, inputs, exported.embeds(inputs), exported.method, debias=plan.debias)
+    assert_agrees(exported.run(inputs, plan, STEPS), wanted, inputs)
+
+
+def numbers_kept(outcome: Outcome, visual: list[int]) -> list[list[int]]:
+    """What each selection left, as numbers of the visual tokens; a mean has its centre's."""
+    found: list[list[int]] = []
+    origins = list(range(1 + max(max(kept) for kept in outcome.kept)))
+    for kept in outcome.kept:
+        origins = [origins[position] for position in kept]
+        found.append([visual.index(position) for position in origins if position in visual])
+    return found
 
 
 @pytest.mark.slow
-def test_tensorrt_for_rtx_builds_the_graph(exported: tuple[str, Bundle]) -> None:
+@pytest.mark.parametrize(
+    "debias", CHOICES, ids=lambda chosen: "+".join(one.value for one in chosen) or "none"
+)
+@pytest.mark.parametrize("keep", [0.2, KEEP, 0.7])
+def test_one_bundle_keeps_and_debiases_as_it_is_asked(
+    exported: Bundle, keep: float, debias: tuple[Debias, ...]
+) -> None:
+    """Through the runtime, which decodes from its caches; the reference computes every step anew."""
+    if not set(debias) <= set(most_debias(exported.method)):
+        pytest.skip("random numbers have no bias by position")
+    steps, pictures = 4, 2
+    inputs = random_inputs(exported.model, 2, pictures, seed=7)
+    wanted = references(exported.model, inputs, exported.embeds(inputs), exported.method, steps, keep, debias)
+    plan = exported.runtime.plan(keep, [one.value for one in debias] or "none")
+    assert plan.debias == debias
+    prompts = [
+        PromptInputs(ids[mask == 1].numpy(), pixels.numpy(), valid.numpy())
+        for ids, mask, pixels, valid in zip(
+            inputs.input_ids,
+            inputs.attention_mask,
+            inputs.pixel_values.reshape(2, pictures, *inputs.pixel_values.shape[1:]),
+            inputs.visual_valid,
+            strict=True,
+        )
+    ]
+    state = exported.runtime.session.prefill(prompts, plan)
+    for row, (prompt, outcome) in enumerate(zip(prompts, wanted, strict=True)):
+        visual = np.flatnonzero(prompt.input_ids == 5).tolist()
+        left = [[*stage.kept_visual.tolist(), *stage.averaged.tolist()] for stage in state.stages[row]]
+        assert left == numbers_kept(outcome, visual)
+        assert [stage.kept for stage in state.stages[row]] == list(COUNTS[keep][exported.method][1])
+    for step in range(steps):
+        reference = torch.stack([outcome.logits[step] for outcome in wanted]).numpy()
+        assert float(np.abs(state.logits - reference).max()) <= LIMIT
+        state.step(state.logits.argmax(axis=1).astype(np.int64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(3, 1), (2, 2)], ids=str)
+def test_keep_1_is_the_unpruned_model(exported: Bundle, whole: Bundle, shape: tuple[int, int]) -> None:
+    """The same bundle that prunes, beside an export without pruning: prefill and decode."""
+    inputs = random_inputs(exported.model, *shape, seed=8)
+    steps = 6
+    wanted = whole.run(inputs, method_by_name("none").plan(LAYERS), steps)
+    for plan in (plan_of(exported.method, 1.0), plan_of(exported.method).keeping_all().debiased(())):
+        found = exported.run(inputs, plan, steps)
+        assert torch.equal(found.tokens, wanted.tokens)
+        assert float((found.logits - wanted.logits).abs().max()) <= 1e-5
+        for kept in found.kept:
+            assert (kept == np.arange(inputs.input_ids.shape[1])).all()
+
+
+@pytest.mark.slow
+def test_tensorrt_for_rtx_builds_the_graph(exported: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx")
     from edgeprune.runtime.backends.tensorrt.building import build
 
-    method, bundle = exported
-    folder = build(bundle.folder, flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
-    assert (folder / "language.engine").stat().st_size > 0, method
+    folder = build(exported.folder, flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
+    assert (folder / "language.engine").stat().st_size > 0
 
 
 @pytest.mark.slow

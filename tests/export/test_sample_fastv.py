@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoProcessor
 
-from edgeprune.debias.curves import load_preset, tile_weights
+from edgeprune.debias.curves import load_preset
 from edgeprune.debias.masks import letterbox_valid
 from edgeprune.debias.selection import effective_score, kept_count
 from edgeprune.exporter.families.llava import Llava
@@ -58,7 +58,7 @@ def answers(sample_bundle: Path) -> list[Answer]:
     )
     model, processor = Llava().load(SAMPLE, torch.float32), AutoProcessor.from_pretrained(SAMPLE)
     image = model.config.image_token_id
-    curve = tile_weights(load_preset("fastv"), VISUAL_TOKENS, 1)
+    curve = load_preset("fastv").weights(VISUAL_TOKENS)
     found: list[Answer] = []
     for start in range(0, PICTURES, BATCH):
         part = questions[start : start + BATCH]
@@ -73,9 +73,9 @@ def answers(sample_bundle: Path) -> list[Answer]:
         inputs = Inputs(
             batch["input_ids"], batch["attention_mask"], batch["pixel_values"], torch.from_numpy(valid)
         )
-        wanted = fastv(model, inputs, STEPS, layer=2, keep=KEEP, curve=torch.from_numpy(curve))
+        wanted = fastv(model, inputs, STEPS, layer=2, kept=K, curve=torch.from_numpy(curve))
         index = inputs.visual_index(image).numpy()
-        scores = effective_score(np.take_along_axis(wanted.scores[0], index, axis=1), valid, curve)
+        scores = effective_score(np.take_along_axis(wanted.scores[0], index, axis=1), valid * curve)
         ranked = -np.sort(-scores, axis=1)
         best, next_best = ranked[:, K - 1], ranked[:, K]
         # Padding is far below everything else, and among itself ordered by index, never by score.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeprune.bench import run as bench
-from edgeprune.bench.bundles import bundles_as_they_are
+from edgeprune.bench.bundles import NO_DEBIAS, PRUNED, UNPRUNED, opened
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, InputError
 from edgeprune.runtime.backends import open_backend
@@ -61,12 +61,15 @@ def test_an_engine_is_measured_beside_the_unpruned_one(built: Built) -> None:
     options: dict[str, Any] = {"runs": 2, "warmup": 1, "max_new_tokens": 3}
     report = bench.run(own, baselines=[none], backend="tensorrt", **options)
     assert (report.backend, report.threads, report.interleaved) == ("tensorrt", None, True)
-    assert [variant.name for variant in report.variants] == [str(none), str(own)]
-    unpruned, pruned = report.variants
+    assert [variant.name for variant in report.variants] == [str(none), UNPRUNED, NO_DEBIAS, PRUNED]
+    unpruned, *_, pruned = report.variants
     assert unpruned.engine == f"tensorrt-{fakes.__version__}-sm89"
-    assert pruned.engine == f"tensorrt-{fakes.__version__}-sm89, pruning by the function body"
-    assert (unpruned.kept, pruned.kept, pruned.visual_tokens) == (144, 43, 144)
-    assert (unpruned.padded_kept, pruned.padded_kept) == (24, 0)
+    # One engine keeps all, or what it is told.
+    engines = {variant.engine for variant in report.variants[1:]}
+    assert engines == {f"tensorrt-{fakes.__version__}-sm89, pruning by the function body"}
+    assert [variant.kept for variant in report.variants] == [144, 144, 43, 43]
+    assert pruned.visual_tokens == 144
+    assert (unpruned.padded_kept, report.variants[1].padded_kept, pruned.padded_kept) == (24, 24, 0)
     on_onnx = bench.run(own, baselines=[none], backend="onnxruntime", **options)
     assert [one.cache_bytes for one in report.variants] == [one.cache_bytes for one in on_onnx.variants]
     assert report.speed_ups[0].prefill_bound == on_onnx.speed_ups[0].prefill_bound > 1
@@ -79,18 +82,14 @@ def test_an_engine_is_measured_beside_the_unpruned_one(built: Built) -> None:
     assert report.not_measured == ()
 
 
-def test_an_engine_alone_is_measured_and_says_what_is_open(
-    built: Built, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_alone_is_measured_in_its_forms(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     own = built("pruned")
     monkeypatch.setattr(bench, "_Worker", Worker)
     report = bench.run(own)  # "auto" takes the engine, as `run` does
     assert report.backend == "tensorrt"
-    assert [variant.name for variant in report.variants] == [str(own)]
-    assert report.speed_ups == ()
-    (reason,) = report.not_measured
-    assert f"what {own} gains" in reason
-    assert "`method='none'` too, build that with `flavour='tensorrt'`, and give it as `baselines`" in reason
+    assert [variant.name for variant in report.variants] == [UNPRUNED, NO_DEBIAS, PRUNED]
+    assert [speed_up.over for speed_up in report.speed_ups] == [UNPRUNED, NO_DEBIAS]
+    assert report.not_measured == ()
 
 
 def test_a_bundle_without_an_engine_names_the_command(built: Built) -> None:
@@ -117,11 +116,10 @@ def test_whether_engines_fit_together_is_a_matter_of_the_gpu(
     own = built("pruned")
     (folder,) = (own / "engines").iterdir()
     size = sum(path.stat().st_size for path in folder.glob("*.engine"))
-    monkeypatch.setattr(bench, "available_memory", lambda: 0)
     for capacity, expected in ((5 * size, True), (3 * size, False)):
         monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(capacity=capacity))
         backend = open_backend("tensorrt")
-        variants = bundles_as_they_are(own, [], backend) * 2
+        variants = opened(own, [], backend) * 2
         assert bench._fit_together(backend, variants) is expected
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.bench.bundles import Measured, bundles_as_they_are
+from edgeprune.bench.bundles import NO_DEBIAS, PRUNED, UNPRUNED, Measured, forms, opened
 from edgeprune.errors import BundleError, InputError
 from edgeprune.image_program import PixelValues
 from edgeprune.runtime.backends import open_backend
@@ -18,7 +18,49 @@ MODEL, PROGRAM = BASE.model, BASE.image_program
 
 
 def measured(bundle: Path, *baselines: Path) -> list[Measured]:
-    return bundles_as_they_are(bundle, baselines, open_backend("onnxruntime"))
+    return opened(bundle, baselines, open_backend("onnxruntime"))
+
+
+def kept_by_form(method: str, keep: float | None = None, **changes: Any) -> dict[str, tuple[int, int]]:
+    """Of 16 visual tokens an image how many are left of what reaches the decoder, and how many debias by."""
+    manifest = make_manifest(method, **changes)
+    own = Measured("own", Path("own"), manifest, manifest.plan, None, 0)
+    found = {}
+    for form in forms(own, keep):
+        assert (form.bundle, form.manifest) == (own.bundle, own.manifest)
+        visual = form.manifest.tokens_per_image
+        left = form.plan.counts(visual)[-1].after if form.plan.stages else visual
+        found[form.name] = (left, len(form.plan.debias))
+    return found
+
+
+def test_the_forms_of_a_bundle_end_with_itself() -> None:
+    assert kept_by_form("fastv") == {UNPRUNED: (16, 2), NO_DEBIAS: (5, 0), PRUNED: (5, 2)}
+    assert list(kept_by_form("fastv")) == [UNPRUNED, NO_DEBIAS, PRUNED]
+    assert kept_by_form("fastv", 0.5) == {UNPRUNED: (16, 2), NO_DEBIAS: (8, 0), PRUNED: (8, 2)}
+    assert kept_by_form("fastv", debias="") == {UNPRUNED: (16, 0), PRUNED: (5, 0)}
+
+
+def test_what_prunes_nothing_has_one_form() -> None:
+    assert kept_by_form("fastv", 1) == {UNPRUNED: (16, 2)}
+    assert kept_by_form("none", debias="") == {UNPRUNED: (16, 0)}
+
+
+def test_a_tower_that_merges_has_no_unpruned_form() -> None:
+    found = kept_by_form("illava")
+    assert list(found) == [NO_DEBIAS, PRUNED]
+    with pytest.raises(InputError, match="illava merges inside the vision tower, which is part of its graph"):
+        kept_by_form("illava", 0.5)
+
+
+@pytest.mark.parametrize("name", [UNPRUNED, PRUNED])
+def test_a_baseline_that_is_called_as_a_form_is_told_apart_from_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle(tmp_path / "own")
+    write_bundle(tmp_path / name, method="none")
+    assert [variant.name for variant in measured(Path("own"), Path(name))] == [f"./{name}", "own"]
 
 
 def test_baselines_come_first_by_the_names_they_were_given(
@@ -31,7 +73,8 @@ def test_baselines_come_first_by_the_names_they_were_given(
     found = measured(Path("own"), Path("none"), tmp_path / "other")
     assert [variant.name for variant in found] == ["none", str(tmp_path / "other"), "own"]
     assert [variant.manifest.plan.method for variant in found] == ["none", "pyramiddrop", "fastv"]
-    assert {(variant.graphs, variant.engine) for variant in found} == {(None, None)}
+    assert {variant.engine for variant in found} == {None}
+    assert all(variant.plan == variant.manifest.plan for variant in found)
     assert found[0].bundle == tmp_path / "none"
 
 

@@ -18,8 +18,7 @@ import pytest
 
 from edgeprune.bench import bound
 from edgeprune.bench import run as bench
-from edgeprune.bench.bundles import bundles_as_they_are
-from edgeprune.bench.variants import NO_DEBIAS, PRUNED, UNPRUNED
+from edgeprune.bench.bundles import NO_DEBIAS, PRUNED, UNPRUNED, opened
 from edgeprune.bench.worker import Run, Worker
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, InputError
@@ -27,7 +26,7 @@ from edgeprune.memory import PeakMemory
 from edgeprune.plans import PruningPlan, TowerStage
 from edgeprune.progress import Silent
 from edgeprune.runtime.backends import open_backend
-from tests.manifests import make_manifest, write_bundle
+from tests.manifests import write_bundle
 
 RUN = Run(
     prompt_tokens=20,
@@ -127,16 +126,37 @@ def test_bundles_are_measured_beside_each_other(sample_bundle: Path, unpruned_bu
         backend="onnxruntime",
         threads=1,
     )
-    assert [variant.name for variant in report.variants] == [str(unpruned_bundle), str(sample_bundle)]
-    assert [variant.kept for variant in report.variants] == [144, 43]
+    names = [str(unpruned_bundle), UNPRUNED, NO_DEBIAS, PRUNED]
+    assert [variant.name for variant in report.variants] == names
+    assert [variant.kept for variant in report.variants] == [144, 144, 43, 43]
     # The unpruned bundle has no padding mask of its own.
-    assert [variant.padded_kept for variant in report.variants] == [24, 0]
-    (found,) = report.speed_ups
-    assert found.over == str(unpruned_bundle)
+    assert [variant.padded_kept for variant in report.variants][::3] == [24, 0]
+    assert report.variants[0].cache_bytes == report.variants[1].cache_bytes
+    found = report.speed_ups[0]
+    assert [speed_up.over for speed_up in report.speed_ups] == names[:-1]
     share = bound.prefill_bound(
         4, report.prompt_tokens, [(2, report.prompt_tokens - 144 + 43)], 96, 192, 4, 4, 24
     )
     assert found.prefill_bound == pytest.approx(1 / share)
+
+
+@pytest.mark.slow
+def test_a_bundle_is_measured_at_another_keep_ratio(sample_bundle: Path) -> None:
+    report = bench.run(
+        sample_bundle, keep=0.5, runs=1, warmup=0, max_new_tokens=2, backend="onnxruntime", threads=1
+    )
+    assert [(variant.name, variant.kept) for variant in report.variants] == [
+        (UNPRUNED, 144),
+        (NO_DEBIAS, 72),
+        (PRUNED, 72),
+    ]
+    share = bound.prefill_bound(4, report.prompt_tokens, [(2, report.prompt_tokens - 72)], 96, 192, 4, 4, 24)
+    assert report.speed_ups[0].prefill_bound == pytest.approx(1 / share)
+
+
+def test_a_keep_ratio_that_is_none(sample_bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"the keep ratio is 30: .*0\.3 keeps 30 %"):
+        bench.run(sample_bundle, keep=30, backend="onnxruntime")
 
 
 def test_an_error_in_a_worker_is_the_same_error_here(sample_bundle: Path) -> None:
@@ -186,10 +206,10 @@ def test_whether_they_fit_is_a_matter_of_free_memory(
     sample_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = open_backend("onnxruntime")
-    (own,) = bundles_as_they_are(sample_bundle, [], backend)
+    (own,) = opened(sample_bundle, [], backend)
     assert own.size == sum(entry.bytes for entry in own.manifest.files)
     for free, expected in ((7 * own.size, True), (5 * own.size, False), (None, True)):
-        monkeypatch.setattr(bench, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(type(backend), "free_bytes", lambda _, free=free: free)
         assert bench._fit_together(backend, [own] * 3) is expected
 
 
@@ -257,7 +277,7 @@ def test_what_others_take_later_does_not_count(shared: bool, expected: PeakMemor
 def test_padding_is_not_counted_where_only_a_tower_merges() -> None:
     plan = PruningPlan(method="illava", tower=(TowerStage(layer=0, kept=9),))
     worker = Worker.__new__(Worker)
-    worker._job = SimpleNamespace(manifest=make_manifest("none", plan=plan))  # type: ignore[assignment]
+    worker._job = SimpleNamespace(plan=plan)  # type: ignore[assignment]
     assert worker._padded(()) is None
 
 

@@ -28,7 +28,7 @@ class Tampered:
         self._change = change
         self._backend = backends.open_backend("onnxruntime")
 
-    def load(self, folder: Path, spec: Any, weights: Path | None = None) -> Any:
+    def load(self, folder: Path, spec: Any) -> Any:
         graph, change = self._backend.load(folder, spec), self._change
 
         class Graph:
@@ -66,6 +66,18 @@ def test_an_engine_is_compared_in_prefill_and_every_step(
     for kind in ("logits", "kept_index", "score", "present_mask", "present_key", "present_value"):
         assert f"tensorrt: decode step 3, {kind}" in names
     assert comparable(copy, "onnxruntime") == []
+
+
+def test_an_engine_is_compared_where_its_stages_keep_all(
+    sample_bundle: Path, tmp_path: Path, tensorrt: object
+) -> None:
+    copy = Path(shutil.copytree(sample_bundle, tmp_path / "bundle"))
+    build(copy, flavour="tensorrt")
+    manifest = read_manifest(copy)
+    whole = manifest.model_copy(update={"plan": manifest.plan.keeping_all()})
+    found = compare(copy, whole, "tensorrt")
+    assert failures(found) == ""
+    assert "tensorrt: prefill, kept_index" in [check.name.partition(" (")[0] for check in found]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import edgeprune
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter import pipeline
-from edgeprune.exporter.op import KEEP_ATTRIBUTE, OP_NAME
+from edgeprune.exporter.op import OP_NAME
 from edgeprune.exporter.weights import read_header
 from edgeprune.manifest import Check, Manifest, failures
 from edgeprune.progress import Silent
@@ -88,6 +88,7 @@ def test_a_faithful_bundle_agrees(pruned: Exported) -> None:
     assert not failures(checks)
     assert {check.name for check in checks} == {
         "visual embeddings",
+        "unpruned prefill logits, graph against Hugging Face",
         "prefill logits, graph against torch",
         "decode logits, graph against torch",
         "kept tokens, graph against torch",
@@ -97,6 +98,7 @@ def test_a_faithful_bundle_agrees(pruned: Exported) -> None:
     by_name = {check.name: check for check in checks}
     assert by_name["kept tokens, graph against torch"].limit == 0
     assert by_name["prefill logits, graph against torch"].limit <= 1e-4
+    assert by_name["unpruned prefill logits, graph against Hugging Face"].limit <= 1e-4
 
 
 def alter_weight(key: str) -> Callable[[Path], None]:
@@ -124,14 +126,27 @@ def _stage(model: onnx.ModelProto) -> onnx.NodeProto:
     return next(node for node in model.graph.node if node.op_type == OP_NAME)
 
 
-def _other_keep(model: onnx.ModelProto) -> None:
-    (attribute,) = _stage(model).attribute
-    assert attribute.name == KEEP_ATTRIBUTE
-    attribute.i = 3600
+def _fewer_kept(model: onnx.ModelProto) -> None:
+    """The last of the slots is left out on the way to the node."""
+    node = _stage(model)
+    ends = {"zero": 0, "minus_one": -1, "one": 1}
+    tensors = [numpy_helper.from_array(np.array([value]), name) for name, value in ends.items()]
+    model.graph.initializer.extend(tensors)
+    cut = helper.make_node("Slice", [node.input[4], *ends], ["fewer_slots"])
+    model.graph.node.insert(list(model.graph.node).index(node), cut)
+    node.input[4] = "fewer_slots"
+
+
+def _no_weights(model: onnx.ModelProto) -> None:
+    """The node is told that no token has a weight."""
+    node = _stage(model)
+    zeros = helper.make_node("Sub", [node.input[3]] * 2, ["no_weights"])
+    model.graph.node.insert(list(model.graph.node).index(node), zeros)
+    node.input[3] = "no_weights"
 
 
 def _other_curve(model: onnx.ModelProto) -> None:
-    curve = next(value for value in model.graph.initializer if value.name == _stage(model).input[4])
+    curve = next(value for value in model.graph.initializer if list(value.dims) == [1 + 36])
     reversed_curve = np.ascontiguousarray(numpy_helper.to_array(curve)[::-1])
     curve.CopyFrom(numpy_helper.from_array(reversed_curve, curve.name))
 
@@ -152,7 +167,8 @@ ALTERED: dict[str, Callable[[Path], None]] = {
     "the scoring layer": alter_weight("language_model.model.layers.1.self_attn.k_proj.weight"),
     "a layer behind the stage": alter_weight("language_model.model.layers.3.mlp.down_proj.weight"),
     "the vision tower": alter_weight("vision_tower.encoder.layers.0.mlp.fc1.weight"),
-    "the keep ratio": alter_graph(_other_keep),
+    "the number of kept tokens": alter_graph(_fewer_kept),
+    "the weights": alter_graph(_no_weights),
     "the curve": alter_graph(_other_curve),
     "rotary frequencies": alter_graph(_other_frequencies),
     "the function body": alter_graph(_ties_to_the_higher_index),
