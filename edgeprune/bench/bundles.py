@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeprune.bundle import read_manifest
+from edgeprune.choices import run_plan
 from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest, ModelInfo
-from edgeprune.plans import Keep, PruningPlan, with_keep
+from edgeprune.plans import Keep, PruningPlan
 from edgeprune.runtime.backends import Backend
 from edgeprune.runtime.backends.tensorrt.backend import EngineBackend
 from edgeprune.runtime.backends.tensorrt.limits import Limits
@@ -48,11 +49,9 @@ def forms(own: Measured, keep: Keep) -> list[Measured]:
         keep: other keep ratios than it was exported with.
 
     Raises:
-        InputError: as `edgeprune.plans.with_keep`.
+        InputError: as `edgeprune.choices.run_plan`.
     """
-    model = own.manifest.model
-    tokens = own.manifest.image_program.fixed_tokens
-    plan = own.plan if keep is None else with_keep(own.plan, keep, model.layers, tokens)
+    plan = run_plan(own.manifest, keep)
     if not plan.shortens:
         return [replace(own, name=UNPRUNED, plan=plan)]
     found = [replace(own, name=PRUNED, plan=plan)]

@@ -21,6 +21,7 @@ from edgeprune.evaluation.benchmarks import Benchmark
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.files import read_regular
 from edgeprune.manifest import MANIFEST_NAME
+from edgeprune.plans import Keep, PruningPlan
 from edgeprune.progress import Progress, Silent
 from edgeprune.questions.question import EncodedImage, Question
 
@@ -83,19 +84,33 @@ class Asking:
         return self.max_new_tokens
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the runs of a bundle choose.
+
+    Attributes:
+        keep, debias: as for `edgeprune.choices.run_plan`.
+        mask: puts another padding mask in the place of an image's own; None leaves it.
+    """
+
+    keep: Keep = None
+    debias: str | None = None
+    mask: Mask | None = None
+
+
 class Bundle:
     """A loaded bundle, asked in batches.
 
     Args:
         folder: the bundle.
         asking: how.
-        mask: puts another padding mask in the place of an image's own; None leaves it.
+        choice: of its runs.
 
     Raises:
         InputError: the bundle has no chat template, and none is given. Also as `load`.
     """
 
-    def __init__(self, folder: Path, asking: Asking, mask: Mask | None = None) -> None:
+    def __init__(self, folder: Path, asking: Asking, choice: Choice | None = None) -> None:
         from edgeprune.runtime import load
         from edgeprune.runtime.prompt import PromptEncoder
         from edgeprune.runtime.sampling import Sampler, chosen_by
@@ -113,7 +128,9 @@ class Bundle:
         self._image_token = manifest.prompt.image_token
         how = chosen_by(manifest.generation, {"do_sample": False})
         self._picker: Callable[[PromptInputs], Picker] = lambda prompt: Sampler(how, prompt.input_ids).pick
-        self._asking, self._mask = asking, mask
+        chosen = choice or Choice()
+        self._asking, self._mask = asking, chosen.mask
+        self._plan = self._model.plan(chosen.keep, chosen.debias)
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
         """Answers questions, each with its number.
@@ -131,6 +148,7 @@ class Bundle:
             [self._picker(prompt) for prompt in inputs],
             self._asking.longest,
             batch_size=self._asking.batch,
+            plan=self._plan,
         )
         return [
             (number, self._prediction(question, prompt.visual_valid, reply))
@@ -171,9 +189,19 @@ class Bundle:
 
 
 def settings_of(
-    bundle: Path, questions: Sequence[Question], asking: Asking, selection: str = "the bundle's own"
+    bundle: Path,
+    questions: Sequence[Question],
+    asking: Asking,
+    plan: PruningPlan | None = None,
+    drawn: str | None = None,
 ) -> dict[str, Setting]:
     """Everything an answer depends on, for the header of its file.
+
+    Args:
+        bundle: its folder.
+        questions, asking: what is asked, and how.
+        plan: the one that runs; None for the bundle's.
+        drawn: how tokens are selected at random; None where they are not.
 
     The bundle counts by its manifest, which holds the hashes of all its files; questions by their texts.
     """
@@ -184,9 +212,9 @@ def settings_of(
         texts.update(f"{question.id}\0{question.prompt}\0{asked}".encode("utf-8", "surrogatepass"))
     return {
         "model": manifest.model.source,
-        "plan": manifest.plan.describe(),
+        "plan": (plan or manifest.plan).describe(),
         "bundle": hashlib.sha256(read_regular(bundle / MANIFEST_NAME)).hexdigest()[:16],
-        "selection": selection,
+        "selection": "by the plan" if drawn is None else f"random among {drawn}",
         "questions": len(questions),
         "question_texts": texts.hexdigest()[:16],
         "template": asking.template,
@@ -199,7 +227,7 @@ def ask(
     questions: Sequence[Question],
     file: PredictionFile,
     asking: Asking,
-    mask: Mask | None = None,
+    choice: Choice | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Answers every question that has no answer yet. The bundle is loaded only if there is one."""
@@ -208,7 +236,7 @@ def ask(
     listener.advance(len(questions) - len(missing))
     if not missing:
         return
-    model = Bundle(bundle, asking, mask)
+    model = Bundle(bundle, asking, choice)
     for start in range(0, len(missing), asking.batch):
         numbers = missing[start : start + asking.batch]
         file.append(model.answer([(number, questions[number]) for number in numbers]))

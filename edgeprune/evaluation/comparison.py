@@ -1,8 +1,8 @@
 """Ways to select visual tokens, asked the same questions: none, random, methods, debiased methods.
 
-Every way answers from a graph that the exporter wrote. What the padding mask decides needs no graph of its
-own: the mask is an input. A random selection is imposed through it as well, since where exactly K tokens are
-marked valid, exactly those are kept.
+Every way answers from a graph that the exporter wrote, one for each method: keep ratio and debias are choices
+of a run. A random selection is imposed through the padding mask, since where exactly K tokens are marked
+valid, exactly those are kept.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.bundle import read_manifest
+from edgeprune.choices import run_plan
 from edgeprune.debias.selection import keep_per_10000, kept_count, random_visual
 from edgeprune.errors import InputError
-from edgeprune.evaluation import exporting
-from edgeprune.evaluation.answering import Asking, Mask, ask, settings_of
+from edgeprune.evaluation.answering import Asking, Choice, Mask, ask, settings_of
 from edgeprune.evaluation.benchmarks import Benchmark, can_score
 from edgeprune.evaluation.bootstrap import RESAMPLES, Interval, check_resampling, interval, paired
 from edgeprune.evaluation.exporting import Bundles, Pruning
@@ -27,6 +27,7 @@ from edgeprune.evaluation.metrics import Tally
 from edgeprune.evaluation.outputs import Outputs
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.log import note
+from edgeprune.manifest import Manifest
 from edgeprune.plans import PruningPlan, Ranking, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.questions.question import Question
@@ -92,9 +93,9 @@ class Way:
         name: as in the report.
         method: the exported method.
         keep: keep ratio; None where nothing is pruned.
-        has_curve: whether the graph has a bias curve.
-        mask: "own" (the image's padding mask), "ones" (no mask), or a random selection from all tokens
-            ("all") or from those that show the image ("content").
+        debias: one of `DEBIAS`.
+        drawn: where a random selection is drawn from: "all" tokens, or the "content", those that show the
+            image; None for no random selection.
         baseline: the way that it is compared with, or None.
         beside: another one that it is compared with too, or None.
     """
@@ -102,8 +103,8 @@ class Way:
     name: str
     method: str
     keep: float | None = None
-    has_curve: bool = False
-    mask: str = "ones"
+    debias: str = "none"
+    drawn: str | None = None
     baseline: str | None = None
     beside: str | None = None
 
@@ -118,7 +119,7 @@ class Outcome:
         main: the main one with its interval.
         difference: of the main figure from the baseline's, paired; None without one.
         added: likewise, from what it is compared with too.
-        plan: the exported plan in words.
+        plan: what ran, in words.
         kept: mean number of visual tokens after each stage.
         padding: of the tokens that the first stage kept, the share of padding.
         asked: after each stage, the share of questions whose asked token is still there, of those that say
@@ -156,11 +157,12 @@ class Comparison:
 
 def ways(grid: Grid) -> Iterator[Way]:
     """Every way of a grid, baselines before what is compared with them."""
-    yield Way(UNPRUNED, "none")
+    free = [method for method in grid.methods if method_by_name(method).keep_is_free]
+    yield Way(UNPRUNED, free[0] if free else _RANDOM_METHOD)
     for keep in grid.keeps:
         if grid.random:
-            yield Way(RANDOM, _RANDOM_METHOD, keep, mask="all")
-            yield Way(RANDOM_CONTENT, _RANDOM_METHOD, keep, mask="content")
+            yield Way(RANDOM, _RANDOM_METHOD, keep, drawn="all")
+            yield Way(RANDOM_CONTENT, _RANDOM_METHOD, keep, drawn="content")
         for method in grid.methods:
             plain = method if "none" in grid.debias else None
             for debias in sorted(set(grid.debias), key=DEBIAS.index):
@@ -168,8 +170,7 @@ def ways(grid: Grid) -> Iterator[Way]:
                     name=method if debias == "none" else f"{method} + {debias}",
                     method=method,
                     keep=keep,
-                    has_curve=debias in ("position", "both"),
-                    mask="own" if debias in ("padding", "both") else "ones",
+                    debias=debias,
                     baseline=None if debias == "none" else plain,
                     # What position adds to padding.
                     beside=f"{method} + padding" if debias == "both" else None,
@@ -182,23 +183,21 @@ class Needs:
 
     Attributes:
         pruning: of the bundle.
-        mask: imposed when it runs; None leaves each image's own.
+        choice: of its runs.
     """
 
     pruning: Pruning
-    mask: Mask | None
+    choice: Choice
 
 
 def needs_of(way: Way, grid: Grid) -> Needs:
-    """Which bundle a way needs, and what is chosen when it runs.
-
-    Where the model has no curve, a bundle with one turns out to have none.
-    """
-    if way.keep is None:
-        return Needs(exporting.UNPRUNED, None)
-    debias = {} if way.has_curve else {"debias": "padding"}
-    pruning = Pruning(way.method, way.keep, grid.layer, grid.curve if way.has_curve else None, **debias)
-    return Needs(pruning, _mask(way, grid.seed))
+    """Which bundle a way needs, and what is chosen when it runs."""
+    keep = 1.0 if way.keep is None else way.keep
+    debias = "position,padding" if way.debias == "both" else way.debias
+    # A keep ratio that is part of the graph is exported, and no choice of a run.
+    free = method_by_name(way.method).keep_is_free
+    pruning = Pruning(way.method, None if free else keep, grid.layer, grid.curve)
+    return Needs(pruning, Choice(keep if free else None, debias, _mask(way, grid.seed)))
 
 
 def comparison_of(
@@ -231,7 +230,7 @@ def comparison_of(
         needs = needs_of(way, grid)
         folder = bundles.of(needs.pruning)
         manifest = read_manifest(folder)
-        reason = _pointless(way, manifest.curve is not None, manifest.padding_mask.kind != "none")
+        reason = _pointless(way, manifest)
         if reason is not None:
             if reason not in left_out:
                 note(reason)
@@ -239,9 +238,11 @@ def comparison_of(
             continue
         listener.step(way.name if way.keep is None else f"{way.name} at {way.keep:g}", len(questions))
         path = output / _file_name(way)
-        settings = settings_of(folder, questions, asking, f"{way.mask}, seed {grid.seed}")
+        plan = run_plan(manifest, needs.choice.keep, needs.choice.debias)
+        drawn = None if way.drawn is None else f"{way.drawn}, seed {grid.seed}"
+        settings = settings_of(folder, questions, asking, plan, drawn)
         with PredictionFile(path, settings, questions, restart) as file:
-            ask(folder, questions, file, asking, needs.mask, listener)
+            ask(folder, questions, file, asking, needs.choice, listener)
         tally = benchmark.metric(questions, file.texts())
         tallies[way.name, way.keep] = tally
         found = [file.done[number] for number in range(len(questions))]
@@ -249,7 +250,7 @@ def comparison_of(
         others = [
             None if name is None else tallies.get((name, way.keep)) for name in (way.baseline, way.beside)
         ]
-        outcomes.append(_outcome(way, tally, others, manifest.plan, found, grid))
+        outcomes.append(_outcome(way, tally, others, plan, found, grid))
     return Comparison(
         benchmark=benchmark.title,
         figure=tally.main,
@@ -305,25 +306,24 @@ def _asked(found: Sequence[Prediction]) -> tuple[float, ...] | None:
     return tuple(sum(stage) / len(known) for stage in zip(*known, strict=True)) if known else None
 
 
-def _pointless(way: Way, has_curve: bool, has_mask: bool) -> str | None:
+def _pointless(way: Way, manifest: Manifest) -> str | None:
     """Why a way would only repeat another one, or None."""
-    if way.has_curve and not has_curve:
+    if way.debias in ("position", "both") and manifest.curve is None:
         return (
             f"no bias curve of {way.method} is fitted to this model, so position debiasing is left out: give "
             "`curve`"
         )
-    if way.mask in ("own", "content") and not has_mask:
+    padding = way.debias in ("padding", "both") or way.drawn == "content"
+    if padding and manifest.padding_mask.kind == "none":
         return "the model does not letterbox images, so what concerns padding is left out"
     return None
 
 
 def _mask(way: Way, seed: int) -> Mask | None:
-    if way.mask == "own" or way.keep is None:
+    if way.drawn is None or way.keep is None:
         return None
-    if way.mask == "ones":
-        return lambda valid, number: np.ones_like(valid)
     share = keep_per_10000(way.keep)
-    among_content = way.mask == "content"
+    among_content = way.drawn == "content"
 
     def drawn(valid: NDArray[np.float32], number: int) -> NDArray[np.float32]:
         if not len(valid):

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from edgeprune.errors import InputError
 from edgeprune.evaluation import report
-from edgeprune.evaluation.answering import Asking
+from edgeprune.evaluation.answering import Asking, Choice
 from edgeprune.evaluation.benchmarks import Benchmark, benchmark_by_name, read_questions
 from edgeprune.evaluation.bootstrap import RESAMPLES, check_resampling
 from edgeprune.evaluation.comparison import Comparison, Grid, comparison_of, comparison_outputs
@@ -59,7 +59,7 @@ def evaluate(
         annotations: the reference answers, where the data has none.
         frames: of each video, how many are shown.
         limit: ask the first questions only.
-        pruning: of a model; None for the unpruned one.
+        pruning: of a model, None for the unpruned one; of a bundle `keep` and `debias` alone.
         asking: how; None is the model's own chat template and the benchmark's length of answers.
         output: the folder for answers and results; None is `eval-BENCHMARK` in the current one.
         cache: where exported bundles are kept; None is in the output.
@@ -75,24 +75,26 @@ def evaluate(
     folder = _folder(output, benchmark)
     check_resampling(resamples, seed)
     is_bundle = _is_bundle(target)
-    if is_bundle and chosen.given:
+    fixed = [name for name in chosen.given if name not in ("`keep`", "`debias`")]
+    if is_bundle and fixed:
         raise InputError(
-            f"{target} is a bundle, which prunes as it was exported: {', '.join(chosen.given)} needs the "
-            "model folder; give that, or leave it out"
+            f"{target} is a bundle, in which {', '.join(fixed)} is settled: give the model folder instead, "
+            "or leave it out"
         )
     chosen.check()
     task = _task(found, _files(data, images, annotations, frames), limit, asking)
     read = [None if chosen.curve is None else Path(chosen.curve)]
     with _alone(folder, target, task, evaluation_outputs(found, folder), read):
-        bundle = Path(target)
+        bundle, choice = Path(target), Choice(chosen.keep, chosen.debias)
         if not is_bundle:
-            bundle = _bundles(target, cache, folder, listener).of(chosen.resolved())
+            bundle, choice = _bundles(target, cache, folder, listener).of(chosen.resolved()), Choice()
         return evaluation_of(
             bundle,
             found,
             task.questions,
             task.asking,
             folder,
+            choice,
             resamples=resamples,
             seed=seed,
             restart=restart,
@@ -134,8 +136,8 @@ def compare(
     folder = _folder(output, benchmark)
     if _is_bundle(model):
         raise InputError(
-            f"{model} is a bundle, which prunes as it was exported: expected a model folder, of which the "
-            "bundles of a comparison are exported; give that"
+            f"{model} is a bundle: expected a model folder, of which the bundles of a comparison are "
+            "exported; give that"
         )
     chosen.check()
     if plot:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune.evaluation.answering import Asking, Setting, ask, settings_of
+from edgeprune.bundle import read_manifest
+from edgeprune.choices import run_plan
+from edgeprune.evaluation.answering import Asking, Choice, Setting, ask, settings_of
 from edgeprune.evaluation.benchmarks import Benchmark, can_score
 from edgeprune.evaluation.bootstrap import RESAMPLES, Interval, interval
 from edgeprune.evaluation.outputs import Outputs
@@ -29,7 +31,7 @@ class Evaluation:
         benchmark: its title.
         settings: everything that the answers depend on.
         questions: how many were asked.
-        plan: of the bundle, in words.
+        plan: what ran, in words.
         predictions: the file of all answers.
         figures: the benchmark's figures by name; none where nothing is scored here.
         main: the name of the main one; None without figures.
@@ -76,6 +78,7 @@ def evaluation_of(
     questions: Sequence[Question],
     asking: Asking,
     folder: Path,
+    choice: Choice,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -88,6 +91,7 @@ def evaluation_of(
         bundle: its folder.
         benchmark, questions, asking: what is asked, and how.
         folder: of the outputs; answers that are in it already are not asked for again.
+        choice: of the bundle's runs.
         resamples, seed: of the interval.
         restart: ask everything anew.
         progress: told the steps.
@@ -97,10 +101,11 @@ def evaluation_of(
         EdgepruneError: the bundle cannot be run, or a file cannot be written.
     """
     listener = progress or Silent()
-    settings = settings_of(bundle, questions, asking)
+    plan = run_plan(read_manifest(bundle), choice.keep, choice.debias)
+    settings = settings_of(bundle, questions, asking, plan)
     with PredictionFile(folder / _PREDICTIONS, settings, questions, restart) as file:
         listener.step(f"asking {benchmark.title}", len(questions))
-        ask(bundle, questions, file, asking, progress=listener)
+        ask(bundle, questions, file, asking, choice, listener)
     texts = file.texts()
     tally = None
     if benchmark.metric is not None and can_score(benchmark, questions):

@@ -47,7 +47,11 @@ class Method(Protocol):
         ranking: what its selections rank the visual tokens by; None where it has none.
         padding_mask: how a letterboxed picture's padding mask is made, as published.
         preset: its published bias curve, by the name of `edgeprune.debias.curves.load_preset`, or None.
+        keep_is_free: whether a graph of it keeps as many as each run asks for.
     """
+
+    @property
+    def keep_is_free(self) -> bool: ...
 
     @property
     def name(self) -> str: ...
@@ -137,6 +141,11 @@ class StagedMethod:
     tower_depth: int = 0
     padding_mask: PaddingMask = _HALF
     preset: str | None = None
+
+    @property
+    def keep_is_free(self) -> bool:
+        """What a vision tower merges is part of its graph."""
+        return not self.tower
 
     def plan(
         self,
@@ -337,6 +346,7 @@ class NoPruning:
     ranking: Ranking | None = None
     padding_mask: PaddingMask = _HALF
     preset: str | None = None
+    keep_is_free: bool = False
 
     def plan(
         self,

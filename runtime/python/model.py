@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from edgeprune.bundle import read_manifest
+from edgeprune.choices import run_plan
 from edgeprune.errors import InputError
 from edgeprune.layout import ImageLayout, PromptLayout
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
-from edgeprune.plans import Debias, Keep, PruningPlan, read_debias, with_keep
+from edgeprune.plans import Keep, PruningPlan
 from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.images import Picture, load_image
@@ -201,27 +202,7 @@ class Model:
         Raises:
             InputError: out of range, or what the bundle cannot do.
         """
-        plan, manifest = self.manifest.plan, self.manifest
-        if keep is not None:
-            plan = with_keep(plan, keep, manifest.model.layers, manifest.image_program.fixed_tokens)
-        wanted = read_debias(debias)
-        if wanted is None:
-            return plan
-        if wanted and not plan.prunes:
-            raise InputError(
-                f"`debias` is {debias!r} and this bundle has no pruning stage that it could act on: leave it "
-                "out, or export with a method that prunes"
-            )
-        if Debias.POSITION in wanted and manifest.curve is None:
-            raise InputError(
-                "`debias` asks for position, and this bundle has no bias curve: export it with one as "
-                "`curve`, or take `debias='padding'`"
-            )
-        if Debias.PADDING in wanted and manifest.padding_mask.kind == "none":
-            raise InputError(
-                "`debias` asks for padding, and this model's images are never padded: leave padding out"
-            )
-        return plan.debiased(wanted)
+        return run_plan(self.manifest, keep, debias)
 
     def _note_raw_prompts(self, prompts: Sequence[PromptLike]) -> None:
         token, template = self.manifest.prompt.image_token, self.manifest.prompt.chat_template

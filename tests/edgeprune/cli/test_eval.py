@@ -138,10 +138,10 @@ def test_pipes_are_refused_at_once(cli: Cli, bundle: Path, data: Path) -> None:
         (["--metric", "exact", "--threads", "0"], "--threads is 0"),
         (["--metric", "exact", "--template", "x"], "the prompt template is 'x'"),
         (
-            ["--metric", "exact", "--keep", "0.3"],
-            "prunes as it was exported: --keep needs",
+            ["--metric", "exact", "--layer", "1"],
+            "is a bundle, in which --layer is settled: give the model folder",
         ),
-        (["--metric", "exact", "--compare"], "is a bundle, which prunes as it was exported"),
+        (["--metric", "exact", "--compare"], "is a bundle: expected a model folder"),
         (["--metric", "gqa"], "holds no reference answers: give GQA's questions file"),
         (["--metric", "mme"], "holds no reference answers: give MME's folder"),
         (["--metric", "scienceqa"], "not JSON"),

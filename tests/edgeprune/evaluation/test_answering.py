@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeprune.bundle import read_manifest, write_manifest
 from edgeprune.errors import InputError
 from edgeprune.evaluation import answering
-from edgeprune.evaluation.answering import Asking, Bundle, ask, settings_of
+from edgeprune.evaluation.answering import Asking, Bundle, Choice, ask, settings_of
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.questions.question import EncodedImage, Question
 from tests.edgeprune.evaluation.files import PICTURES, encoded
@@ -42,7 +42,7 @@ class Counting:
 
     asked: list[int]
 
-    def __init__(self, folder: Path, asking: Asking, mask: object = None) -> None:
+    def __init__(self, folder: Path, asking: Asking, choice: object = None) -> None:
         type(self).asked = []
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
@@ -99,7 +99,7 @@ def test_a_mask_decides_what_is_kept_and_padding_is_still_counted(sample_bundle:
         chosen[np.flatnonzero(valid == 0)[: own.kept[0]]] = 1
         return chosen
 
-    ((_, imposed),) = Bundle(sample_bundle, ASKING, padding).answer([(0, question)])
+    ((_, imposed),) = Bundle(sample_bundle, ASKING, Choice(mask=padding)).answer([(0, question)])
     assert own.padded_kept < own.kept[0]
     assert imposed.padded_kept == imposed.kept[0] == own.kept[0]
 
@@ -174,7 +174,10 @@ def test_settings_change_with_everything_an_answer_depends_on(
     assert settings_of(sample_bundle, named, ASKING) != base
     assert settings_of(sample_bundle, questions, Asking(5)) != base
     assert settings_of(sample_bundle, questions, Asking(4, "{images}{question}")) != base
-    assert settings_of(sample_bundle, questions, ASKING, "random") != base
+    plan = read_manifest(sample_bundle).plan
+    assert settings_of(sample_bundle, questions, ASKING, plan) == base
+    assert settings_of(sample_bundle, questions, ASKING, plan.debiased(())) != base
+    assert settings_of(sample_bundle, questions, ASKING, plan, "all, seed 0") != base
     # Answers do not depend on how many run together.
     assert settings_of(sample_bundle, questions, Asking(4, batch=1)) == base
 

@@ -14,7 +14,7 @@ import pytest
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.evaluation import answering, report
-from edgeprune.evaluation.answering import Asking, Mask
+from edgeprune.evaluation.answering import Asking, Choice
 from edgeprune.evaluation.benchmarks import benchmark_by_name
 from edgeprune.evaluation.comparison import Comparison, Grid, Way, _mask, comparison_of, needs_of, ways
 from edgeprune.evaluation.exporting import Bundles, Pruning
@@ -43,13 +43,12 @@ def test_baselines_come_before_what_is_compared_with_them() -> None:
 
 
 def test_what_each_way_debiases() -> None:
-    found = {way.name: (way.has_curve, way.mask) for way in ways(Grid(keeps=(0.3,), random=False))}
-    assert found == {
-        "unpruned": (False, "ones"),
-        "fastv": (False, "ones"),
-        "fastv + position": (True, "ones"),
-        "fastv + padding": (False, "own"),
-        "fastv + both": (True, "own"),
+    assert {way.name: way.debias for way in ways(Grid(keeps=(0.3,), random=False))} == {
+        "unpruned": "none",
+        "fastv": "none",
+        "fastv + position": "position",
+        "fastv + padding": "padding",
+        "fastv + both": "both",
     }
 
 
@@ -86,23 +85,32 @@ def test_what_cannot_be_compared(grid: Grid, message: str) -> None:
 def test_what_a_way_needs() -> None:
     grid = Grid(keeps=(0.3,), layer=1, curve="fastv")
     found = {way.name: needs_of(way, grid) for way in ways(grid)}
-    flat = Pruning("fastv", 0.3, 1, debias="padding")
-    with_curve = Pruning("fastv", 0.3, 1, "fastv")
-    assert {name: needs.pruning for name, needs in found.items()} == {
-        "unpruned": Pruning("none"),
-        "random": flat,
-        "random among content": flat,
-        "fastv": flat,
-        "fastv + position": with_curve,
-        "fastv + padding": flat,
-        "fastv + both": with_curve,
+    # One bundle for all of them: what is kept, and by what it is debiased, is chosen in each run.
+    assert {needs.pruning for needs in found.values()} == {Pruning("fastv", None, 1, "fastv")}
+    chosen = {name: (needs.choice.keep, needs.choice.debias) for name, needs in found.items()}
+    assert chosen == {
+        "unpruned": (1, "none"),
+        "random": (0.3, "none"),
+        "random among content": (0.3, "none"),
+        "fastv": (0.3, "none"),
+        "fastv + position": (0.3, "position"),
+        "fastv + padding": (0.3, "padding"),
+        "fastv + both": (0.3, "position,padding"),
     }
-    unmasked = [name for name, needs in found.items() if needs.mask is None]
-    assert unmasked == ["unpruned", "fastv + padding", "fastv + both"]
+    masked = [name for name, needs in found.items() if needs.choice.mask is not None]
+    assert masked == ["random", "random among content"]
 
 
-def imposed(mask: str, number: int = 0, seed: int = 0, valid: Any = VALID) -> Any:
-    found = _mask(Way("", "fastv", 0.4, mask=mask), seed)
+def test_what_a_vision_tower_merges_is_exported_for_every_keep_ratio() -> None:
+    found = [needs_of(way, Grid()) for way in ways(Grid(methods=("illava",), keeps=(0.5, 0.3), random=False))]
+    assert [needs.pruning for needs in found[:1]] == [Pruning("fastv")]
+    merging = found[1:]
+    assert {needs.pruning for needs in merging} == {Pruning("illava", 0.5), Pruning("illava", 0.3)}
+    assert {needs.choice.keep for needs in merging} == {None}
+
+
+def imposed(drawn: str, number: int = 0, seed: int = 0, valid: Any = VALID) -> Any:
+    found = _mask(Way("", "fastv", 0.4, drawn=drawn), seed)
     assert found is not None
     return found(valid, number)
 
@@ -126,9 +134,8 @@ def test_random_selections_are_repeatable_and_differ_by_question_and_seed() -> N
     assert (imposed("all", 3) != imposed("all", 3, seed=1)).any()
 
 
-def test_other_masks() -> None:
-    assert (imposed("ones") == 1).all()
-    assert _mask(Way("", "fastv", 0.4, mask="own"), 0) is None
+def test_what_is_not_drawn_is_not_imposed() -> None:
+    assert _mask(Way("", "fastv", 0.4), 0) is None
     assert len(imposed("all", valid=VALID[:0])) == 0
 
 
@@ -139,26 +146,26 @@ class Pretended(Bundles):
         self.root, self.changes = root, changes
 
     def of(self, pruning: Pruning) -> Path:
-        folder = self.root / f"{pruning.name()}-{pruning.debias}"
+        folder = self.root / pruning.name()
         if not folder.exists():
-            flat = {} if pruning.debias is None else {"debias": pruning.debias}
-            write_bundle(folder, method=pruning.method, **{**flat, **self.changes})
+            write_bundle(folder, method=pruning.method, **self.changes)
         return folder
 
 
 class Answering:
-    """Right for every second question, and for all of them with the pictures' own mask."""
+    """Right for every second question, and for all of them unpruned or with padding debiased."""
 
-    def __init__(self, folder: Path, asking: Asking, mask: Mask | None = None) -> None:
-        self.mask = mask
+    def __init__(self, folder: Path, asking: Asking, choice: Choice) -> None:
+        self.whole = choice.keep == 1
+        self.good = self.whole or "padding" in (choice.debias or "")
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
-        kept = () if self.mask is None else (5,)
+        kept = (16,) if self.whole else (5,)
         return [
             (
                 n,
                 Prediction(
-                    "right" if self.mask is None or n % 2 else "wrong",
+                    "right" if self.good or n % 2 else "wrong",
                     16,
                     kept,
                     2,
@@ -249,7 +256,7 @@ def test_the_share_of_asked_tokens_that_stay(tmp_path: Path, monkeypatch: pytest
     found = comparison_of(bundles, benchmark_by_name("exact"), named, ASKING, grid, tmp_path)
     by_name = {outcome.way.name: outcome.asked for outcome in found.outcomes}
     assert by_name["fastv"] == (0.5,)
-    assert by_name["unpruned"] == ()
+    assert by_name["unpruned"] == (0.5,)
     report.write(found, tmp_path)
     table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| fastv | 50 |" in table.split("asked token is still there")[1]
