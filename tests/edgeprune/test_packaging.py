@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,13 @@ def test_every_data_file_is_listed() -> None:
     assert data["edgeprune"] == ["py.typed"]
 
 
-def test_the_version_is_the_packages() -> None:
+def test_the_version_has_one_source() -> None:
+    """What was installed was told the same version as the package has."""
     import edgeprune
 
-    assert SETTINGS["project"]["version"] == edgeprune.__version__
+    assert SETTINGS["project"]["dynamic"] == ["version"]
+    assert SETTINGS["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "edgeprune.__version__"}
+    assert version("edgeprune") == edgeprune.__version__
 
 
 def test_extras_name_what_the_messages_name() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny import save_llava
-
 SIZES = ((24, 24), (36, 12), (10, 40), (50, 30))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import save_llava
+
     return save_llava(tmp_path_factory.mktemp("calibrated") / "tiny")
 
 

@@ -27,6 +27,7 @@ DOCUMENTS = [
 ]
 # The options of programs that are not ours, where our documents speak of them.
 FOREIGN = {
+    "--show",
     "--dynamicPlugins",
     "--setPluginsToSerialize",
     "--staticPlugins",
