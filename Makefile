@@ -19,7 +19,7 @@ PICTURE := samples/pictures/wide.png
 QUESTION := what shape is green
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test plugins plugins-sanitized lint types format constraints clean
+.PHONY: help setup demo test plugins plugins-sanitized lint types imports format constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,7 +55,7 @@ plugins: ## build the TensorRT plugin for one architecture and run its tests (Te
 plugins-sanitized: ## build what runs on the CPU with the address and undefined-behaviour sanitizers, and run its tests
 	$(MAKE) plugins PLUGINS=build/plugins-sanitized PLUGIN_FLAGS="-DEDGEPRUNE_CUDA=OFF -DEDGEPRUNE_SANITIZE=ON"
 
-lint: $(STAMP) types ## check style and types
+lint: $(STAMP) types imports ## check style, types, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -67,6 +67,10 @@ types: $(STAMP) ## check types alone
 	@ln -s $(CURDIR)/export $(TYPED)/edgeprune/exporter
 	@ln -s $(CURDIR)/runtime/python $(TYPED)/edgeprune/runtime
 	$(BIN)/mypy
+
+# From within the links, which the tool finds before the rooms of the same names here.
+imports: types ## check which room imports which
+	@cd $(TYPED) && $(abspath $(BIN))/lint-imports --no-cache $(CURDIR)/pyproject.toml
 
 format: $(STAMP) ## put the sources in style
 	$(BIN)/ruff check --fix .
