@@ -32,6 +32,7 @@ if __package__ in (None, ""):  # run as a script: make the repository's packages
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from edgeprune.calibration.attention import Attention
@@ -342,6 +343,11 @@ def attention_paid(
     return paid, batch.answers.nonzero()[:, 0].numpy(), outcome.right.numpy()
 
 
+def in_order(paid: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The places of tokens that stand in order: int64 [N, V], as the attention paid to them."""
+    return np.tile(np.arange(paid.shape[1]), (len(paid), 1))
+
+
 def measure_pictures(
     model: LlavaForConditionalGeneration,
     parts: LlavaProcessor,
@@ -360,7 +366,7 @@ def measure_pictures(
         paid, rows, right = attention_paid(model, packed, visual, variant.places)
         valid = np.stack([np.concatenate([_valid(one) for one in shown.scenes]) for shown in prompts])
         for gathered, layer in zip(layers, paid, strict=True):
-            gathered.add(layer, valid[rows], rows + start)
+            gathered.add(layer, valid[rows], in_order(layer), rows + start)
         rights.append(right)
     answered = np.concatenate(rights)
     return {
@@ -391,7 +397,7 @@ def measure_texts(
             packed, visual = pack_texts(model, parts, read, variant)
         paid, rows, right = attention_paid(model, packed, visual, variant.places)
         for gathered, layer in zip(layers, paid, strict=True):
-            gathered.add(layer, np.ones_like(layer), rows + start)
+            gathered.add(layer, np.ones_like(layer), in_order(layer), rows + start)
         rights.append(right)
     answered = np.concatenate(rights)
     return {

@@ -19,11 +19,12 @@ from edgeprune.debias.curves import FittedTo
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.exporter.attention import PassingCache
+from edgeprune.exporter.decision import stored_dtype
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.indexing import take
 from edgeprune.exporter.origin import origin
-from edgeprune.exporter.pipeline import resolve_model, stored_dtype
+from edgeprune.exporter.pipeline import resolve_model
 from edgeprune.exporter.processor import padding_mask_for, read_image_program
 from edgeprune.image_program import ImageProgram
 from edgeprune.layout import PromptLayout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from edgeprune.errors import InputError
 
 V = 144
 INDEX = np.arange(V)
+
+
+def add(to: Attention, paid: Any, valid: Any, image: NDArray[np.int64]) -> None:
+    """Adds images whose tokens are the places in order."""
+    places = np.tile(np.arange(paid.shape[1]), (len(paid), 1))
+    to.add(paid.astype(np.float32), valid.astype(np.float32), places, image)
 
 
 def images(
@@ -33,7 +40,7 @@ def images(
     found = Attention.empty(V)
     for start in range(0, count, 7):  # in uneven parts, as batches come
         part = slice(start, start + 7)
-        found.add(paid[part].astype(np.float32), valid[part], np.arange(count)[part])
+        add(found, paid[part], valid[part], np.arange(count)[part])
     return found
 
 
@@ -53,6 +60,16 @@ def test_a_known_growth_is_recovered_within_a_percent(b: float) -> None:
 def test_padding_is_left_out_of_the_mean() -> None:
     trend = 0.003 * np.exp(0.004 * INDEX)
     assert images(trend, noise=0).mean == pytest.approx(trend, rel=1e-6)
+
+
+def test_tokens_of_one_place_share_its_mean() -> None:
+    """Images may have more or fewer tokens than there are places. A padded one does not count."""
+    found = Attention.empty(3)
+    paid = np.array([[1, 3, 50, 4]], dtype=np.float32)
+    valid = np.array([[1, 1, 0, 1]], dtype=np.float32)
+    found.add(paid, valid, np.array([[0, 0, 0, 2]]), np.array([0]))
+    assert found.mean == pytest.approx([2, np.nan, 4], nan_ok=True)
+    assert found.counts.sum(0).tolist() == [2, 0, 1]
 
 
 def test_padding_shares() -> None:
@@ -87,9 +104,9 @@ def test_samples_of_one_image_share_a_fold() -> None:
     rng = np.random.default_rng(1)
     paid = rng.gamma(1.0, 1.0, (60, V)).astype(np.float32)
     once, often = Attention.empty(V), Attention.empty(V)
-    once.add(paid, np.ones_like(paid), np.arange(60))
+    add(once, paid, np.ones_like(paid), np.arange(60))
     repeated = np.repeat(paid, 5, axis=0)
-    often.add(repeated, np.ones_like(repeated), np.repeat(np.arange(60), 5))
+    add(often, repeated, np.ones_like(repeated), np.repeat(np.arange(60), 5))
     assert (often.samples, often.images) == (300, 60)
     assert slope(often).error == pytest.approx(slope(once).error, rel=1e-6)
 
@@ -137,7 +154,7 @@ def test_tokens_that_no_image_shows_are_left_out_of_the_fit() -> None:
     found = Attention.empty(V)
     valid = np.ones((60, V), dtype=np.float32)
     valid[:, :24] = valid[:, -24:] = 0
-    found.add(np.where(valid == 0, 7.0, trend).astype(np.float32), valid, np.arange(60))
+    add(found, np.where(valid == 0, 7.0, trend), valid, np.arange(60))
     assert np.isnan(found.mean[:24]).all()
     assert fit(found).slope.b == pytest.approx(0.01, rel=1e-3)
 
@@ -159,7 +176,7 @@ def test_too_few_tokens() -> None:
     found = Attention.empty(V)
     valid = np.zeros((40, V), dtype=np.float32)
     valid[:, :7] = 1
-    found.add(np.ones((40, V), dtype=np.float32), valid, np.arange(40))
+    add(found, np.ones((40, V)), valid, np.arange(40))
     with pytest.raises(InputError, match="of 144 visual tokens 7 ever show an image"):
         fit(found)
 
@@ -169,7 +186,7 @@ def test_what_is_no_attention(value: float) -> None:
     paid = np.ones((1, V), dtype=np.float32)
     paid[0, 3] = value
     with pytest.raises(InputError, match="negative or no numbers"):
-        Attention.empty(V).add(paid, np.ones_like(paid), np.arange(1))
+        add(Attention.empty(V), paid, np.ones_like(paid), np.arange(1))
 
 
 def test_spearman_of_known_ranks() -> None:

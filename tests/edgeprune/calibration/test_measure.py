@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoProcessor
 
 from edgeprune.calibration import calibrate
 from edgeprune.calibration.measure import Scorer, Subject, scoring_plan, subject_of
 from edgeprune.calibration.samples import Sample
-from edgeprune.debias.masks import PaddingMask, visual_valid
+from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.exporter.families.llava import Llava
-from edgeprune.exporter.processor import padding_mask_for, read_preprocessing
-from edgeprune.manifest import Preprocessing
+from edgeprune.exporter.processor import padding_mask_for, read_image_program
+from edgeprune.image_program import ImageProgram
+from edgeprune.layout import PromptLayout
 from edgeprune.plans import PruningPlan
 from edgeprune.progress import Silent
 from tests.edgeprune.calibration.conftest import SIZES
@@ -90,8 +92,9 @@ def test_the_attention_is_that_of_every_stage_in_the_unpruned_model(
     """Also in a batch of prompts of different length, which are padded."""
     prompts = ("what is in the picture ?", "what colour ?", "star")
     samples = [Sample(path, prompt) for path, prompt in zip(sorted(images.iterdir()), prompts, strict=False)]
-    paid, _ = scorer(model, method, layer).attention(samples)
+    paid, _, place = scorer(model, method, layer).attention(samples)
     assert paid.shape == (len(stages), 3, 36)
+    assert np.array_equal(place, [range(36)] * 3)
     assert paid == pytest.approx(huggingface(model, samples, stages), rel=2e-6, abs=1e-6)
 
 
@@ -99,15 +102,18 @@ def test_the_attention_is_that_of_every_stage_in_the_unpruned_model(
 def test_padding_is_found_as_the_runtime_finds_it(model: Path, images: Path, method: str) -> None:
     found = scorer(model, method)
     samples = [Sample(path, "?") for path in sorted(images.iterdir())[:4]]
-    _, valid = found.attention(samples)
-    preprocessing = read_preprocessing(model, (24, 24), GRID)
-    mask = padding_mask_for(preprocessing, method)
-    expected = [visual_valid(*size, preprocessing, mask) for size in SIZES]
-    assert np.array_equal(valid, expected)
+    _, valid, _ = found.attention(samples)
+    program = read_image_program(model, (24, 24), GRID)
+    assert np.array_equal(valid, masks(program, padding_mask_for(program, method)))
     assert 0 < valid.mean() < 1
 
 
-def with_processor(model: Path, folder: Path, **changes: Any) -> tuple[Path, Preprocessing]:
+def masks(program: ImageProgram, mask: PaddingMask) -> list[NDArray[np.float32]]:
+    """The padding masks that the runtime makes of images of SIZES."""
+    return [PromptLayout((program.layout(*size),)).valid(mask) for size in SIZES]
+
+
+def with_processor(model: Path, folder: Path, **changes: Any) -> tuple[Path, ImageProgram]:
     """The model with another image processor, and what that does."""
     folder.mkdir()
     for path in model.iterdir():
@@ -116,32 +122,31 @@ def with_processor(model: Path, folder: Path, **changes: Any) -> tuple[Path, Pre
     found = json.loads(config.read_text())
     found["image_processor"].update(changes)
     config.write_text(json.dumps(found))
-    return folder, read_preprocessing(folder, (24, 24), GRID)
+    return folder, read_image_program(folder, (24, 24), GRID)
 
 
 def test_padding_moves_with_a_crop(model: Path, images: Path, tmp_path: Path) -> None:
     """Letterboxed, resized to 36 and cropped to 24 pixels: the crop shows less padding."""
-    cropping, preprocessing = with_processor(model, tmp_path / "crops", size={"shortest_edge": 36})
+    cropping, program = with_processor(model, tmp_path / "crops", size={"shortest_edge": 36})
     mask = PaddingMask(kind="share")
     found = Scorer(replace(subject(cropping), mask=mask))
-    _, valid = found.attention([Sample(path, "?") for path in sorted(images.iterdir())[:4]])
+    _, valid, _ = found.attention([Sample(path, "?") for path in sorted(images.iterdir())[:4]])
     # 36 x 12 fills rows 12 to 24 of 36, which are 6 to 18 of the crop's 24: a token and a half are padding.
     assert valid[1].reshape(GRID)[:, 0].tolist() == [0, 1, 1, 1, 1, 0]
-    assert np.array_equal(valid, [visual_valid(*size, preprocessing, mask) for size in SIZES])
+    assert np.array_equal(valid, masks(program, mask))
 
 
 def test_the_usual_crop_without_letterboxing(model: Path, images: Path, tmp_path: Path) -> None:
     """As LLaVA-1.5 comes: CLIP's processor, which scales the short edge and cuts the middle out."""
-    usual, preprocessing = with_processor(
+    usual, _ = with_processor(
         model, tmp_path / "usual", do_pad=False, image_processor_type="CLIPImageProcessor"
     )
-    assert not preprocessing.pad_to_square
     found = calibrate(usual, images, tmp_path / "curve.json", trend="exponential")
     attention = found.stages[0].attention
     assert attention.padding_share_of_tokens == attention.padding_share_of_attention == 0
     assert attention.counts.sum(0).tolist() == [44] * 36
     samples = [Sample(path, "what colour ?") for path in sorted(images.iterdir())[:4]]
-    paid, valid = scorer(usual, "fastv").attention(samples)
+    paid, valid, _ = scorer(usual, "fastv").attention(samples)
     assert valid.all()
     assert paid == pytest.approx(huggingface(usual, samples, [(1, "last")]), abs=1e-6)
 

@@ -16,6 +16,7 @@ from edgeprune.errors import InputError, OutputError
 from edgeprune.plans import PruningStage, ScoringRows
 
 ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
+PLACES = np.tile(np.arange(36), (60, 1))
 
 
 def gathered(b: float, seed: int = 0) -> Attention:
@@ -23,7 +24,7 @@ def gathered(b: float, seed: int = 0) -> Attention:
     valid = np.ones((60, 36), dtype=np.float32)
     valid[::2, :6] = 0
     paid = np.exp(b * np.arange(36)) * np.random.default_rng(seed).uniform(0.9, 1.1, (60, 36))
-    attention.add(paid.astype(np.float32), valid, np.arange(60))
+    attention.add(paid.astype(np.float32), valid, PLACES, np.arange(60))
     return attention
 
 
@@ -84,7 +85,7 @@ def test_a_later_stage_that_cannot_be_fitted_costs_no_curve(tmp_path: Path) -> N
 def test_a_kind_that_only_the_first_stage_can_have() -> None:
     steep = Attention.empty(36)
     paid = np.tile(1e-4 + 5.0 * (np.arange(36) > 31), (60, 1)).astype(np.float32)
-    steep.add(paid, np.ones_like(paid), np.arange(60))
+    steep.add(paid, np.ones_like(paid), PLACES, np.arange(60))
     found = calibration_of(ABOUT, STAGES, [gathered(0.02), steep], "cubic")
     assert found.fit.chosen == "cubic"
     later = found.stages[1].fit

@@ -92,7 +92,7 @@ def test_a_known_growth_at_each_stage_is_recovered_within_a_percent(
         valid = np.ones((len(samples), 36), dtype=np.float32)
         valid[::2, :6] = 0
         paid = np.array(trends)[:, None] * noise * np.where(valid == 0, 10, 1)
-        return paid.astype(np.float32), valid
+        return paid.astype(np.float32), valid, np.tile(np.arange(36), (len(samples), 1))
 
     monkeypatch.setattr(Scorer, "attention", made)
     output = tmp_path / "curve.json"

@@ -18,7 +18,8 @@ def add(state: State, count: int = 5) -> None:
     rng = np.random.default_rng(state.samples)
     numbers = np.arange(state.samples, state.samples + count)
     valid = (rng.random((count, 36)) > 0.2).astype(np.float32)
-    state.add(rng.random((len(state.attention), count, 36)).astype(np.float32), valid, numbers)
+    paid = rng.random((len(state.attention), count, 36)).astype(np.float32)
+    state.add(paid, valid, np.tile(np.arange(36), (count, 1)), numbers)
 
 
 @pytest.mark.parametrize("stages", [1, 3])

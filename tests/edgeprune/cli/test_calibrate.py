@@ -25,7 +25,7 @@ def noise(seed: int) -> Attention:
     """Without a trend; a third stage gets no attention at all, to which nothing can be fitted."""
     attention = Attention.empty(36)
     paid = np.random.default_rng(seed).uniform(0.5, 1.5, (60, 36)).astype(np.float32) * (seed != 2)
-    attention.add(paid, np.ones_like(paid), np.arange(60))
+    attention.add(paid, np.ones_like(paid), np.tile(np.arange(36), (60, 1)), np.arange(60))
     return attention
 
 
