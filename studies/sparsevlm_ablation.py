@@ -28,7 +28,7 @@ from transformers import LlavaForConditionalGeneration
 import edgeprune
 from benchmarks.sample_questions import RANGES, write
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.evaluation.answering import Asking, Bundle
+from edgeprune.evaluation.answering import Asking, Bundle, Choice
 from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
 from edgeprune.evaluation.predictions import Prediction
 from edgeprune.exporter.scoring import rater_weights
@@ -169,7 +169,7 @@ def measure(name: str, questions: Sequence[Question], keep: float, threads: int)
             SAMPLE, keep=keep, method=METHOD, debias="padding", output=Path(work) / "bundle", verify=False
         )
         asking = Asking(MAX_NEW_TOKENS, batch=BATCH, threads=threads)
-        plain = _ask(Bundle(folder, asking, lambda valid, _: np.ones_like(valid)), questions)
+        plain = _ask(Bundle(folder, asking, Choice(debias="none")), questions)
         masked = _ask(Bundle(folder, asking), questions)
     stays = np.array([prediction.asked_kept for prediction in plain], dtype=np.float64)
     return Figure(
