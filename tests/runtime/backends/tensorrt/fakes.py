@@ -435,7 +435,7 @@ def _axes(manifest: Manifest, inputs: Any, shapes: Mapping[str, tuple[int, ...]]
         if isinstance(axis, str)
     }
     if "sequence" not in axes:
-        return axes
+        return axes | {"visual": axes["tiles"] * manifest.tokens_per_tile}
     length, visual = axes["sequence"], axes["visual"]
     for group in range(len(manifest.cache_groups)):
         if group:
