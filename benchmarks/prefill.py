@@ -137,7 +137,7 @@ def pruning_share(bundle: Path, threads: int, runs: int) -> dict[str, float]:
     manifest = read_manifest(bundle)
     path = bundle / manifest.language.file
     names = pruning_nodes(path)
-    visual, text = manifest.tokens_per_image, 64
+    visual, text = manifest.most_image_tokens, 64
     sizes = {"batch": 1, "sequence": visual + text, "visual": visual}
     sizes |= {kept_axis(stage): counts.kept for stage, counts in enumerate(manifest.plan.counts(visual))}
     feeds: dict[str, Any] = {

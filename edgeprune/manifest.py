@@ -144,6 +144,15 @@ class Verification(Part):
     skipped: Line | None = None
 
 
+def curve_places(curve: BiasCurve | None, plan: PruningPlan, program: ImageProgram) -> int:
+    """See `Manifest.curve_places`."""
+    if curve is None:
+        return 0
+    if program.fixed_tokens is None:
+        return curve.num_tokens
+    return program.fixed_tokens // program.tokens_per_tile * plan.tokens_per_tile(program.tokens_per_tile)
+
+
 class Manifest(Part):
     """The root of `edgeprune.json`."""
 
@@ -187,9 +196,7 @@ class Manifest(Part):
         As many as the visual tokens of an image where all images have as many, else as many as the curve was
         fitted to.
         """
-        if self.curve is None:
-            return 0
-        return self.image_tokens or self.curve.num_tokens
+        return curve_places(self.curve, self.plan, self.image_program)
 
     def _left(self, tokens: int) -> int:
         return tokens // self.image_program.tokens_per_tile * self.tokens_per_tile

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from transformers import PretrainedConfig
 
 import edgeprune
-from edgeprune.debias.curves import BiasCurve
+from edgeprune.debias.curves import BiasCurve, curve_table
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter import weights
 from edgeprune.exporter.debiasing import debiasing
@@ -26,7 +26,7 @@ from edgeprune.exporter.processor import padding_mask_for, read_image_program, r
 from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
-from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo
+from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo, curve_places
 from edgeprune.plans import Keep, PruningPlan, method_by_name, read_debias
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -88,6 +88,8 @@ def decide(
         plan, curve = plan.debiased(acting.debias), acting.curve
     if curve is not None and curve.fitted_to is not None:
         check_curve(curve, origin(folder, source, plan, program.tokens.grid))
+    places = curve_places(curve, plan, program)
+    curve_table(curve, places)  # refuses a table that is too short
     language, vision = language_interface(info, plan), vision_interface(info, plan, program)
     decided = Manifest(
         edgeprune_version=edgeprune.__version__,
@@ -103,8 +105,8 @@ def decide(
         prompt=prompt,
         generation=generation,
     )
-    if curve is not None and curve.num_tokens != decided.curve_places:
-        _note_resampled(curve, decided.curve_places)
+    if curve is not None and curve.num_tokens != places:
+        _note_resampled(curve, places)
     return decided
 
 

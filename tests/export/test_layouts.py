@@ -27,6 +27,8 @@ from tests.export.conftest import CURVE, Exported
 from tests.export.reference import Inputs, fastv
 from tests.programs import internvl
 
+pytestmark = pytest.mark.usefixtures("width_first")
+
 IMAGE_TOKEN = "<image>"
 SIDE, PER_TILE, MOST = 24, 36, 4
 STEPS = 4

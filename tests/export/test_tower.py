@@ -145,7 +145,7 @@ def test_the_bundle_equals_the_plain_loops_over_twenty_steps(
     assert manifest.plan.tower == TOWER
     assert manifest.verification.checks
     inputs = random_inputs(model, *shape, seed=4)
-    prompts = shortened(inputs, manifest.prompt.image_token_id, manifest.tokens_per_image)
+    prompts = shortened(inputs, manifest.prompt.image_token_id, manifest.tokens_per_tile)
     wanted = expected(model, inputs, prompts, pictures)
     session = load(bundle, "onnxruntime", threads=1).session
     state = session.prefill(

@@ -28,7 +28,7 @@ def kept_by_form(method: str, keep: float | None = None, **changes: Any) -> dict
     found = {}
     for form in forms(own, keep):
         assert (form.bundle, form.manifest) == (own.bundle, own.manifest)
-        visual = form.manifest.tokens_per_image
+        visual = form.manifest.most_image_tokens
         left = form.plan.counts(visual)[-1].after if form.plan.stages else visual
         found[form.name] = (left, len(form.plan.debias))
     return found

@@ -29,7 +29,7 @@ def test_text_names_plan_curve_mask_graphs_files_and_verification(cli: Cli, bund
         "fastv: before layer 2 keep 0.3 (debias position, padding)",
         "exponential curve, b = 0.01",
         "more than 0.5 of it is padding",
-        "16 a picture (4 x 4)",
+        "16 an image (4 x 4)",
         "layers 0 to 1, layers 2 to 3",
         "pixel_values",
         "[images, 3, 24, 24]",
