@@ -32,7 +32,7 @@ def test_text_names_plan_curve_mask_graphs_files_and_verification(cli: Cli, bund
         "16 an image (4 x 4)",
         "layers 0 to 1, layers 2 to 3",
         "pixel_values",
-        "[images, 3, 24, 24]",
+        "[tiles, 3, 24, 24]",
         "present_key.2..3",
         "prefill logits",
         "opset 18",
