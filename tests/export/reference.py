@@ -15,7 +15,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
+from edgeprune.image_program import ImageProgram
 from edgeprune.interface import Interface
+from edgeprune.layout import PromptLayout
+from edgeprune.positions import SequentialPositions, prompt_positions
+from edgeprune.runtime.session import PromptInputs
 
 Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -180,7 +184,7 @@ def greedy(
 
     Args:
         step: named inputs -> named outputs, one run of the graph.
-        embeds: visual embeddings [B * pictures, tokens per picture, D].
+        embeds: visual embeddings [B * V, D], those of a prompt behind those of the one before.
         image: the image token.
         kept: how many visual tokens each stage keeps.
         places: int64 [B, V], the entries of the bias curve that the visual tokens read; None for no curve.
@@ -228,6 +232,28 @@ def places_of(inputs: Inputs, per_picture: int) -> torch.Tensor:
     """The entries of the bias curve, int64 [B, V]: 1, 2, ... of each picture anew."""
     batch, visual = inputs.visual_valid.shape
     return (1 + torch.arange(visual) % per_picture).expand(batch, -1).contiguous()
+
+
+def prompts_of(inputs: Inputs, program: ImageProgram, prompts: Sequence[Any] | None = None) -> list[Any]:
+    """The batch as the runtime takes it, without left padding.
+
+    Args:
+        program: of images of the tower's own size.
+        prompts: int64 [S] of each row; None for the batch's own.
+    """
+    rows = prompts or [
+        ids[mask == 1].numpy() for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
+    ]
+    pictures = len(inputs.pixel_values) // len(rows)
+    height, width = inputs.pixel_values.shape[2:]
+    layout = PromptLayout((program.layout(width, height),) * pictures)
+    pixels = inputs.pixel_values.reshape(len(rows), pictures, *inputs.pixel_values.shape[1:])
+    return [
+        PromptInputs(
+            ids, of_row.numpy(), layout, valid.numpy(), prompt_positions(SequentialPositions(), len(ids))
+        )
+        for ids, of_row, valid in zip(rows, pixels, inputs.visual_valid, strict=True)
+    ]
 
 
 def torch_step(decoder: torch.nn.Module, interface: Interface) -> Step:

@@ -10,13 +10,16 @@ import pytest
 from edgeprune.debias.curves import ExponentialCurve, load_preset, save_curve
 from edgeprune.errors import InputError
 from edgeprune.exporter.debiasing import check_wish, debiasing
-from edgeprune.manifest import ModelInfo, Preprocessing
+from edgeprune.image_program import GridTokens, ImageProgram, Stretch, TileFeed
+from edgeprune.manifest import ModelInfo
 from edgeprune.plans import Debias, read_debias
 from tests.manifests import make_manifest
 
 POSITION, PADDING = Debias
-LETTERBOXED = make_manifest().preprocessing.model_copy(update={"image_size": (336, 336), "grid": (24, 24)})
-CROPPED = LETTERBOXED.model_copy(update={"pad_to_square": False})
+LETTERBOXED = make_manifest().image_program.model_copy(
+    update={"feed": TileFeed(height=336, width=336), "tokens": GridTokens(rows=24, columns=24)}
+)
+CROPPED = LETTERBOXED.model_copy(update={"fit": Stretch()})
 LLAVA = {
     7: {"hidden_size": 4096, "intermediate_size": 11008, "layers": 32, "heads": 32, "kv_heads": 32},
     13: {"hidden_size": 5120, "intermediate_size": 13824, "layers": 40, "heads": 40, "kv_heads": 40},
@@ -36,9 +39,9 @@ def found(
     curve: str | Path | None = None,
     method: str = "fastv",
     model: ModelInfo | None = None,
-    preprocessing: Preprocessing = LETTERBOXED,
+    program: ImageProgram = LETTERBOXED,
 ) -> tuple[tuple[Debias, ...], Any]:
-    result = debiasing(method, read_debias(wanted), curve, model or OTHER, preprocessing)
+    result = debiasing(method, read_debias(wanted), curve, model or OTHER, program)
     return result.debias, result.curve
 
 
@@ -63,8 +66,14 @@ def test_the_published_curve_is_the_default_of_what_it_was_fitted_to(
         {"model": info(13, layers=32)},
         {"model": info(text_model="mistral")},
         {"model": info(family="other")},
-        {"model": info(), "preprocessing": LETTERBOXED.model_copy(update={"grid": (27, 27)})},
-        {"model": info(), "preprocessing": LETTERBOXED.model_copy(update={"image_size": (384, 384)})},
+        {
+            "model": info(),
+            "program": LETTERBOXED.model_copy(update={"tokens": GridTokens(rows=27, columns=27)}),
+        },
+        {
+            "model": info(),
+            "program": LETTERBOXED.model_copy(update={"feed": TileFeed(height=384, width=384)}),
+        },
         {"model": info(), "method": "illava"},
     ],
     ids=["size", "Llama 3", "depth", "text model", "family", "grid", "tower", "method"],
@@ -92,9 +101,9 @@ def test_position_without_a_curve_is_refused() -> None:
 
 
 def test_padding_is_not_claimed_where_there_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    assert found("padding", preprocessing=CROPPED) == ((), None)
+    assert found("padding", program=CROPPED) == ((), None)
     assert caplog.messages == ["padding is not debiased, because this model's images are never padded"]
-    assert found(curve="fastv", preprocessing=CROPPED) == ((POSITION,), load_preset("fastv"))
+    assert found(curve="fastv", program=CROPPED) == ((POSITION,), load_preset("fastv"))
 
 
 def test_random_scores_have_padding_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,9 @@ from transformers import LlavaForConditionalGeneration
 from edgeprune.debias.curves import load_preset
 from edgeprune.debias.selection import kept_count, select
 from edgeprune.exporter.attention import NAME
+from edgeprune.exporter.decision import _model_info
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
-from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import language_interface
 from edgeprune.plans import PruningPlan, method_by_name, with_keep
 from tests.export.reference import (

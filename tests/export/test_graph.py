@@ -10,9 +10,11 @@ import onnx
 import pytest
 import torch
 
+from edgeprune.exporter.decision import _model_info
 from edgeprune.exporter.families import FAMILIES
 from edgeprune.exporter.graph import quiet_exporter
-from edgeprune.exporter.pipeline import _model_info
+from edgeprune.image_program import GridTokens, ImageProgram, TileFeed
+from edgeprune.image_sizes import FixedSize
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import GraphSpec
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage, method_by_name
@@ -32,6 +34,11 @@ from tests.tiny import llava_config
 STEPS = 4
 # 0.3 of 36 visual tokens a picture, rounded, by the number of pictures.
 KEPT = {1: 11, 2: 22, 3: 32}
+PROGRAM = ImageProgram(
+    sizes=(FixedSize(height=24, width=30),),
+    feed=TileFeed(height=24, width=30),
+    tokens=GridTokens(rows=5, columns=6),
+)
 INFO = _model_info(FAMILIES[0], llava_config("llama").text_config, "tiny", torch.float16)
 
 
@@ -86,21 +93,21 @@ def test_the_language_interface_without_and_with_several_stages() -> None:
 
 
 def test_the_vision_interface() -> None:
-    interface = vision_interface(INFO, PruningPlan(method="none"), (24, 30), 30)
+    interface = vision_interface(INFO, PruningPlan(method="none"), PROGRAM)
     assert [(s.name, s.dtype, s.shape) for s in (*interface.inputs, *interface.outputs)] == [
-        ("pixel_values", "float16", ("images", 3, 24, 30)),
-        ("visual_embeds", "float16", ("images", 30, 32)),
+        ("pixel_values", "float16", ("tiles", 3, 24, 30)),
+        ("visual_embeds", "float16", ("visual", 32)),
     ]
 
 
 def test_the_vision_interface_of_a_tower_that_merges() -> None:
     tower = (TowerStage(layer=0, kept=20), TowerStage(layer=1, kept=9))
-    interface = vision_interface(INFO, PruningPlan(method="two", tower=tower), (24, 30), 30)
+    interface = vision_interface(INFO, PruningPlan(method="two", tower=tower), PROGRAM)
     assert [(s.name, s.dtype, s.shape) for s in interface.outputs] == [
-        ("visual_embeds", "float16", ("images", 9, 32)),
-        ("visual_place", "int64", ("images", 9)),
-        ("tower_score.0", "float32", ("images", 30)),
-        ("tower_score.1", "float32", ("images", 20)),
+        ("visual_embeds", "float16", ("visual", 32)),
+        ("visual_place", "int64", ("tiles", 9)),
+        ("tower_score.0", "float32", ("tiles", 30)),
+        ("tower_score.1", "float32", ("tiles", 20)),
     ]
 
 
@@ -181,7 +188,8 @@ def test_the_vision_graph_equals_huggingface(pruned: Exported, images: int) -> N
     pixels = torch.randn(images, 3, 24, 24)
     (found,) = pruned.session("vision.onnx").run(None, {"pixel_values": pixels.numpy()})
     with torch.no_grad():
-        wanted = torch.stack(list(pruned.huggingface().model.get_image_features(pixels).pooler_output))
+        wanted = torch.cat(list(pruned.huggingface().model.get_image_features(pixels).pooler_output))
+    assert found.shape == (36 * images, 32)
     assert float(np.abs(found - wanted.numpy()).max()) <= 1e-4
 
 

@@ -17,14 +17,13 @@ from transformers import LlavaForConditionalGeneration
 from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.debias.curves import ExponentialCurve, save_curve
+from edgeprune.exporter.decision import _model_info
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
-from edgeprune.exporter.pipeline import _model_info
 from edgeprune.interface import Interface, language_interface
 from edgeprune.plans import Debias, PruningPlan, method_by_name, random_scores, with_keep
 from edgeprune.runtime import load
-from edgeprune.runtime.session import PromptInputs
 from tests.export.method_reference import Outcome, Recipe, generate
 from tests.export.reference import (
     Decoded,
@@ -32,6 +31,7 @@ from tests.export.reference import (
     greedy,
     onnxruntime_step,
     places_of,
+    prompts_of,
     random_inputs,
     torch_step,
 )
@@ -306,21 +306,12 @@ def test_one_bundle_keeps_and_debiases_as_it_is_asked(
     """Through the runtime, which decodes from its caches; the reference computes every step anew."""
     if not set(debias) <= set(most_debias(exported.method)):
         pytest.skip("random numbers have no bias by position")
-    steps, pictures = 4, 2
-    inputs = random_inputs(exported.model, 2, pictures, seed=7)
+    steps = 4
+    inputs = random_inputs(exported.model, 2, 2, seed=7)
     wanted = references(exported.model, inputs, exported.embeds(inputs), exported.method, steps, keep, debias)
     plan = exported.runtime.plan(keep, [one.value for one in debias] or "none")
     assert plan.debias == debias
-    prompts = [
-        PromptInputs(ids[mask == 1].numpy(), pixels.numpy(), valid.numpy())
-        for ids, mask, pixels, valid in zip(
-            inputs.input_ids,
-            inputs.attention_mask,
-            inputs.pixel_values.reshape(2, pictures, *inputs.pixel_values.shape[1:]),
-            inputs.visual_valid,
-            strict=True,
-        )
-    ]
+    prompts = prompts_of(inputs, read_manifest(exported.folder).image_program)
     state = exported.runtime.session.prefill(prompts, plan)
     for row, (prompt, outcome) in enumerate(zip(prompts, wanted, strict=True)):
         visual = np.flatnonzero(prompt.input_ids == 5).tolist()

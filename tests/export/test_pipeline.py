@@ -21,7 +21,7 @@ from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.debias.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
-from edgeprune.exporter import pipeline, weights
+from edgeprune.exporter import decision, pipeline, weights
 from edgeprune.exporter.origin import model_name
 from edgeprune.exporter.pipeline import ExportOptions, default_output, resolve_model
 from edgeprune.progress import Silent
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_exported(name: str, llama_folder: Path, tmp_path
 
 @pytest.fixture
 def handmade(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Replaces tracing by files made by hand; `error` is raised when half of them are written."""
+    """Replaces tracing and writing by files made by hand; `error` is raised when half of them are written."""
     plan = SimpleNamespace(error=None, calls=0)
 
     def write(*arguments: Any) -> Any:
@@ -122,6 +122,7 @@ def handmade(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             (scratch / name).write_bytes(content)
         return make_manifest()
 
+    monkeypatch.setattr(pipeline, "_trace", lambda *_: None)
     monkeypatch.setattr(pipeline, "_write", write)
     return plan
 
@@ -335,10 +336,10 @@ def test_most_bytes_decide_the_dtype(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(10).half(), "b": torch.zeros(4)}, tmp_path / "model.safetensors")
-    assert pipeline.stored_dtype(tmp_path) == torch.float16
+    assert decision.stored_dtype(tmp_path) == torch.float16
     save_file({"a": torch.zeros(10, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not stored as fp32, fp16 or bf16: export the model before"):
-        pipeline.stored_dtype(tmp_path)
+        decision.stored_dtype(tmp_path)
 
 
 @pytest.mark.slow

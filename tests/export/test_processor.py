@@ -27,10 +27,12 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.exporter.processor import padding_mask_for, read_preprocessing, read_prompt
-from edgeprune.manifest import Preprocessing
-from edgeprune.runtime.preprocess import preprocess
+from edgeprune.exporter.processor import padding_mask_for, read_image_program, read_prompt
+from edgeprune.image_program import ImageProgram, Letterbox, Stretch
+from edgeprune.image_sizes import ShortestEdge
+from edgeprune.runtime.programs import run_program
 from edgeprune.runtime.prompt import PromptEncoder
+from tests.manifests import make_manifest
 
 LLAVA_15 = {
     "image_processor_type": "CLIPImageProcessor",
@@ -59,34 +61,35 @@ def folder_with(path: Path, **changes: Any) -> Path:
     return path
 
 
-def read(folder: Path, size: int | tuple[int, int] = 336) -> Preprocessing:
+def read(folder: Path, size: int | tuple[int, int] = 336) -> ImageProgram:
     height, width = (size, size) if isinstance(size, int) else size
-    return read_preprocessing(folder, (height, width), (height // 14, width // 14))
+    return read_image_program(folder, (height, width), (height // 14, width // 14))
 
 
-def assert_reproduced(folder: Path, size: int | tuple[int, int]) -> Preprocessing:
-    spec = read(folder, size)
+def assert_reproduced(folder: Path, size: int | tuple[int, int]) -> ImageProgram:
+    program = read(folder, size)
     theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")
     rng = np.random.default_rng(0)
     for shape in ((40, 97), (90, 31), (50, 50)):
         pixels = rng.integers(0, 256, size=(*shape, 3), dtype=np.uint8)
         expected = np.asarray(theirs(Image.fromarray(pixels), return_tensors="np")["pixel_values"])[0]
-        np.testing.assert_allclose(preprocess(pixels, spec), expected, rtol=0, atol=1e-5)
-    assert expected.shape[1:] == spec.image_size
-    return spec
+        (found,) = run_program(pixels, program).pixel_values
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert expected.shape[1:] == program.feed.size
+    return program
 
 
 def test_llava_15(tmp_path: Path) -> None:
-    spec = assert_reproduced(folder_with(tmp_path), 336)
-    assert not spec.pad_to_square
-    assert (spec.resize_shortest_edge, spec.center_crop, spec.grid) == (336, (336, 336), (24, 24))
+    program = assert_reproduced(folder_with(tmp_path), 336)
+    assert program.fit == Stretch()
+    assert program.sizes == (ShortestEdge(edge=336),)
+    assert (program.crop, program.tokens.grid) == ((336, 336), (24, 24))
 
 
 def test_letterboxed_llava(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, image_processor_type="LlavaImageProcessor", do_pad=True)
-    spec = assert_reproduced(folder, 336)
-    assert spec.pad_to_square
-    assert spec.pad_color == (122, 116, 104)
+    program = assert_reproduced(folder, 336)
+    assert program.fit == Letterbox(color=(122, 116, 104))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_processor_config_goes_first(tmp_path: Path) -> None:
         ({"image_mean": None}, "image_mean None is"),
         ({"rescale_factor": None}, "rescale_factor None is"),
         ({"crop_size": {"shortest_edge": 336}}, "crop_size .*'shortest_edge': 336.* is"),
-        ({"do_center_crop": False}, "output size, which depends on the picture, is"),
+        ({"do_center_crop": False}, "output size, which depends on the image, is"),
         ({"crop_size": 224}, "output of 224 x 224 pixels for a vision tower of 336 x 336 is"),
         ({"image_mean": [0.5, 0.5]}, r"image_mean \[0.5, 0.5\] is"),
         ({"image_std": [0.5, 0, 0.5]}, r"image_std \[0.5, 0, 0.5\] is"),
@@ -178,7 +181,7 @@ def test_processor_config_goes_first(tmp_path: Path) -> None:
         ({"rescale_factor": "1/255"}, "rescale_factor '1/255' is"),
         (
             {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "size": 300},
-            r"crop_size \(336, 336\) around padded pictures of size \(300, 300\) is",
+            r"crop_size \(336, 336\) around padded images of size \(300, 300\) is",
         ),
         (
             {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "do_resize": False},
@@ -225,8 +228,8 @@ def test_broken_json(text: str, what: str, tmp_path: Path) -> None:
         read(tmp_path)
 
 
-LETTERBOXED = Preprocessing(pad_to_square=True, resize_to=(28, 28), image_size=(28, 28), grid=(2, 2))
-CROPPED = LETTERBOXED.model_copy(update={"pad_to_square": False})
+LETTERBOXED = make_manifest().image_program
+CROPPED = LETTERBOXED.model_copy(update={"fit": Stretch()})
 
 
 @pytest.mark.parametrize(
@@ -301,11 +304,10 @@ def test_prompt_of_a_saved_processor(model: Path, bundle: Path) -> None:
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is the star"}]}]
     )
     expected = theirs(text=text, images=[picture])["input_ids"][0]
-    assert PromptEncoder(bundle, prompt, 4).encode("what is the star", 1) == expected
-    spec = read_preprocessing(model, (28, 28), (2, 2))
-    np.testing.assert_allclose(
-        preprocess(picture, spec), np.asarray(theirs.image_processor(picture)["pixel_values"])[0], atol=1e-5
-    )
+    assert PromptEncoder(bundle, prompt).encode("what is the star", ["<image>" * 4]) == expected
+    (found,) = run_program(picture, read_image_program(model, (28, 28), (2, 2))).pixel_values
+    wanted = np.asarray(theirs.image_processor(picture)["pixel_values"])[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_tokenizer_is_written_as_transformers_loads_it(tmp_path: Path, bundle: Path) -> None:
@@ -324,8 +326,8 @@ def test_tokenizer_is_written_as_transformers_loads_it(tmp_path: Path, bundle: P
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     prompt = read_prompt(tmp_path, config(8), bundle)
     for text in ("star <image> star", " star"):
-        images = text.count("<image>")
-        assert PromptEncoder(bundle, prompt, 1).encode(text, images) == theirs(text)["input_ids"]
+        images = ["<image>"] * text.count("<image>")
+        assert PromptEncoder(bundle, prompt).encode(text, images) == theirs(text)["input_ids"]
     assert (
         Tokenizer.from_file(str(file)).encode("star").ids
         != Tokenizer.from_file(str(bundle / "tokenizer.json")).encode("star").ids

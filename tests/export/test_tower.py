@@ -17,9 +17,8 @@ from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.plans import TowerStage
 from edgeprune.runtime import load
-from edgeprune.runtime.session import PromptInputs
 from tests.export.method_reference import Outcome, Recipe, generate
-from tests.export.reference import Inputs, random_inputs
+from tests.export.reference import Inputs, prompts_of, random_inputs
 from tests.export.test_families import siglip, with_vision
 from tests.tiny import eager_llava, llava_config, save_llava, save_processor
 
@@ -74,9 +73,10 @@ def test_a_tower_merges_as_the_plain_loop_does(kind: str, feature_layer: int) ->
     stages = stages[: family.tower_layers(config)]
     wanted = [tower_by_loops(model, picture, stages) for picture in pixels]
     embeds, place, *_ = family.parts(model, stages).vision(pixels)
+    assert embeds.shape == (place.numel(), model.config.text_config.hidden_size)
     assert place.tolist() == [places for _, places in wanted]
     assert len({tuple(places) for _, places in wanted}) > 1, "pictures this alike prove nothing"
-    assert float((embeds - torch.stack([found for found, _ in wanted])).abs().max()) <= 1e-5
+    assert float((embeds - torch.cat([found for found, _ in wanted])).abs().max()) <= 1e-5
 
 
 @torch.no_grad()
@@ -148,16 +148,7 @@ def test_the_bundle_equals_the_plain_loops_over_twenty_steps(
     prompts = shortened(inputs, manifest.prompt.image_token_id, manifest.tokens_per_tile)
     wanted = expected(model, inputs, prompts, pictures)
     session = load(bundle, "onnxruntime", threads=1).session
-    state = session.prefill(
-        [
-            PromptInputs(
-                ids,
-                inputs.pixel_values[row * pictures : (row + 1) * pictures].numpy(),
-                inputs.visual_valid[row].numpy(),
-            )
-            for row, ids in enumerate(prompts)
-        ]
-    )
+    state = session.prefill(prompts_of(inputs, manifest.image_program, prompts))
     for row, (outcome, places) in enumerate(wanted):
         visual = np.flatnonzero(prompts[row] == manifest.prompt.image_token_id)
         (stage,) = state.stages[row]
@@ -178,8 +169,14 @@ def test_a_prompt_without_pictures_has_nothing_to_merge(
 ) -> None:
     model, bundle = merged
     ids = np.array([1, 8, 9, 10], dtype=np.int64)
-    nothing = PromptInputs(ids, np.zeros((0, 3, 24, 24), dtype=np.float32), np.zeros(0, dtype=np.float32))
-    state = load(bundle, "onnxruntime", threads=1).session.prefill([nothing])
+    inputs = Inputs(
+        torch.from_numpy(ids)[None],
+        torch.ones(1, 4, dtype=torch.int64),
+        torch.zeros(0, 3, 24, 24),
+        torch.zeros(1, 0),
+    )
+    prompts = prompts_of(inputs, read_manifest(bundle).image_program)
+    state = load(bundle, "onnxruntime", threads=1).session.prefill(prompts)
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, -1].numpy()
     assert float(np.abs(state.logits[0] - logits).max()) <= LIMIT

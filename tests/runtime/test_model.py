@@ -346,7 +346,9 @@ def test_image_places_and_pictures_must_agree(pruned: Model, places: int) -> Non
 
 
 def test_a_prompt_beyond_the_positions_is_refused_and_nothing_runs(pruned: Model) -> None:
-    with pytest.raises(InputError, match=r"takes 2147 positions, 144 of its tokens being visual: expected at most 2048"):
+    with pytest.raises(
+        InputError, match=r"takes 2147 positions, 144 of its tokens being visual: expected at most 2048"
+    ):
         pruned.generate("what " * 2000, paths("wide.png"))
     with pytest.raises(InputError, match=r"2160 of its tokens being visual"):
         pruned.generate(["what", text("what", 15)], [paths("wide.png"), paths("wide.png") * 15])

@@ -123,9 +123,7 @@ def test_a_tower_that_does_not_follow_the_plan_is_refused(monkeypatch: pytest.Mo
 
 def test_a_prompt_made_for_a_tower_that_merges_nothing_is_refused() -> None:
     session, _ = make("illava")
-    with pytest.raises(
-        InputError, match=r"1 tile.*: expected 6, and 16 for layout and mask"
-    ):
+    with pytest.raises(InputError, match=r"1 tile.*: expected 6, and 16 for layout and mask"):
         generate(session, prompt_inputs(1, 6))
 
 
@@ -239,9 +237,7 @@ def test_a_prompt_longer_than_the_positions_is_refused() -> None:
     prompt = prompt_inputs()
     info = fake_manifest().model.model_copy(update={"max_positions": len(prompt.input_ids) - 1})
     session, _ = make(model=info)
-    with pytest.raises(
-        InputError, match=r"22 positions, 16 of its tokens being visual: .* most 21"
-    ):
+    with pytest.raises(InputError, match=r"22 positions, 16 of its tokens being visual: .* most 21"):
         generate(session, prompt)
 
 

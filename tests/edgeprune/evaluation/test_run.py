@@ -69,9 +69,7 @@ def test_what_is_graded_elsewhere_has_a_file_and_no_figures(data: Path, bundle: 
 def test_a_bundle_has_its_method_and_may_keep_otherwise(
     data: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        InputError, match="is a bundle, in which `method`, `layer` is settled: give"
-    ):
+    with pytest.raises(InputError, match="is a bundle, in which `method`, `layer` is settled: give"):
         evaluate(bundle, "exact", data, pruning=Pruning("fastv", 0.3, 1))
     with pytest.raises(InputError, match="is a bundle: expected a model folder, of which the bundles"):
         compare(bundle, "exact", data, Grid())
