@@ -19,7 +19,7 @@ PICTURE := samples/pictures/wide.png
 QUESTION := what shape is green
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test plugins plugins-sanitized lint types imports format constraints clean
+.PHONY: help setup demo test plugins plugins-sanitized lint types imports format schema constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -75,6 +75,9 @@ imports: types ## check which room imports which
 format: $(STAMP) ## put the sources in style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schema: $(STAMP) ## write the manifest's JSON schema, docs/edgeprune.schema.json
+	$(BIN)/python -m edgeprune.manifest_schema > .schema.partial && mv .schema.partial docs/edgeprune.schema.json
 
 constraints: $(STAMP) ## pin what is installed in .venv as constraints.txt
 	@$(BIN)/python .ci/freeze.py > .constraints.partial && mv .constraints.partial constraints.txt

@@ -1,0 +1,218 @@
+"""Images of the second reader: image programs, written from docs/bundle.md alone; see `reader`."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+Size = tuple[int, int]
+_REACH = {1: 3.0, 2: 1.0, 3: 2.0}
+
+
+def _filter(number: int, x: float) -> float:
+    y = abs(x)
+    if number == 2:
+        return 1 - y if y < 1 else 0.0
+    if number == 3:
+        if y < 1:
+            return 1.5 * y**3 - 2.5 * y**2 + 1
+        return -0.5 * y**3 + 2.5 * y**2 - 4 * y + 2 if y < 2 else 0.0
+
+    def sinc(v: float) -> float:
+        return math.sin(math.pi * v) / (math.pi * v) if v else 1.0
+
+    return sinc(x) * sinc(x / 3) if -3 <= x < 3 else 0.0
+
+
+def _resize_last(image: np.ndarray, m: int, number: int) -> np.ndarray:
+    """The last axis brought to m pixels."""
+    n = image.shape[-1]
+    if n == m:
+        return image
+    scale = n / m
+    if number == 0:
+        taken, at = [], scale / 2
+        for _ in range(m):
+            taken.append(int(at))
+            at += scale
+        return image[..., taken]
+    f = max(scale, 1.0)
+    reach = f * _REACH[number]
+    result = np.empty((*image.shape[:-1], m), dtype=np.uint8)
+    for x in range(m):
+        centre = (x + 0.5) * scale
+        start, stop = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), n)
+        weights = [_filter(number, (p - centre + 0.5) / f) for p in range(start, stop)]
+        total = sum(weights)
+        whole = [int(w / total * 2**22 + (0.5 if w / total >= 0 else -0.5)) for w in weights]
+        value = (image[..., start:stop].astype(np.int64) * np.array(whole)).sum(axis=-1) + 2**21
+        result[..., x] = np.clip(value >> 22, 0, 255)
+    return result
+
+
+def resize(image: np.ndarray, size: Size, number: int) -> np.ndarray:
+    """uint8 [height, width, 3], the width first."""
+    planes = image.transpose(2, 0, 1)
+    planes = _resize_last(planes, size[1], number)
+    planes = _resize_last(planes.swapaxes(1, 2), size[0], number).swapaxes(1, 2)
+    return planes.transpose(1, 2, 0)
+
+
+def _up(size: int, tile: int) -> int:
+    return -(-size // tile) * tile
+
+
+def next_size(step: dict[str, Any], h: int, w: int, feed: Size) -> Size:
+    """The size that a step resizes to."""
+    kind, (th, tw) = step["kind"], feed
+    if kind == "fixed":
+        return step["height"], step["width"]
+    if kind == "shortest_edge":
+        edge = step["edge"]
+        return (edge, int(edge * w / h)) if h < w else (int(edge * h / w), edge)
+    if kind == "longest_edge":
+        size = _longest(h, w, step["edge"], step["even"])
+        limit = step["limit"]
+        return _longest(*size, limit, False) if limit is not None and max(size) > limit else size
+    if kind == "tile_multiples":
+        ratio = w / h
+        if w >= h:
+            w = _up(w, tw)
+            return _up(int(w / ratio), th), w
+        h = _up(h, th)
+        return h, _up(int(h * ratio), tw)
+    every = [(c, r) for c in range(1, step["most"] + 1) for r in range(1, step["most"] + 1)]
+    fitting = [(c, r) for c, r in every if step["least"] <= c * r <= step["most"]]
+    best, nearest = (1, 1), math.inf
+    for c, r in sorted(fitting, key=lambda one: (one[0] * one[1], one[0])):
+        distance = abs(w / h - c / r)
+        if distance < nearest or (distance == nearest and w * h > 0.5 * th * tw * c * r):
+            best, nearest = (c, r), distance
+    return best[1] * th, best[0] * tw
+
+
+def _longest(h: int, w: int, edge: int, even: bool) -> Size:
+    ratio = w / h
+    short = int(edge / ratio) if w >= h else int(edge * ratio)
+    short = max(short + (short % 2 if even else 0), 1)
+    return (short, edge) if w >= h else (edge, short)
+
+
+class SeenImage:
+    """An image after an image program: its tiles, the text in its place, its visual tokens' boxes."""
+
+    def __init__(self, image: np.ndarray, program: dict[str, Any]) -> None:
+        self.own = own = image.shape[:2]
+        feed = (program["feed"]["height"], program["feed"]["width"])
+        number, self.grid = (
+            program["pixels"]["resample"],
+            (program["tokens"]["rows"], program["tokens"]["columns"]),
+        )
+        canvas = self._fitted(image, program["fit"])
+        last = canvas
+        self.targets = []
+        for step in program["sizes"]:
+            self.targets.append(next_size(step, *last.shape[:2], feed))
+            last = resize(last, self.targets[-1], number)
+        resized = last.shape[:2]
+        if program["crop"] is not None:
+            last = self._cropped(last, tuple(program["crop"]))
+        share = [Fraction(last.shape[a], resized[a]) * Fraction(canvas.shape[a], own[a]) for a in (0, 1)]
+        box = [((1 - s) / 2, (1 + s) / 2) for s in share]
+        rows, columns = (last.shape[a] // feed[a] for a in (0, 1))
+        self.tile_grid = (rows, columns)
+        tiles, self.boxes = [], []
+        for r in range(rows):
+            for c in range(columns):
+                tiles.append(last[r * feed[0] : (r + 1) * feed[0], c * feed[1] : (c + 1) * feed[1]])
+                self.boxes.append([_part(box[0], r, rows), _part(box[1], c, columns)])
+        cut = program["cut"]
+        first = None
+        if cut is not None and cut["thumbnail"] is not None and rows * columns > 1:
+            first = cut["thumbnail"] == "first"
+            small = resize(canvas if cut["thumbnail_of"] == "image" else last, feed, number)
+            tiles, self.boxes = (
+                ([small, *tiles], [box, *self.boxes]) if first else ([*tiles, small], [*self.boxes, box])
+            )
+        self.tiles = np.stack(tiles)
+        self.pieces = self._pieces(program["text"], first)
+
+    @staticmethod
+    def _fitted(image: np.ndarray, fit: dict[str, Any]) -> np.ndarray:
+        if fit["kind"] == "stretch":
+            return image
+        (height, width), side = image.shape[:2], max(image.shape[:2])
+        canvas = np.empty((side, side, 3), dtype=np.uint8)
+        canvas[:] = fit["color"]
+        top, left = (side - height) // 2, (side - width) // 2
+        canvas[top : top + height, left : left + width] = image
+        return canvas
+
+    @staticmethod
+    def _cropped(image: np.ndarray, want: Size) -> np.ndarray:
+        result = np.zeros((*want, 3), dtype=np.uint8)
+        start = [(image.shape[a] - want[a]) // 2 for a in (0, 1)]
+        length = [min(image.shape[a], want[a]) for a in (0, 1)]
+        source = tuple(slice(max(s, 0), max(s, 0) + n) for s, n in zip(start, length, strict=True))
+        target = tuple(slice(max(-s, 0), max(-s, 0) + n) for s, n in zip(start, length, strict=True))
+        result[target] = image[source]
+        return result
+
+    def _pieces(self, text: dict[str, str], thumbnail_first: bool | None) -> list[str | int]:
+        tokens, (rows, columns) = self.grid[0] * self.grid[1], self.tile_grid
+        several, small = rows * columns > 1, [text["thumbnail"], tokens]
+        found: list[str | int] = [text["prefix"], *(small if thumbnail_first else [])]
+        for r in range(rows):
+            for c in range(columns):
+                named = text["tile"].replace("{row}", str(r + 1)).replace("{column}", str(c + 1))
+                found += [named if several else text["whole"], tokens]
+            found.append(text["row_end"] if several else "")
+        found += [*(small if thumbnail_first is False else []), text["suffix"]]
+        runs = [(kind, list(run)) for kind, run in groupby(filter(None, found), key=type)]
+        return ["".join(run) if kind is str else sum(run) for kind, run in runs]
+
+    def valid(self, mask: dict[str, Any]) -> list[int]:
+        """The padding mask."""
+        found = []
+        for box in self.boxes:
+            outside = [low < 0 or high > 1 for low, high in box]
+            if mask["kind"] == "bilinear" and any(outside):
+                found += self._bilinear(box, outside.index(True), mask["threshold"])
+                continue
+            inside = [[_inside(_part(box[a], i, self.grid[a])) for i in range(self.grid[a])] for a in (0, 1)]
+            found += [
+                int(mask["kind"] != "share" or float(1 - down * across) <= mask["threshold"])
+                for down in inside[0]
+                for across in inside[1]
+            ]
+        return found
+
+    def _bilinear(self, box: Any, axis: int, threshold: float) -> list[int]:
+        side, other = self.own[axis], self.own[1 - axis]
+        ratio = (box[axis][1] - box[axis][0]) * side / other
+        long, width, c = other * ratio.numerator, side * ratio.denominator, self.grid[axis]
+        first, r = (long - width) // 2, 2 * max(long, c)
+        line = []
+        for i in range(c):
+            centre = (2 * i + 1) * long
+            start, stop = max((centre - r) // (2 * c), 0), min((centre + r) // (2 * c), long - 1)
+            w = [max(r - abs((2 * p + 1) * c - centre), 0) for p in range(start, stop + 1)]
+            k = [(2**23 * one + sum(w)) // (2 * sum(w)) for one in w]
+            inside = sum(one for p, one in enumerate(k, start) if first <= p < first + width)
+            line.append(int(inside == sum(k) or inside >= threshold * 2**22))
+        rows, columns = self.grid
+        return [line[(row, column)[axis]] for row in range(rows) for column in range(columns)]
+
+
+def _part(edges: Any, number: int, parts: int) -> tuple[Fraction, Fraction]:
+    low, high = edges
+    return low + (high - low) * Fraction(number, parts), low + (high - low) * Fraction(number + 1, parts)
+
+
+def _inside(edges: tuple[Fraction, Fraction]) -> Fraction:
+    low, high = edges
+    return (min(max(high, 0), 1) - min(max(low, 0), 1)) / (high - low)
