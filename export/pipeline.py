@@ -35,6 +35,7 @@ from edgeprune.replacing import need_space, writing_to
 Verify: TypeAlias = "Callable[[Path, Manifest, Path, Progress], Verification]"
 """Compares a bundle with the model's folder; see `edgeprune.verification.original.verify_bundle`."""
 
+
 def export(
     model: str | os.PathLike[str],
     options: ExportOptions,

@@ -72,9 +72,7 @@ _WHAT_WORKS = (
 )
 
 
-def read_image_program(
-    folder: Path, image_size: tuple[int, int], grid: tuple[int, int]
-) -> ImageProgram:
+def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> ImageProgram:
     """The image program of a model folder, from processor_config.json or preprocessor_config.json.
 
     Args:
