@@ -1,8 +1,8 @@
-"""How much memory pictures take while they are read, each in a process of its own.
+"""How much memory images take while they are read, each in a process of its own.
 
     python -m benchmarks.decoding_memory [--megapixels 67]
 
-Prints per case the encoded size, whether the picture is read or refused, and the peak of resident memory
+Prints per case the encoded size, whether the image is read or refused, and the peak of resident memory
 above that of the interpreter with everything imported. With --preprocess, the vision tower's input is made of
 it, too.
 """
@@ -94,7 +94,7 @@ _PROGRAM = ImageProgram(
 
 
 def measure(path: Path, *, preprocessed: bool) -> dict[str, Any]:
-    """Reads a picture in this process: {"outcome": str, "peak_bytes": int above the start}."""
+    """Reads an image in this process: {"outcome": str, "peak_bytes": int above the start}."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = host_peak_memory().bytes or 0
     try:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     side = int((options.megapixels * 1e6) ** 0.5)
     print(f"{side} x {side} pixels")
-    print("| picture | file | outcome | peak, GB |\n|---|---|---|---|")
+    print("| image | file | outcome | peak, GB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture"
         for name, save in CASES.items():

@@ -76,7 +76,7 @@ def try_checkpoint(draw: random.Random) -> object:
 
 
 def try_curve(draw: random.Random) -> object:
-    """A curve's file of any kind, up to the weights of a picture's tokens."""
+    """A curve's file of any kind, up to the weights of an image's tokens."""
     kinds = [
         {"kind": "tabulated", "values": [1.0, 2.0, 3.0, 2.0], "stage": "llm_pruning"},
         *(curves.load_preset(name).model_dump(mode="json") for name in curves.preset_names()),

@@ -1,4 +1,4 @@
-"""Fuzz targets of what users and bundles bring to a running model: pictures, prompts, templates, tokenizers.
+"""Fuzz targets of what users and bundles bring to a running model: images, prompts, templates, tokenizers.
 
 Each makes one input from a source of randomness and tries it; see `benchmarks.fuzz`.
 """
@@ -31,7 +31,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "tiny-llava"
 
 @cache
 def pictures() -> tuple[bytes, ...]:
-    """Small pictures of every format and most modes, with orientation, transparency and several frames."""
+    """Small images of every format and most modes, with orientation, transparency and several frames."""
     values = np.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=np.uint8)
     rgba = Image.fromarray(values)
     rgb = rgba.convert("RGB")
@@ -77,8 +77,8 @@ _PROGRAM = ImageProgram(
 )
 
 
-def try_picture(draw: random.Random) -> object:
-    """An altered picture, up to the vision tower's input."""
+def try_image(draw: random.Random) -> object:
+    """An altered image, up to the vision tower's input."""
     return run_program(load_image(altered(draw.choice(pictures()), draw)), _PROGRAM)
 
 

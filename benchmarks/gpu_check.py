@@ -44,7 +44,7 @@ from edgeprune.errors import EdgepruneError  # noqa: E402
 
 KEEP = 0.3
 NEW_TOKENS = 16
-PROMPT = "What is in the picture ?"
+PROMPT = "What is in the image ?"
 FLAVOUR = "tensorrt-rtx"
 # Where there is no GPU, engines are built for this one, only to see that they build.
 _DEFAULT_TARGET = "sm89"

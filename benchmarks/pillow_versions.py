@@ -1,9 +1,9 @@
-"""Whether pictures give the same bytes under several releases of Pillow.
+"""Whether images give the same bytes under several releases of Pillow.
 
     python -m benchmarks.pillow_versions [VERSION ...]
 
 Installs each release from PyPI into a folder of its own, puts that in front of the installed one, and runs
-the tests of recorded bytes, of reading pictures and of padding masks with it. Exits with 1 where one fails.
+the tests of recorded bytes, of reading images and of padding masks with it. Exits with 1 where one fails.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run as a script: make the repository's packages
 
 import numpy as np
 
-PROMPT = "What is in the picture ?"
+PROMPT = "What is in the image ?"
 
 
 def hugging_face(model: Any, inputs: dict[str, Any], keep: int, layer: int) -> dict[str, Callable[[], Any]]:
@@ -34,7 +34,7 @@ def hugging_face(model: Any, inputs: dict[str, Any], keep: int, layer: int) -> d
 
     Args:
         model: a LLaVA with its weights.
-        inputs: as the model's processor makes them, of one prompt with one picture.
+        inputs: as the model's processor makes them, of one prompt with one image.
         keep: visual tokens that FastV keeps.
         layer: it prunes before this layer.
     """

@@ -1,4 +1,4 @@
-"""Questions about drawn pictures as a benchmark's files, for `edgeprune eval` and `edgeprune calibrate`.
+"""Questions about drawn images as a benchmark's files, for `edgeprune eval` and `edgeprune calibrate`.
 
     python benchmarks/sample_questions.py -o questions --questions 1200
 
@@ -29,7 +29,7 @@ RANGES = {
 def write(folder: Path, questions: int, seeds: range) -> int:
     """Writes at least so many questions; returns how many.
 
-    Every picture is asked about in all its ways, so that the last one is not cut short.
+    Every image is asked about in all its ways, so that the last one is not cut short.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
@@ -55,10 +55,10 @@ def write(folder: Path, questions: int, seeds: range) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write questions about drawn pictures as benchmark files.")
+    parser = argparse.ArgumentParser(description="Write questions about drawn images as benchmark files.")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--questions", type=int, default=1200, help="how many at least (default: 1200)")
-    parser.add_argument("--seeds", choices=sorted(RANGES), default="held-out", help="which pictures to draw")
+    parser.add_argument("--seeds", choices=sorted(RANGES), default="held-out", help="which images to draw")
     options = parser.parse_args(arguments)
     seeds = RANGES[options.seeds]
     if not 1 <= options.questions <= 12 * len(seeds):

@@ -4,7 +4,7 @@
 
     edgeprune.export("llava-hf/llava-1.5-7b-hf", keep=0.3, output="bundle")
     model = edgeprune.load("bundle")
-    print(model.generate("What is in the picture?", images=["street.jpg"]).text)
+    print(model.generate("What is in the image?", images=["street.jpg"]).text)
 
 Importing this package loads the standard library alone; every name below is imported when it is first used.
 """

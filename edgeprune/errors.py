@@ -35,7 +35,7 @@ class EdgepruneError(Exception):
 
 
 class InputError(EdgepruneError):
-    """A value, a file or a picture that was handed in cannot be used."""
+    """A value, a file or an image that was handed in cannot be used."""
 
 
 class UnsupportedModelError(EdgepruneError):

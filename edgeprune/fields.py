@@ -85,5 +85,5 @@ MOST_COUNT = 1 << 30
 Count = Annotated[int, Field(strict=True, ge=0, le=MOST_COUNT)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
-"""A number as pictures are normalised with; finite."""
+"""A number as images are normalised with; finite."""
 Seconds = Annotated[float, Field(strict=True, ge=0, le=1e9)]

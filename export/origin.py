@@ -45,17 +45,15 @@ def fingerprint(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def origin(
-    folder: Path, source: str, plan: PruningPlan, grid: tuple[int, int], pictures: int = 0
-) -> FittedTo:
+def origin(folder: Path, source: str, plan: PruningPlan, grid: tuple[int, int], images: int = 0) -> FittedTo:
     """What a curve for this model and the first stage of this plan is fitted to.
 
     Args:
         folder: the model.
         source: how the user calls it, a folder or a hub id.
         plan: with at least one stage.
-        grid: rows and columns of visual tokens of one picture.
-        pictures: how many were measured.
+        grid: rows and columns of visual tokens of one image.
+        images: how many were measured.
     """
     return FittedTo(
         model=model_name(source),
@@ -63,7 +61,7 @@ def origin(
         method=plan.method,
         layer=plan.stages[0].layer,
         grid=grid,
-        pictures=pictures,
+        images=images,
     )
 
 

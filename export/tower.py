@@ -18,14 +18,14 @@ class MergingTower(nn.Module):
     """The layers of a CLIP or SigLIP tower, called one by one, with merging stages inside some of them.
 
     Such a layer's attention runs, then its tokens are merged, then its MLP. A token keeps the place in the
-    picture that it came from; the mean of the merged ones stands at the place of its survivor. Positions are
+    image that it came from; the mean of the merged ones stands at the place of its survivor. Positions are
     added in front of the first layer, so that what is left needs none.
 
     Args:
         tower: Hugging Face's vision model.
         stages: the merging stages.
         layers: how many of the tower's layers run.
-        skipped: tokens in front of the picture's, which are never merged (a class token).
+        skipped: tokens in front of the image's, which are never merged (a class token).
     """
 
     def __init__(self, tower: nn.Module, stages: Sequence[TowerStage], layers: int, skipped: int) -> None:
@@ -51,7 +51,7 @@ class MergingTower(nn.Module):
                 those of another runtime, say, where equal ones up to rounding may be in another order.
 
         Returns:
-            Hidden states [N, K, D] of the picture's remaining tokens; their places in its grid, int64 [N, K],
+            Hidden states [N, K, D] of the image's remaining tokens; their places in its grid, int64 [N, K],
             ascending; and per stage the attention that each of its tokens receives, float32.
         """
         own: list[torch.Tensor] = []
@@ -75,7 +75,7 @@ class MergingTower(nn.Module):
     def _merge(
         self, hidden: torch.Tensor, score: torch.Tensor, place: torch.Tensor, kept: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shortens the picture's tokens to `kept`: hidden [N, skipped + V, D], score and place [N, V]."""
+        """Shortens the image's tokens to `kept`: hidden [N, skipped + V, D], score and place [N, V]."""
         front, tokens = hidden[:, : self.skipped], hidden[:, self.skipped :]
         order = ranks(score)
         stays = (order < kept).to(torch.int64)

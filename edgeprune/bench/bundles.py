@@ -118,7 +118,7 @@ def _check_same_model(other: Measured, own: Measured) -> None:
         if name != "source" and found != expected:
             wrong.append(f"its {name.replace('_', ' ')} is {found} instead of {expected}")
     if theirs.image_program != ours.image_program:
-        wrong.append("it prepares pictures in another way")
+        wrong.append("it prepares images in another way")
     if _prompt_of(theirs) != _prompt_of(ours):
         wrong.append("its tokenizer or chat template is another one")
     if wrong:
@@ -155,6 +155,6 @@ def _check_same_limits(other: Measured, theirs: Sidecar, own: Measured, ours: Si
 
 def _in_words(limits: Limits) -> str:
     return (
-        f"{limits.batch} prompts of {limits.prompt} tokens and {limits.images} pictures with "
+        f"{limits.batch} prompts of {limits.prompt} tokens and {limits.images} images with "
         f"{limits.new_tokens} new tokens"
     )

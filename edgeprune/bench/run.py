@@ -33,9 +33,9 @@ from edgeprune.plans import Keep
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.child import child_command, child_environment
-from edgeprune.runtime.images import Picture, load_image
+from edgeprune.runtime.images import ImageLike, load_image
 
-DEFAULT_PROMPT = "What is in the picture?"
+DEFAULT_PROMPT = "What is in the image?"
 _PATIENCE = 30
 
 
@@ -55,7 +55,7 @@ class VariantResult:
     Attributes:
         name: "unpruned", "pruned without debias" or "pruned", or a bundle as it was named.
         engine: which engine ran, and by what it prunes; None where the ONNX files did.
-        visual_tokens: of the prompt's pictures, one for each place in their grids.
+        visual_tokens: of the prompt's images, one for each place in their grids.
         kept: how many are left after the last stage.
         padded_kept: how many of those are padding, by one mask for all variants; None where only the vision
             tower merges.
@@ -140,7 +140,7 @@ def run(
     keep: Keep = None,
     baselines: Sequence[str | os.PathLike[str]] = (),
     prompt: str = DEFAULT_PROMPT,
-    images: Sequence[Picture] | None = None,
+    images: Sequence[ImageLike] | None = None,
     runs: int = 5,
     warmup: int = 1,
     max_new_tokens: int = 16,
@@ -156,7 +156,7 @@ def run(
         keep: other keep ratios than the bundle was exported with, as for `Model.generate`.
         baselines: other bundles of the same model to measure beside it, as they are.
         prompt: the question.
-        images: its pictures; None draws one.
+        images: its images; None draws one.
         runs: measured runs of each variant.
         warmup: runs before those, not counted.
         max_new_tokens: tokens to decode in each run, at least 2.
@@ -202,7 +202,7 @@ def run(
                 backend=device.name,
                 threads=threads,
                 prompt=prompt,
-                pictures=tuple(files),
+                images=tuple(files),
                 new_tokens=max_new_tokens,
                 padding=padding,
             )
@@ -359,7 +359,7 @@ def _fit_together(backend: Backend, variants: Sequence[Measured]) -> bool:
 
 
 def _drawn() -> NDArray[np.uint8]:
-    """A picture of 640 x 480 pixels: discs on a gradient. Letterboxing pads it."""
+    """An image of 640 x 480 pixels: discs on a gradient. Letterboxing pads it."""
     rows, columns = np.mgrid[0:480, 0:640]
     picture = np.stack([rows // 2, columns // 3, (rows + columns) // 5], axis=-1).astype(np.uint8)
     for x, y, radius, color in ((160, 140, 70, (220, 60, 50)), (430, 300, 110, (40, 120, 220))):

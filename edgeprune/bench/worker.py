@@ -38,7 +38,7 @@ class Job(BaseModel):
         plan: what its stages keep and are debiased by.
         backend, threads: as for `load`.
         prompt: the question.
-        pictures: files of numpy arrays, uint8 [H, W, 3].
+        images: files of numpy arrays, uint8 [H, W, 3].
         new_tokens: how many to generate in each run.
         padding: the mask by which padding among the kept tokens is counted, the same for all variants.
     """
@@ -50,7 +50,7 @@ class Job(BaseModel):
     backend: str
     threads: int | None
     prompt: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     new_tokens: int
     padding: PaddingMask
 
@@ -59,7 +59,7 @@ class Job(BaseModel):
 class Run:
     """What one run took, in seconds and bytes; see `bench.VariantResult`.
 
-    `visual_tokens` are one for each place of the pictures' grids, and `tower_tokens` those of them that the
+    `visual_tokens` are one for each place of the images' grids, and `tower_tokens` those of them that the
     language graph gets; `kept` are the ones left after each stage, and `padded` is how many of the last ones
     are padding, None where only a vision tower merges. Memory is the peak so far, or of the first run where
     it is not this process's alone.
@@ -86,15 +86,15 @@ class Worker:
         options: dict[str, Any] = {} if job.threads is None else {"threads": job.threads}
         self._backend = open_backend(job.backend, **options)
         self._model = Model(job.bundle, read_manifest(job.bundle), self._backend)
-        self._pictures = [np.load(path) for path in job.pictures]
+        self._images = [np.load(path) for path in job.images]
         self._job = job
         self._memory: PeakMemory | None = None
 
     def run(self) -> Run:
-        """One prompt from its pictures' pixels to the last token; end-of-sequence tokens do not end it."""
+        """One prompt from its images' pixels to the last token; end-of-sequence tokens do not end it."""
         manifest, new_tokens = self._model.manifest, self._job.new_tokens
         started = perf_counter()
-        inputs = self._model.prepare(self._job.prompt, self._pictures)
+        inputs = self._model.prepare(self._job.prompt, self._images)
         needed, limit = len(inputs.input_ids) + new_tokens - 1, manifest.model.max_positions
         if needed > limit:
             raise InputError(

@@ -21,7 +21,7 @@ def plot(calibration: Calibration, path: Path) -> None:
     """
     about, stages = calibration.fitted_to, calibration.stages
     figure = new_figure(15, 0.6 + 4.4 * len(stages))
-    figure.suptitle(f"{about.model}, {about.method}, {about.pictures} images")
+    figure.suptitle(f"{about.model}, {about.method}, {about.images} images")
     for number, row in enumerate(figure.subfigures(len(stages), 1, squeeze=False)[:, 0]):
         _plot_stage(row, stages[number], about.grid, debiased=number == 0)
     save_figure(figure, path)

@@ -104,7 +104,7 @@ def calibration_of(
             strict=True,
         )
     ]
-    images = f"{belongs.pictures} images"
+    images = f"{belongs.images} images"
     source = f"measured on {belongs.model}, {belongs.method} before layer {belongs.layer}, {images}"
     curve = first.trend.curve.model_copy(update={"fitted_to": belongs, "source": source})
     return Calibration(belongs, tuple(found), first, curve)

@@ -16,7 +16,7 @@ from edgeprune.errors import InputError
 from edgeprune.questions.llava import IMAGE_ENDINGS, Files, llava_lines
 from edgeprune.questions.records import read_text
 
-DEFAULT_PROMPT = "What is in the picture?"
+DEFAULT_PROMPT = "What is in the image?"
 
 
 @dataclass(frozen=True)

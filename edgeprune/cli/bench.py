@@ -38,9 +38,9 @@ def bench(
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="A picture, may be repeated; by default one is drawn."),
+        typer.Option(metavar="FILE", help="An image, may be repeated; by default one is drawn."),
     ] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = "What is in the picture?",
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = "What is in the image?",
     runs: Annotated[int, typer.Option(metavar="N", help="Measured runs of each variant.")] = 5,
     warmup: Annotated[int, typer.Option(metavar="N", help="Runs before those, not counted.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to decode in each run.")] = 16,

@@ -45,11 +45,11 @@ def build(
     max_prompt: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Tokens of a prompt, visual ones included; by default the pictures' and 512."
+            metavar="N", help="Tokens of a prompt, visual ones included; by default the images' and 512."
         ),
     ] = None,
     max_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Pictures of a prompt; by default 1.")
+        int | None, typer.Option(metavar="N", help="Images of a prompt; by default 1.")
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens generated after a prompt; by default 512.")
@@ -105,7 +105,7 @@ def build(
         ("built for", f"{' and '.join(sidecar.targets)}, with {sidecar.flavour} {sidecar.version}"),
         (
             "limits",
-            f"{limits.batch} prompts of {limits.prompt} tokens and {limits.images} pictures, "
+            f"{limits.batch} prompts of {limits.prompt} tokens and {limits.images} images, "
             f"{limits.new_tokens} new tokens each",
         ),
         ("pruning", f"by the {sidecar.pruning}" if sidecar.pruning != "no pruning" else "none"),

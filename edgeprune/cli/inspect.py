@@ -1,4 +1,4 @@
-"""`edgeprune inspect`: what a bundle is, and what it keeps of a picture."""
+"""`edgeprune inspect`: what a bundle is, and what it keeps of an image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune.cli import summary
+from edgeprune.cli.images import check_drawable, draw_reply
 from edgeprune.cli.output import Backend, Bundle, Json, print_fields, print_json
-from edgeprune.cli.pictures import check_drawable, draw_reply
 from edgeprune.cli.text import typed
 from edgeprune.errors import OutputError
 
@@ -27,7 +27,7 @@ def inspect(
     ] = None,
     prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="The question that decides what is kept, with --image.")
-    ] = "What is in the picture?",
+    ] = "What is in the image?",
     draw: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where they are drawn; by default kept.png."),

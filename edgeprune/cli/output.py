@@ -140,11 +140,11 @@ class _Bars:
             self._task = None
 
 
-def check_picture_path(path: Path) -> None:
-    """Refuses a picture's path before any work is done for it.
+def check_image_path(path: Path) -> None:
+    """Refuses an image's path before any work is done for it.
 
     Raises:
-        InputError: the name does not end as a picture's.
+        InputError: the name does not end as an image's.
         OutputError: the folder does not exist or cannot be written to; or what is there is no file.
     """
     from PIL import Image
@@ -152,15 +152,15 @@ def check_picture_path(path: Path) -> None:
     Image.init()
     writable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.SAVE}
     if path.suffix.lower() not in writable:
-        raise InputError(f"{path} does not end as a picture's name: expected .png, .jpg or the like")
+        raise InputError(f"{path} does not end as an image's name: expected .png, .jpg or the like")
     if (os.path.exists(path) and not os.path.isfile(path)) or not os.path.isdir(path.parent):
         raise OutputError(f"{path} cannot be written: expected a file's name in a folder that exists")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path.parent} cannot be written to: choose another place for the picture")
+        raise OutputError(f"{path.parent} cannot be written to: choose another place for the image")
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture. The file is complete or as it was before, never half written.
+def save_image(picture: Image.Image, path: Path) -> None:
+    """Writes an image. The file is complete or as it was before, never half written.
 
     Raises:
         OutputError: it cannot be written.
@@ -170,4 +170,4 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     Image.init()
     content = io.BytesIO()
     picture.save(content, format=Image.EXTENSION[path.suffix.lower()])
-    write_bytes(path, content.getvalue(), "the picture")
+    write_bytes(path, content.getvalue(), "the image")

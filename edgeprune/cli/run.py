@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeprune.cli.images import check_drawable, draw_reply, images_of
 from edgeprune.cli.output import (
     Backend,
     Bundle,
@@ -20,7 +21,6 @@ from edgeprune.cli.output import (
     print_reason,
     seconds_text,
 )
-from edgeprune.cli.pictures import check_drawable, draw_reply, images_of
 from edgeprune.cli.pruning import RunDebias, RunKeep, read_shares
 from edgeprune.cli.text import from_stdin, typed
 from edgeprune.errors import InputError, printable
@@ -95,7 +95,7 @@ def run(
 
     The answer comes out on stdout as it is generated, the statistics follow on stderr.
 
-    `edgeprune run out --image street.jpg --prompt "What is in the picture?"`
+    `edgeprune run out --image street.jpg --prompt "What is in the image?"`
     """
     from edgeprune.bundle import read_manifest
     from edgeprune.runtime import load

@@ -29,7 +29,7 @@ def verify(
 ) -> None:
     """Check a bundle's files, graphs and results.
 
-    Files are compared with their hashes. Alone, the graphs run on a drawn picture and must keep the
+    Files are compared with their hashes. Alone, the graphs run on a drawn image and must keep the
     tokens of the numpy reference, and another back end is compared with ONNX Runtime, output by output. With
     `--against`, the bundle is compared with the original model as when it was exported.
     """

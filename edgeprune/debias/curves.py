@@ -1,7 +1,7 @@
 """Bias curves: the weight w_i that undoes the recency bias of attention, by a visual token's index i.
 
-Language-to-vision attention, averaged over many pictures, rises with a token's index whatever the
-pictures show. A trend f is fitted to that mean, and w_i = f(0) / f(i) takes it out again
+Language-to-vision attention, averaged over many images, rises with a token's index whatever the
+images show. A trend f is fitted to that mean, and w_i = f(0) / f(i) takes it out again
 (arXiv 2508.17807). A curve is kept as the trend's parameters or as a table of weights, in JSON.
 """
 
@@ -37,7 +37,7 @@ from edgeprune.json_file import read_json
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
 
-# Far more than any picture has; keeps a wrong number in a file from asking for all memory.
+# Far more than any image has; keeps a wrong number in a file from asking for all memory.
 _MOST_TOKENS = 1 << 20
 
 
@@ -58,7 +58,7 @@ class FittedTo(Part):
         method: the pruning method whose scoring rows paid the attention.
         layer: of the pruning stage.
         grid: (rows, cols) of visual tokens.
-        pictures: how many were measured.
+        images: how many were measured.
     """
 
     model: Line
@@ -66,7 +66,7 @@ class FittedTo(Part):
     method: Line
     layer: Layer
     grid: tuple[Pixels, Pixels]
-    pictures: Count
+    images: Count
 
 
 class _Curve(BaseModel):
@@ -130,7 +130,7 @@ class ExponentialCurve(_Curve):
 
     Attributes:
         b: growth of the attention per token, a finite number.
-        num_tokens: the visual tokens of one picture that b was fitted to.
+        num_tokens: the visual tokens of one image that b was fitted to.
         source: where the curve comes from, for people.
 
     Raises:
@@ -166,7 +166,7 @@ class CubicCurve(_Curve):
 
     Attributes:
         coefficients: c0, c1, c2, c3, finite numbers.
-        num_tokens: the visual tokens of one picture that f was fitted to.
+        num_tokens: the visual tokens of one image that f was fitted to.
         source: where the curve comes from, for people.
 
     Raises:
@@ -224,7 +224,7 @@ class CubicCurve(_Curve):
 
 
 class TabulatedCurve(_Curve):
-    """A weight for each visual token of a picture, where no formula fits.
+    """A weight for each visual token of an image, where no formula fits.
 
     The table is called `weights` when a curve is made and in JSON, and `table` on the object, where
     `weights` is the method that every curve has.

@@ -1,6 +1,6 @@
-"""Padding masks: which visual tokens show the picture, and which only the padding around it.
+"""Padding masks: which visual tokens show the image, and which only the padding around it.
 
-A picture of another shape than the vision tower's square input is letterboxed: centred, with padding on
+An image of another shape than the vision tower's square input is letterboxed: centred, with padding on
 both sides of its short axis. That padding draws attention though it carries nothing, so its tokens get
 m = 0 in the debiased score (arXiv 2508.17807).
 
@@ -27,7 +27,7 @@ _MAX_SIDE = 1 << 26
 
 
 class PaddingMask(Part):
-    """Which visual tokens show only padding, by a picture's size; `none` where pictures are never padded.
+    """Which visual tokens show only padding, by an image's size; `none` where images are never padded.
 
     That says what a token is. Whether a selection goes by it is the plan's `debias`.
     """
@@ -43,15 +43,15 @@ def letterbox_valid(
 
     Padding takes |W - H| / (2 * max(W, H)), not rounded, of the square on both sides of its short axis
     (arXiv 2508.17807). A token is padding where the padded share of its cell exceeds the threshold. The
-    padding of both sides counts where a very elongated picture is thinner than a cell.
+    padding of both sides counts where a very elongated image is thinner than a cell.
 
     Args:
-        width, height: of the picture before letterboxing, in pixels.
+        width, height: of the image before letterboxing, in pixels.
         grid: (rows, cols) of visual tokens.
         threshold: 0 to 1. Published: 0.5 for FastV, HiMAP and TokenCarve, 0.01 for PyramidDrop.
 
     Returns:
-        float32 [rows * cols], 1 where the token shows the picture, 0 for padding. All 0 where the picture
+        float32 [rows * cols], 1 where the token shows the image, 0 for padding. All 0 where the image
         is so elongated that no cell passes; the selection then takes padded tokens, lowest index first.
 
     Raises:
@@ -70,23 +70,23 @@ def letterbox_valid(
 def letterbox_valid_bilinear(
     width: int, height: int, grid: tuple[int, int], threshold: float = 0.5
 ) -> NDArray[np.float32]:
-    """The padding mask by shrinking the picture's own mask, the rule published for SparseVLM.
+    """The padding mask by shrinking the image's own mask, the rule published for SparseVLM.
 
-    The square that the picture is letterboxed into, of 1 where the picture is and 0 elsewhere, is resized
+    The square that the image is letterboxed into, of 1 where the image is and 0 elsewhere, is resized
     to the grid by Pillow's bilinear filter, which is a triangle as wide as two cells, and a token is valid
-    where the result is at least the threshold. As published, the picture stands (max - min) // 2 pixels
+    where the result is at least the threshold. As published, the image stands (max - min) // 2 pixels
     behind the square's edge, so that an odd difference puts it half a pixel off the middle.
 
     The arithmetic is Pillow's for 8 bits: each pixel's weight is a whole number of 2^-22, rounded. At the
     published threshold the masks are therefore Pillow's own, also where half a token is padding.
 
     Args:
-        width, height: of the picture before letterboxing, in pixels; at most 2^26.
+        width, height: of the image before letterboxing, in pixels; at most 2^26.
         grid: (rows, cols) of visual tokens.
         threshold: 0 to 1, published 0.5.
 
     Returns:
-        float32 [rows * cols], 1 where the token shows the picture, 0 for padding. All 0 where the picture
+        float32 [rows * cols], 1 where the token shows the image, 0 for padding. All 0 where the image
         is too thin to reach any token.
 
     Raises:
@@ -95,7 +95,7 @@ def letterbox_valid_bilinear(
     width, height = _check(width, height, grid, threshold)
     side, short = max(width, height), min(width, height)
     if side > _MAX_SIDE:
-        raise InputError(f"the picture's longer side is {side} pixels: expected at most {_MAX_SIDE}; crop it")
+        raise InputError(f"the image's longer side is {side} pixels: expected at most {_MAX_SIDE}; crop it")
     cells = grid[0] if width > height else grid[1]
     first = (side - short) // 2
     # In units of 1 / (2 * cells) of a pixel, pixel p's centre and a token's centre are whole numbers, and so
@@ -126,7 +126,7 @@ def _check(width: int, height: int, grid: tuple[int, int], threshold: float) -> 
     _check_grid(grid)
     for name, size in (("width", width), ("height", height)):
         if not (size > 0 and math.isfinite(size)):
-            raise InputError(f"the {name} is {size}: expected a number of pixels above 0; check the picture")
+            raise InputError(f"the {name} is {size}: expected a number of pixels above 0; check the image")
     if not 0 <= threshold <= 1:
         raise InputError(
             f"the padding threshold is {threshold}: expected a share from 0 to 1; 0.5 is the usual one"

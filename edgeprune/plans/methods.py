@@ -45,7 +45,7 @@ class Method(Protocol):
     Attributes:
         name: what users call it.
         ranking: what its selections rank the visual tokens by; None where it has none.
-        padding_mask: how a letterboxed picture's padding mask is made, as published.
+        padding_mask: how a letterboxed image's padding mask is made, as published.
         preset: its published bias curve, by the name of `edgeprune.debias.curves.load_preset`, or None.
         keep_is_free: whether a graph of it keeps as many as each run asks for.
     """
@@ -80,8 +80,8 @@ class Method(Protocol):
             layers: decoder layers.
             keep: see the module's description.
             layer: before which layer each selection is; None is the published layers, scaled to the depth.
-            visual_tokens: of one picture. Later selections then keep exactly the published counts of it;
-                without, or in prompts of several pictures, they round shares.
+            visual_tokens: of one image. Later selections then keep exactly the published counts of it;
+                without, or in prompts of several images, they round shares.
             seed: of random pruning.
             tower_layers: layers of the vision tower in front of the visual tokens; 0 where these come from
                 several of them.
@@ -173,9 +173,9 @@ class StagedMethod:
         tower: tuple[TowerStage, ...] = ()
         if self.tower:
             if visual_tokens is None:
-                raise ValueError(f"{self.name} needs the number of a picture's visual tokens")
+                raise ValueError(f"{self.name} needs the number of an image's visual tokens")
             tower = self._tower(tower_layers, visual_tokens, shares[0])
-            # Of what the tower leaves, not of the picture.
+            # Of what the tower leaves, not of the image.
             shares = [read_share(min(1.0, share / exact[0])) for share in exact[1:]]
             visual_tokens = None
         stages: list[PruningStage] = []
@@ -251,7 +251,7 @@ class StagedMethod:
         return at
 
     def _tower(self, layers: int, places: int, share: Fraction) -> tuple[TowerStage, ...]:
-        """Merges a picture's tokens down to a share, as many as can be in each of the tower's layers."""
+        """Merges an image's tokens down to a share, as many as can be in each of the tower's layers."""
         left = nearest_count(places, share)
         if left == places:
             return ()
@@ -307,7 +307,7 @@ def _part(reached: int, kept: int) -> int:
     if kept_count(reached, part) != kept:
         raise InputError(
             f"{kept} of {reached} visual tokens is no whole number of ten-thousandths: at most {WHOLE} "
-            "visual tokens a picture can be kept in exact numbers"
+            "visual tokens an image can be kept in exact numbers"
         )
     return part
 

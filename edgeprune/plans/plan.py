@@ -202,14 +202,14 @@ class PruningStage(Part):
 
 
 class TowerStage(Part):
-    """One merging of a picture's visual tokens inside the vision tower.
+    """One merging of an image's visual tokens inside the vision tower.
 
     The tokens that receive least attention, the mean over heads and over all rows, are averaged into the
     least attended one of those that stay (arXiv 2412.06263).
 
     Attributes:
         layer: of the tower, counting from 0; tokens are merged between its attention and its MLP.
-        kept: how many of one picture's tokens stay.
+        kept: how many of one image's tokens stay.
     """
 
     layer: Layer

@@ -144,7 +144,7 @@ def _positions_apart(tested: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) -> _Arrays:
-    """A picture, an eighth of it padding, between random words."""
+    """An image, an eighth of it padding, between random words."""
     image, visual = manifest.prompt.image_token_id, len(embeds)
     words = rng.integers(0, manifest.model.vocab_size, size=_TEXT)
     words[words == image] = 0 if image else 1

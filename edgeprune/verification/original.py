@@ -1,6 +1,6 @@
 """Comparing a bundle with the model it was made from.
 
-Three independent statements are checked, on random inputs and on a drawn picture with a real prompt:
+Three independent statements are checked, on random inputs and on a drawn image with a real prompt:
 1. the ONNX graph, run by ONNX Runtime, computes what the torch decoder computes (logits, kept tokens,
    prefill and decode steps);
 2. they compute what Hugging Face's own model computes: the graph's logits, where every stage keeps all; the
@@ -134,7 +134,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     figures = Figures()
     record = figures.add
 
-    cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_picture_case(bundle, manifest)]
+    cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_image_case(bundle, manifest)]
     tower = manifest.plan.tower
     received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
     parts = family.parts(model, tower)
@@ -376,7 +376,7 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
 
 
 def _random_case(manifest: Manifest, seed: int) -> Case:
-    """A batch of two with left padding in one row and `seed + 1` pictures of noise each."""
+    """A batch of two with left padding in one row and `seed + 1` images of noise each."""
     rng = np.random.default_rng(seed)
     side = max(manifest.image_program.feed.size)
     layout = PromptLayout((manifest.image_program.layout(side, side),) * (seed + 1))
@@ -396,8 +396,8 @@ def _random_case(manifest: Manifest, seed: int) -> Case:
     return Case("random", ids, mask, pixels, layout, valid, place)
 
 
-def _picture_case(bundle: Path, manifest: Manifest) -> Case:
-    """A drawn wide picture, as the bundle's numbers have it, in a prompt of its tokenizer."""
+def _image_case(bundle: Path, manifest: Manifest) -> Case:
+    """A drawn wide image, as the bundle's numbers have it, in a prompt of its tokenizer."""
     from tokenizers import Tokenizer
 
     program = manifest.image_program
@@ -412,7 +412,7 @@ def _picture_case(bundle: Path, manifest: Manifest) -> Case:
     pixels = np.stack([((channels - mean) / std).astype(np.float32)] * tiles)
     tokenizer = Tokenizer.from_file(str(bundle / manifest.prompt.tokenizer))
     before = tokenizer.encode("USER: ").ids
-    after = tokenizer.encode(" What is in the picture? ASSISTANT:", add_special_tokens=False).ids
+    after = tokenizer.encode(" What is in the image? ASSISTANT:", add_special_tokens=False).ids
     visual = [manifest.prompt.image_token_id] * (tiles * manifest.tokens_per_tile)
     ids = np.array([before + visual + after], dtype=np.int64)
     valid = layout.valid(manifest.padding_mask)[None]

@@ -75,16 +75,14 @@ def _interface_apart(model: Any, graph: Any) -> int:
 
 
 def check_run(bundle: Path, manifest: Manifest, backend: str) -> list[Check]:
-    """Runs the bundle on a drawn wide picture and compares what it kept with the numpy reference.
+    """Runs the bundle on a drawn wide image and compares what it kept with the numpy reference.
 
     Raises:
         PruningError, BackendError, MissingDependencyError: as `load` and `Model.generate`.
     """
     from edgeprune.runtime import load
 
-    reply = load(bundle, backend).generate(
-        "What is in the picture?", [_picture()], max_new_tokens=_NEW_TOKENS
-    )
+    reply = load(bundle, backend).generate("What is in the image?", [_picture()], max_new_tokens=_NEW_TOKENS)
     return [_equal("graph runs: tokens missing", 0 if reply.token_ids else 1)] + [
         _equal(f"stage {number}: kept tokens besides the numpy reference's", _kept_apart(stage))
         for number, stage in enumerate(reply.stages)

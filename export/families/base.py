@@ -69,7 +69,7 @@ class Family(ABC):
 
     @abstractmethod
     def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        """The vision tower's own attention to the picture's places, [N, heads, rows, places]."""
+        """The vision tower's own attention to the image's places, [N, heads, rows, places]."""
 
     @abstractmethod
     def image_size(self, config: PretrainedConfig) -> tuple[int, int]:
@@ -77,7 +77,7 @@ class Family(ABC):
 
     @abstractmethod
     def grid(self, config: PretrainedConfig) -> tuple[int, int]:
-        """Rows and columns of visual tokens of one picture."""
+        """Rows and columns of visual tokens of one image."""
 
     def build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         """The model with unset weights, in its final dtype, in eval mode."""

@@ -17,7 +17,7 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 def _skipped(config: PretrainedConfig) -> int:
-    """Tokens in front of the picture's: `Llava.check` has seen to it that this is a class token or none."""
+    """Tokens in front of the image's: `Llava.check` has seen to it that this is a class token or none."""
     return int(config.vision_feature_select_strategy == "default")
 
 
@@ -66,13 +66,13 @@ class Llava(Family):
                 f"{supported()}"
             )
         # Only CLIP has a class token in front of its patches; "full" would count it as a visual token
-        # without a place in the picture.
+        # without a place in the image.
         has_class_token = tower == "clip_vision_model"
         skips = config.vision_feature_select_strategy == "default"
         if has_class_token != skips:
             raise UnsupportedModelError(
                 f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} with {tower!r} is "
-                f"not supported: every visual token must be a place in the picture. {supported()}"
+                f"not supported: every visual token must be a place in the image. {supported()}"
             )
         check_text_config(config.text_config)
 

@@ -3,7 +3,7 @@
     from edgeprune.runtime import load
 
     model = load("bundle")
-    print(model.generate("What is in the picture?", images=["street.jpg"]).text)
+    print(model.generate("What is in the image?", images=["street.jpg"]).text)
 
 Importing this package loads nothing else; every name below is imported when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Pictures of kept and dropped visual tokens."""
+"""Images of kept and dropped visual tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from edgeprune.errors import InputError
 from edgeprune.image_program import ImageProgram, Letterbox
 from edgeprune.manifest import Manifest
-from edgeprune.runtime.images import Picture, load_image
+from edgeprune.runtime.images import ImageLike, load_image
 from edgeprune.runtime.stages import StageResult
 
-# The longer side of a drawn picture in pixels: tokens of a 24 x 24 grid are then 20 wide.
+# The longer side of a drawn image in pixels: tokens of a 24 x 24 grid are then 20 wide.
 _SIDE = 480
 _MARGIN, _LINE = 20, 24
 _PAPER, _INK, _FAINT, _KEPT, _WASTED = "#ffffff", "#1b1f24", "#6b7280", "#12a150", "#e5484d"
-# How much of a dropped token's picture stays visible.
+# How much of a dropped token's image stays visible.
 _DIMMED = 0.3
 
 
@@ -33,9 +33,9 @@ class _Panel:
 
 
 def draw_kept(
-    manifest: Manifest, images: Sequence[Picture], stage: StageResult, title: str | None = None
+    manifest: Manifest, images: Sequence[ImageLike], stage: StageResult, title: str | None = None
 ) -> Image.Image:
-    """Kept and dropped tokens over the pictures as the model saw them, without and with debias side by side.
+    """Kept and dropped tokens over the images as the model saw them, without and with debias side by side.
 
     Dropped tokens are dimmed. Kept ones have a green frame; a red one where they are padding. "Without
     debias" is what the same scores select without bias curve and padding mask. A stage that nothing debiases
@@ -43,15 +43,15 @@ def draw_kept(
 
     Args:
         manifest: of the bundle.
-        images: the prompt's pictures, as they were given to `Model.generate`; file objects rewound.
+        images: the prompt's images, as they were given to `Model.generate`; file objects rewound.
         stage: one of `Reply.stages`.
         title: a line above; None for the plan's description.
 
     Returns:
-        An RGB picture, one row per picture of the prompt.
+        An RGB image, one row per image of the prompt.
 
     Raises:
-        InputError: the pictures do not match the stage's visual tokens.
+        InputError: the images do not match the stage's visual tokens.
     """
     pictures = [load_image(image) for image in images]
     program = manifest.image_program
@@ -60,8 +60,8 @@ def draw_kept(
     last = views[-1].first if views else 0
     if not views or not last < reached <= last + len(views[-1].boxes):
         raise InputError(
-            f"{len(images)} pictures are to be drawn with visual tokens up to number {reached}: expected the "
-            "pictures of the prompt; give those and no others"
+            f"{len(images)} images are to be drawn with visual tokens up to number {reached}: expected the "
+            "images of the prompt; give those and no others"
         )
     panels = _panels(stage)
     color = program.fit.color if isinstance(program.fit, Letterbox) else (0, 0, 0)
@@ -149,7 +149,7 @@ def _count(kept: int, of: int, padded: NDArray[np.bool_]) -> str:
 
 
 def _marked(seen: Image.Image, kept: NDArray[np.float64], padded: NDArray[np.bool_]) -> Image.Image:
-    """The picture dimmed, but for the boxes in `kept`, float64 [K, 4] in shares of it, which get frames."""
+    """The image dimmed, but for the boxes in `kept`, float64 [K, 4] in shares of it, which get frames."""
     pale = Image.blend(seen, Image.new("RGB", seen.size, _PAPER), 1 - _DIMMED)
     pen = ImageDraw.Draw(pale)
     for box, is_padding in zip(kept, padded.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Pictures, from wherever they come, as RGB arrays."""
+"""Images, from wherever they come, as RGB arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edgeprune.errors import InputError
 from edgeprune.files import open_regular
-from edgeprune.runtime.picture_formats import (
+from edgeprune.runtime.image_formats import (
     DECODED,
     EXPECTED,
     FORMATS,
@@ -27,12 +27,12 @@ from edgeprune.runtime.picture_formats import (
 )
 from edgeprune.runtime.pixels import rgb
 
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
 
 # 67 megapixels: above the 50 of today's large camera sensors, and 0.2 GB as RGB, which the smallest board
 # that runs a vision-language model can spare. A crafted file of some kB can claim far more.
 MAX_PIXELS = 1 << 26
-# What decoding may take beside the encoded picture: 0.54 GB. Most formats reach `MAX_PIXELS` within it (a
+# What decoding may take beside the encoded image: 0.54 GB. Most formats reach `MAX_PIXELS` within it (a
 # colour PNG or JPEG takes 7 bytes a pixel, 0.47 GB), WebP 33 megapixels (16 bytes), a progressive JPEG 53.
 MAX_DECODING_BYTES = 1 << 29
 # The largest encoded file: 67 megapixels of 4 bytes, not compressed, and its header.
@@ -42,17 +42,17 @@ _ORIENTATION = 0x0112
 _WARNINGS = threading.Lock()
 
 
-def load_image(source: Picture) -> NDArray[np.uint8]:
-    """Reads a picture: JPEG, PNG, WebP, BMP, TIFF or GIF.
+def load_image(source: ImageLike) -> NDArray[np.uint8]:
+    """Reads an image: JPEG, PNG, WebP, BMP, TIFF or GIF.
 
     The EXIF orientation is applied, transparency is blended onto white, and every other mode (palette,
     greyscale, CMYK, ...) becomes RGB, as Hugging Face's `load_image` and `do_convert_rgb` do; grey of 16 or
     32 bits is scaled to 8 as viewers do (see `pixels.rgb`), where Hugging Face cuts it off at white. Of an
     animation, the first frame is read. Damaged EXIF data counts as none.
 
-    Decoding takes at most `MAX_DECODING_BYTES` beside the encoded picture. The header tells what it will
+    Decoding takes at most `MAX_DECODING_BYTES` beside the encoded image. The header tells what it will
     take. A JPEG that would take more is decoded at a half, a quarter or an eighth of its size; every other
-    picture that would is refused.
+    image that would is refused.
 
     Args:
         source: a path, an encoded file's bytes, a binary file object, a PIL image, or an array uint8
@@ -62,7 +62,7 @@ def load_image(source: Picture) -> NDArray[np.uint8]:
         uint8 [H, W, 3]. It may share memory with an array that was handed in.
 
     Raises:
-        InputError: the file is missing, unreadable or no regular file, is no picture of these formats, is
+        InputError: the file is missing, unreadable or no regular file, is no image of these formats, is
             truncated, has no pixels, or is too large (found out before anything is decoded); or the array
             has another shape or dtype.
     """
@@ -79,7 +79,7 @@ def load_image(source: Picture) -> NDArray[np.uint8]:
         name = f"the file object {getattr(source, 'name', type(source).__name__)}"
         return _decode(_seekable(source, name), name)
     raise InputError(
-        f"a picture of type {type(source).__name__} is not supported: expected a path, bytes, a binary file "
+        f"an image of type {type(source).__name__} is not supported: expected a path, bytes, a binary file "
         "object, a PIL image or a uint8 array"
     )
 
@@ -88,13 +88,13 @@ def load_image(source: Picture) -> NDArray[np.uint8]:
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     name = os.fsdecode(path)
     if name.startswith(("http://", "https://", "data:")):
-        raise InputError(f"the picture {name[:80]} is not a local file: download it first and give its path")
+        raise InputError(f"the image {name[:80]} is not a local file: download it first and give its path")
     try:
-        file = open_regular(path, "the picture")
+        file = open_regular(path, "the image")
     except FileNotFoundError as error:
-        raise InputError(f"there is no picture {name}: check the path") from error
+        raise InputError(f"there is no image {name}: check the path") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"the picture {name} cannot be read ({error}): check its path and rights") from error
+        raise InputError(f"the image {name} cannot be read ({error}): check its path and rights") from error
     with file:
         yield file
 
@@ -140,7 +140,7 @@ def _from_pil(picture: Image.Image) -> NDArray[np.uint8]:
     if picture.format not in DECODED:
         raise InputError(
             f"{name} is opened from a {picture.format} file: expected {EXPECTED}, or an image of no "
-            "file; hand over a copy, as picture.copy() makes one"
+            "file; hand over a copy, as image.copy() makes one"
         )
     # Not drafted: that would change an object that is not ours. Without tiles it is decoded, unless a WebP.
     waiting = bool(picture.tile) or picture.format == "WEBP"
@@ -192,7 +192,7 @@ def _orientation(picture: Image.Image) -> int:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Pillow warns of large pictures, whose limit here is the lower one, and of damage that costs nothing."""
+    """Pillow warns of large images, whose limit here is the lower one, and of damage that costs nothing."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -202,10 +202,10 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
         raise InputError(
-            f"the picture's array is {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3] in "
+            f"the image's array is {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3] in "
             "RGB or uint8 [height, width]; convert it first"
         )
-    _check_size(array.shape[1], array.shape[0], 0, "the picture's array")
+    _check_size(array.shape[1], array.shape[0], 0, "the image's array")
     return np.repeat(array[:, :, None], 3, axis=2) if grey else np.ascontiguousarray(array)
 
 

@@ -37,7 +37,7 @@ def checked(messages: Sequence[Message]) -> Checked:
 
 
 def question(text: str, images: int) -> Checked:
-    """One message of a user: the pictures first, then the text."""
+    """One message of a user: the images first, then the text."""
     parts = _Parts([*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}])
     return [{"role": "user", "content": parts}]
 
@@ -100,8 +100,8 @@ def marked(messages: Checked) -> tuple[Checked, list[Said]]:
     return result, said
 
 
-def pictures(messages: Checked) -> int:
-    """How many parts are pictures."""
+def images_in(messages: Checked) -> int:
+    """How many parts are images."""
     return sum(part["type"] == "image" for message in messages for part in _parts(message["content"], ""))
 
 
@@ -129,7 +129,7 @@ def _checked_part(part: Any, number: int) -> dict[str, str]:
             check_text(part["text"], f"message {number}")
             return {"type": "text", "text": str(part["text"])}
     raise InputError(
-        f"message {number} has the part {part!r:.80}: expected {{'type': 'image'}}, its picture handed over "
+        f"message {number} has the part {part!r:.80}: expected {{'type': 'image'}}, its image handed over "
         "separately in the same order, or {'type': 'text', 'text': ...}"
     )
 
@@ -148,7 +148,7 @@ def _parts(content: Any, _image_token: str) -> Any:
 
 
 def _string(content: Any, image_token: str) -> str:
-    """The texts joined, with a line of the image token for each picture."""
+    """The texts joined, with a line of the image token for each image."""
     return "".join(
         part["text"] if part["type"] == "text" else f"{image_token}\n" for part in _parts(content, "")
     )

@@ -1,4 +1,4 @@
-"""A bundle, loaded: prompts and pictures in, text and statistics out."""
+"""A bundle, loaded: prompts and images in, text and statistics out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep, PruningPlan
 from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import Backend, open_backend
-from edgeprune.runtime.images import Picture, load_image
+from edgeprune.runtime.images import ImageLike, load_image
 from edgeprune.runtime.messages import Message, PromptLike
 from edgeprune.runtime.programs import run_program
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings
@@ -98,7 +98,7 @@ class Model:
     def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation
         self,
         prompt: str | Sequence[Message],
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageLike] = (),
         *,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
@@ -114,7 +114,7 @@ class Model:
     def generate(
         self,
         prompt: Sequence[PromptLike],
-        images: Sequence[Sequence[Picture]],
+        images: Sequence[Sequence[ImageLike]],
         *,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
@@ -144,7 +144,7 @@ class Model:
 
         Args:
             prompt: a string, or the messages of a conversation; or a list of strings or of conversations.
-            images: the pictures of the prompt, in the order of its image places; for a list of prompts, a
+            images: the images of the prompt, in the order of its image places; for a list of prompts, a
                 list of such lists. Paths, bytes, file objects, PIL images or uint8 arrays.
             keep: the share of visual tokens to keep, 0 < keep <= 1, as for `edgeprune.export`; 1 runs the
                 unpruned model. None is what the bundle was exported with.
@@ -163,7 +163,7 @@ class Model:
             A Reply for one prompt, a list of them in the same order for a list.
 
         Raises:
-            InputError: a picture, a prompt or a number cannot be used.
+            InputError: an image, a prompt or a number cannot be used.
             PruningError: the graph did not prune as the bundle's plan says.
         """
         single = isinstance(prompt, str) or _is_conversation(prompt)
@@ -209,15 +209,15 @@ class Model:
         if template is not None and any(isinstance(one, str) and token in one for one in prompts):
             note(f"a prompt that holds {token} is used as it stands, without the chat template")
 
-    def prepare(self, prompt: PromptLike, images: Sequence[Picture] = ()) -> PromptInputs:
-        """A prompt and its pictures as the session takes them.
+    def prepare(self, prompt: PromptLike, images: Sequence[ImageLike] = ()) -> PromptInputs:
+        """A prompt and its images as the session takes them.
 
         Raises:
-            InputError: a picture or the prompt cannot be used.
+            InputError: an image or the prompt cannot be used.
         """
         started = perf_counter()
         manifest, size = self.manifest, self.manifest.image_program.feed.size
-        pictures = [load_image(picture) for picture in _checked_pictures(images)]
+        pictures = [load_image(picture) for picture in _checked_images(images)]
         seen = [run_program(picture, manifest.image_program) for picture in pictures]
         layout = PromptLayout(tuple(one.layout for one in seen))
         ids = self._encoder.encode(prompt, [self._text(image) for image in layout.images])
@@ -313,27 +313,27 @@ def _is_conversation(prompt: object) -> bool:
     return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
 
 
-def _checked_batch(prompts: Any, images: Any) -> tuple[list[PromptLike], list[Sequence[Picture]]]:
+def _checked_batch(prompts: Any, images: Any) -> tuple[list[PromptLike], list[Sequence[ImageLike]]]:
     if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)) or not prompts:
         raise InputError(
             f"the prompt is {prompts!r:.80}: expected a string, the messages of a conversation, or a list of "
             "at least one of either"
         )
-    pictures = _checked_pictures(images) or [()] * len(prompts)
+    pictures = _checked_images(images) or [()] * len(prompts)
     if len(pictures) != len(prompts):
         raise InputError(
-            f"{len(prompts)} prompts come with {len(pictures)} lists of pictures: expected one list each; "
-            "give an empty one to a prompt without pictures"
+            f"{len(prompts)} prompts come with {len(pictures)} lists of images: expected one list each; "
+            "give an empty one to a prompt without images"
         )
     return list(prompts), pictures
 
 
-def _checked_pictures(images: Any) -> list[Any]:
+def _checked_images(images: Any) -> list[Any]:
     single = isinstance(images, (str, bytes, bytearray, os.PathLike, np.ndarray, Image.Image))
     if single or not isinstance(images, Sequence):
         raise InputError(
-            f"the pictures are one {type(images).__name__}: expected a list, for a list of prompts one for "
-            "each prompt; put a single picture in brackets"
+            f"the images are one {type(images).__name__}: expected a list, for a list of prompts one for "
+            "each prompt; put a single image in brackets"
         )
     return list(images)
 

@@ -11,14 +11,14 @@ from PIL import Image
 from edgeprune.log import note
 
 _WHITE = (255, 255, 255, 255)
-# Pictures are turned into RGB in bands of so many pixels.
+# Images are turned into RGB in bands of so many pixels.
 _BAND_PIXELS = 1 << 20
-# Below so many levels of 65536 a grey picture is as good as black.
+# Below so many levels of 65536 a grey image is as good as black.
 _DARK = 1 << 12
 
 
 def rgb(picture: Image.Image, orientation: int) -> NDArray[np.uint8]:
-    """The pixels of a decoded picture.
+    """The pixels of a decoded image.
 
     Transparency is blended onto white. Grey of more than 8 bits becomes 8 bits as viewers show it: 16 bits
     by their upper byte, so that 65535 is white (as Pillow does with 16-bit RGB); 32-bit integers and floats,
@@ -26,7 +26,7 @@ def rgb(picture: Image.Image, orientation: int) -> NDArray[np.uint8]:
     not a number being black. Every other mode goes by Pillow's `convert("RGB")`.
 
     Args:
-        picture: decoded; it is not changed.
+        image: decoded; it is not changed.
         orientation: EXIF's number, 1 to 8; any other counts as 1.
 
     Returns:
@@ -46,7 +46,7 @@ def rgb(picture: Image.Image, orientation: int) -> NDArray[np.uint8]:
 
 
 def _as_stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """A view of the upright picture that lies as the picture is stored."""
+    """A view of the upright image that lies as the image is stored."""
     turned = upright.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else upright
     down, across = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}.get(
         orientation, (1, 1)
@@ -55,12 +55,12 @@ def _as_stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8
 
 
 def _converter(picture: Image.Image) -> Any:
-    """What makes uint8 [h, w, 3] or [h, w, 1] of a band of this picture."""
+    """What makes uint8 [h, w, 3] or [h, w, 1] of a band of this image."""
     key = picture.info.get("transparency")
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
         if _range(picture)[1] < _DARK:
             note(
-                "a 16-bit grey picture uses the darkest sixteenth of its range alone and is read as that "
+                "a 16-bit grey image uses the darkest sixteenth of its range alone and is read as that "
                 "dark: scale its values to 0..65535 first where they mean something brighter"
             )
         return lambda band: _upper_byte(np.asarray(band), key)

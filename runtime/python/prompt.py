@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeprune.errors import BundleError, EdgepruneError, InputError
 from edgeprune.manifest import Prompt
-from edgeprune.runtime.messages import Checked, PromptLike, Said, checked, forms, marked, pictures, question
+from edgeprune.runtime.messages import Checked, PromptLike, Said, checked, forms, images_in, marked, question
 from edgeprune.runtime.templates import Template, read_template
 from edgeprune.runtime.tokenizing import BundleTokenizer, check_text
 
@@ -57,12 +57,12 @@ class PromptEncoder:
 
         Args:
             prompt: a string that holds the image token is used as it stands. A string without becomes one
-                user message, the pictures first, in the chat template (without pictures and template it is
+                user message, the images first, in the chat template (without images and template it is
                 used as it stands). Messages go through the chat template, which also opens the reply.
-            images: how many pictures come with the prompt.
+            images: how many images come with the prompt.
 
         Raises:
-            InputError: image places and pictures differ in number; a message has another form than
+            InputError: image places and images differ in number; a message has another form than
                 `Message`; a text is not Unicode; the template refuses it, leaves text out, or is missing.
             BundleError: the template does not end within bounds.
         """
@@ -141,15 +141,15 @@ class PromptEncoder:
         """Renders messages, their content as it is, or in another form where the template wants that.
 
         Templates of multimodal models may pass over a plain string without a word; templates of text models
-        know no pictures. What a template takes shows in a trial with a word of our own for every text: each
-        word, and as many image tokens as pictures, must be in the result.
+        know no images. What a template takes shows in a trial with a word of our own for every text: each
+        word, and as many image tokens as images, must be in the result.
         """
         if self._template is None:
             raise InputError(
                 "the bundle has no chat template: expected a prompt that is one string and holds "
-                f"{self.prompt.image_token} where each picture goes; write the prompt so"
+                f"{self.prompt.image_token} where each image goes; write the prompt so"
             )
-        problem, without_pictures = "", None
+        problem, without_images = "", None
         token = self.prompt.image_token
         trial, said = marked(messages)
         for form, trial_form in zip(forms(messages, token), forms(trial, token), strict=True):
@@ -164,15 +164,15 @@ class PromptEncoder:
             lost = next((one.role for one in said if _is_lost(one, text, tried)), None)
             if lost is not None:
                 problem = problem or f"it leaves out what the {lost} says"
-            elif tried.count(token.casefold()) == pictures(messages):
+            elif tried.count(token.casefold()) == images_in(messages):
                 return text
-            elif without_pictures is None:
-                without_pictures = text
-        if without_pictures is not None:
-            return without_pictures
+            elif without_images is None:
+                without_images = text
+        if without_images is not None:
+            return without_images
         raise InputError(
             f"the chat template cannot take these messages ({problem}): change them, or write the prompt as "
-            f"one string with {self.prompt.image_token} where each picture goes"
+            f"one string with {self.prompt.image_token} where each image goes"
         )
 
     def _render(self, template: Template, messages: Checked) -> str:

@@ -1,6 +1,6 @@
 """The loop of generation: prefill, decode, caches. Knows arrays and a back end only.
 
-Nothing here knows pictures as files, tokenizers or messages; all that stays outside, so that this module
+Nothing here knows images as files, tokenizers or messages; all that stays outside, so that this module
 can be replaced by the C++ core.
 """
 

@@ -19,7 +19,7 @@ from edgeprune.plans import Debias, PruningPlan, PruningStage
 class StageResult:
     """What one pruning stage did to one prompt with V visual tokens.
 
-    A visual token's number is its place among all the places of the prompt's pictures, 0 the upper left of
+    A visual token's number is its place among all the places of the prompt's images, 0 the upper left of
     the first one: 0..V-1, unless the vision tower merged some away.
 
     Attributes:

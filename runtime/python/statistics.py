@@ -13,15 +13,15 @@ class Statistics:
     Prompts that ran as one batch share its times; a reply that ended earlier has a shorter decode time.
 
     Attributes:
-        visual_tokens: of the prompt's pictures, one for each place in their grids.
+        visual_tokens: of the prompt's images, one for each place in their grids.
         tower_tokens: how many of them the vision tower leaves: all, unless it merges.
         kept: per pruning stage, how many visual tokens stayed.
         padded_kept: per pruning stage, how many of those are padding.
         prompt_tokens: tokens of the prompt, visual ones included, batch padding not.
         new_tokens: tokens that were generated, the ending one included.
         batch: prompts that ran together.
-        preprocess_seconds: reading and preparing pictures and prompt, on the host.
-        vision_seconds: the vision graph, all pictures of the batch.
+        preprocess_seconds: reading and preparing images and prompt, on the host.
+        vision_seconds: the vision graph, all images of the batch.
         prefill_seconds: the language graph on the whole prompt.
         time_to_first_token_seconds: all of the above, and choosing the first token.
         decode_seconds: from the first token to the last.

@@ -56,4 +56,4 @@ def test_a_refusal_that_steers_the_terminal_is_a_fault(monkeypatch: pytest.Monke
 def test_an_unknown_target(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fuzz.main(["nothing"])
-    assert "unknown target nothing: choose of pictures" in capsys.readouterr().err
+    assert "unknown target nothing: choose of images" in capsys.readouterr().err

@@ -156,7 +156,7 @@ def full_manifest(method: str = "fastv") -> dict[str, Any]:
     )
     pixels = PixelValues(mean=(0.5,) * 3, std=(0.5,) * 3)
     program = base.image_program.model_copy(update={"crop": (24, 24), "pixels": pixels})
-    fitted = FittedTo(model="m", weights="0", method=method, layer=2, grid=(4, 4), pictures=3)
+    fitted = FittedTo(model="m", weights="0", method=method, layer=2, grid=(4, 4), images=3)
     curve = ExponentialCurve(b=0.01, num_tokens=16, source="here", fitted_to=fitted)
     parts = {"prompt": prompt, "image_program": program, "curve": base.curve and curve}
     changed = base.model_copy(update=parts)

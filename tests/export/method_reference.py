@@ -217,7 +217,7 @@ def _select(
     stays = [visual[i] for i in chosen]
     before = list(range(visual[0]))
     behind = [i for i in range(visual[0], state.prompt) if i not in set(visual)]
-    # With several pictures, text stands between visual tokens: order by position, means behind the last one.
+    # With several images, text stands between visual tokens: order by position, means behind the last one.
     last = stays[-1]
     front = sorted(before + [i for i in behind if i < last] + stays)
     back = [i for i in behind if i > last]

@@ -26,7 +26,7 @@ Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of prompts: ids and mask int64 [B, S], pixels [B * pictures, 3, H, W], valid float32 [B, V]."""
+    """A batch of prompts: ids and mask int64 [B, S], pixels [B * images, 3, H, W], valid float32 [B, V]."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -51,7 +51,7 @@ class Decoded:
 def random_inputs(
     model: LlavaForConditionalGeneration, batch: int, pictures: int, seed: int = 0, padded: float = 0.25
 ) -> Inputs:
-    """Prompts of different lengths, left padded, with the pictures at different places among the text."""
+    """Prompts of different lengths, left padded, with the images at different places among the text."""
     rng = np.random.default_rng(seed)
     config = model.config
     side = config.vision_config.image_size
@@ -229,7 +229,7 @@ def greedy(
 
 
 def places_of(inputs: Inputs, per_picture: int) -> torch.Tensor:
-    """The entries of the bias curve, int64 [B, V]: 1, 2, ... of each picture anew."""
+    """The entries of the bias curve, int64 [B, V]: 1, 2, ... of each image anew."""
     batch, visual = inputs.visual_valid.shape
     return (1 + torch.arange(visual) % per_picture).expand(batch, -1).contiguous()
 

@@ -34,7 +34,7 @@ from tests.tiny import TEXT_CONFIGS, tiny_llava
 FAMILIES = sorted(TEXT_CONFIGS)
 STEPS = 5
 LIMIT = 1e-4
-# Batches and pictures per prompt; every one but the first has rows of different left padding.
+# Batches and images per prompt; every one but the first has rows of different left padding.
 SHAPES = [(1, 1), (2, 2), (3, 3)]
 LAYERS, PER_PICTURE = 4, 36
 
@@ -45,7 +45,7 @@ def model_of(kind: str, **changes: Any) -> LlavaForConditionalGeneration:
 
 
 def curve_for(pictures: int) -> torch.Tensor:
-    """The weights of the visual tokens of so many pictures, float32 [V]."""
+    """The weights of the visual tokens of so many images, float32 [V]."""
     # The published curve is nearly flat over so few tokens; squared twice, it changes the selection.
     return torch.from_numpy(load_preset("fastv").weights(PER_PICTURE)).repeat(pictures) ** 4
 
@@ -61,7 +61,7 @@ def run(
     """Greedy decoding by a PrunedDecoder made of a copy of `model`, which stays as it is.
 
     Args:
-        curve: float32, weights of at least one picture's tokens.
+        curve: float32, weights of at least one image's tokens.
         position: whether the visual tokens read the curve.
     """
     model = copy.deepcopy(model)
@@ -256,7 +256,7 @@ def test_a_prompt_without_pictures() -> None:
 
 
 def test_an_image_token_that_the_model_makes_is_text() -> None:
-    """Hugging Face embeds it as a word; there is no picture left to take its place."""
+    """Hugging Face embeds it as a word; there is no image left to take its place."""
     model = copy.deepcopy(model_of("llama"))
     image = model.config.image_token_id
     # Whatever the model sees, the image token is what it says.

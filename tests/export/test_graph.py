@@ -32,7 +32,7 @@ from tests.export.reference import (
 from tests.tiny import llava_config
 
 STEPS = 4
-# 0.3 of 36 visual tokens a picture, rounded, by the number of pictures.
+# 0.3 of 36 visual tokens an image, rounded, by the number of images.
 KEPT = {1: 11, 2: 22, 3: 32}
 PROGRAM = ImageProgram(
     sizes=(FixedSize(height=24, width=30),),

@@ -42,7 +42,7 @@ def decomposed(states: torch.Tensor) -> NDArray[np.float64]:
 
 
 def tokens(kind: str, visual: int, width: int = 32) -> torch.Tensor:
-    """Two pictures' states: of a flat spectrum, of a steep one, in clusters, around a large common mean."""
+    """Two images' states: of a flat spectrum, of a steep one, in clusters, around a large common mean."""
     generator = torch.Generator().manual_seed(visual)
 
     def noise(*shape: int) -> torch.Tensor:

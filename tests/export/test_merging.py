@@ -17,7 +17,7 @@ def batch_of(visual: int, stays: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Two prompts whose visual tokens stand at different places, pruned by random scores."""
     generator = torch.Generator().manual_seed(seed)
     sequence = TEXT_BEFORE + visual + TEXT_BEHIND
-    # Clustered states, as pictures have: some tokens are near each other.
+    # Clustered states, as images have: some tokens are near each other.
     centres = torch.randn(2, max(1, visual // 9), WIDTH, generator=generator) * 3
     which = torch.randint(0, centres.shape[1], (2, sequence), generator=generator)
     hidden = torch.stack([row[choice] for row, choice in zip(centres, which, strict=True)])

@@ -52,7 +52,7 @@ LAYERS_OF = {
     "illava-decoder": (1,),
 }
 KEEP = 0.4
-# keep -> method -> how many visual tokens stay of one picture, and of two. At 0.7 the first selection of a
+# keep -> method -> how many visual tokens stay of one image, and of two. At 0.7 the first selection of a
 # method with several keeps them all, so that the second is the first that drops.
 COUNTS: dict[float, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     0.2: {

@@ -1,4 +1,4 @@
-"""The sample model's bundle on 200 pictures: tokens and text of a FastV that shares no code with it."""
+"""The sample model's bundle on 200 images: tokens and text of a FastV that shares no code with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EQUAL = 1e-6
 
 @dataclass(frozen=True)
 class Answer:
-    """One picture's answer by the bundle, and by the independent FastV.
+    """One image's answer by the bundle, and by the independent FastV.
 
     `margin` is how much the worst kept token's score is above the best dropped one's, as a share of it.
     """
@@ -42,7 +42,7 @@ class Answer:
 
 
 def asked() -> list[tuple[Scene, Question]]:
-    """One question per picture; they differ in length, so that rows of a batch are padded."""
+    """One question per image; they differ in length, so that rows of a batch are padded."""
     drawn = [scene(seed) for seed in TUNING_SEEDS[:PICTURES]]
     return [(one, one.questions[number % len(one.questions)]) for number, one in enumerate(drawn)]
 
@@ -97,7 +97,7 @@ def test_keeps_the_tokens_that_eager_attention_chooses(answers: list[Answer]) ->
     for answer in answers:
         np.testing.assert_array_equal(answer.reply.kept_visual[0], answer.kept)
     assert {len(answer.kept) for answer in answers} == {K}
-    # The pictures are padded as pictures are, and padding is left out wherever there is enough else.
+    # The images are padded as images are, and padding is left out wherever there is enough else.
     assert sum(answer.scene.image.width != answer.scene.image.height for answer in answers) > PICTURES / 4
     assert len({tuple(answer.kept) for answer in answers}) > PICTURES / 2
 

@@ -1,4 +1,4 @@
-"""Merging inside the vision tower, against a plain loop over one picture, and through the whole runtime."""
+"""Merging inside the vision tower, against a plain loop over one image, and through the whole runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEPT = {1: 13, 2: 25}
 def tower_by_loops(
     model: Any, pixels: torch.Tensor, stages: tuple[TowerStage, ...]
 ) -> tuple[torch.Tensor, list[int]]:
-    """One picture [3, H, W] through Hugging Face's own layers, merging by indexing: embeds [K, D], places."""
+    """One image [3, H, W] through Hugging Face's own layers, merging by indexing: embeds [K, D], places."""
     tower, front = model.model.vision_tower, int(model.config.vision_feature_select_strategy == "default")
     depth = model.config.vision_config.num_hidden_layers + 1 + model.config.vision_feature_layer
     hidden = tower.embeddings(pixels[None])[0]
@@ -75,7 +75,7 @@ def test_a_tower_merges_as_the_plain_loop_does(kind: str, feature_layer: int) ->
     embeds, place, *_ = family.parts(model, stages).vision(pixels)
     assert embeds.shape == (place.numel(), model.config.text_config.hidden_size)
     assert place.tolist() == [places for _, places in wanted]
-    assert len({tuple(places) for _, places in wanted}) > 1, "pictures this alike prove nothing"
+    assert len({tuple(places) for _, places in wanted}) > 1, "images this alike prove nothing"
     assert float((embeds - torch.cat([found for found, _ in wanted])).abs().max()) <= 1e-5
 
 
@@ -109,7 +109,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[LlavaForConditiona
 
 
 def shortened(inputs: Inputs, image: int, per_image: int) -> list[np.ndarray[Any, Any]]:
-    """The prompts, without left padding, with fewer image tokens a picture."""
+    """The prompts, without left padding, with fewer image tokens an image."""
     prompts = []
     for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True):
         row = ids[mask == 1].numpy()
@@ -186,7 +186,7 @@ def test_a_prompt_without_pictures_has_nothing_to_merge(
 def test_statistics_tell_what_the_tower_leaves(merged: tuple[LlavaForConditionalGeneration, Path]) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (24, 48, 3), dtype=np.uint8)
     model = load(merged[1], "onnxruntime", threads=1)
-    found = model.generate("what is in the picture ?", [picture] * 2).statistics
+    found = model.generate("what is in the image ?", [picture] * 2).statistics
     assert (found.visual_tokens, found.tower_tokens, found.kept) == (72, 36, (25,))
 
 

@@ -82,7 +82,7 @@ class FakeLanguage:
     """A "decoder" whose next token is a checksum of everything real that it has read.
 
     The checksum weighs each token by its position and adds the visual embeddings, so it changes with any
-    mistake in padding, positions, caches or the order of pictures. Key and value caches hold the summands.
+    mistake in padding, positions, caches or the order of images. Key and value caches hold the summands.
     """
 
     max_length: int | None = None
@@ -176,7 +176,7 @@ class FakeBackend:
 
 
 def prompt_inputs(pictures: int = 1, text: int = 6, seed: int = 0, padded: int = 0) -> PromptInputs:
-    """A prompt of random text around its pictures; the first `padded` tokens of each picture are padding."""
+    """A prompt of random text around its images; the first `padded` tokens of each image are padding."""
     rng = np.random.default_rng(seed)
     words = rng.integers(6, VOCAB, size=text)
     visual = np.full(pictures * PER_IMAGE, IMAGE)

@@ -40,7 +40,7 @@ def blue(width: int = 24, height: int = 24) -> np.ndarray:
 
 
 def cells(sheet: Image.Image, column: int, row: int = 0, rows: int = 1) -> np.ndarray:
-    """The colours in the middle and on the edge of every cell of a drawn picture: uint8 [16, 2, 3]."""
+    """The colours in the middle and on the edge of every cell of a drawn image: uint8 [16, 2, 3]."""
     pixels = np.array(sheet)
     side = 480
     x0 = 20 + column * (side + 20)
@@ -148,6 +148,6 @@ def test_it_is_written_as_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_other_pictures_than_the_prompt_s_are_refused(count: int) -> None:
     with pytest.raises(
-        InputError, match=rf"{count} pictures are to be drawn with visual tokens up to number 32"
+        InputError, match=rf"{count} images are to be drawn with visual tokens up to number 32"
     ):
         draw_kept(make_manifest(), [blue()] * count, stage([3], images=2))

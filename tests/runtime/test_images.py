@@ -1,4 +1,4 @@
-"""Loading pictures: the same pixels as Hugging Face's loading, and one clear message for what is none."""
+"""Loading images: the same pixels as Hugging Face's loading, and one clear message for what is none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from transformers.image_utils import load_image as hf_load_image
 
 from edgeprune.errors import InputError
 from edgeprune.runtime import images
+from edgeprune.runtime.image_formats import decoding_bytes
 from edgeprune.runtime.images import MAX_PIXELS, load_image
-from edgeprune.runtime.picture_formats import decoding_bytes
 
 
 def noise(height: int = 6, width: int = 9, channels: int = 3) -> np.ndarray:
@@ -112,12 +112,12 @@ def test_every_kind_of_source_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no picture .*nowhere\.png: check the path"):
+    with pytest.raises(InputError, match=r"there is no image .*nowhere\.png: check the path"):
         load_image(tmp_path / "nowhere.png")
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the picture .* is a folder: expected a regular file"):
+    with pytest.raises(InputError, match=r"the image .* is a folder: expected a regular file"):
         load_image(tmp_path)
 
 
@@ -135,9 +135,7 @@ def test_address() -> None:
 def test_what_reading_would_wait_for(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     make("x.png")
-    with pytest.raises(
-        InputError, match=r"the picture x\.png (is a pipe: expected a regular|cannot be read)"
-    ):
+    with pytest.raises(InputError, match=r"the image x\.png (is a pipe: expected a regular|cannot be read)"):
         load_image("x.png")
     with pytest.raises(InputError, match="is a device: expected a regular file"):
         load_image("/dev/zero")
@@ -151,12 +149,12 @@ showpage
 """
 KINDS = {
     b"": "not an image but an empty file",
-    b"no picture at all": "not an image",
+    b"no image at all": "not an image",
     EPS: "a PostScript or EPS drawing",
     b"%PDF-1.4 ": "a PDF document",
     b"8BPS\0\1": "a Photoshop document",
-    b"\0\0\0\x1cftypheic\0\0\0\0": "a HEIC picture",
-    b"\0\0\0\x1cftypavif\0\0\0\0": "an AVIF picture",
+    b"\0\0\0\x1cftypheic\0\0\0\0": "a HEIC image",
+    b"\0\0\0\x1cftypavif\0\0\0\0": "an AVIF image",
     b"\0\0\0\x1cftypisom\0\0\0\0": "a video",
     b"RIFF\0\0\0\0AVI LIST": "an AVI video",
     b"\x1aE\xdf\xa3": "a Matroska or WebM video",
@@ -164,7 +162,7 @@ KINDS = {
     b"\n<!DOCTYPE html>": "a web page",
     b"version https://git-lfs.github.com/spec/v1": "a pointer of Git LFS",
     b"PK\x03\x04": "a ZIP archive",
-    b"P5 4 4 255\n" + bytes(16): "a PNM picture",
+    b"P5 4 4 255\n" + bytes(16): "a PNM image",
     b"\0\0\1\0\1\0": "an icon",
     b"\x89PNG\r\n": "damaged at its beginning",
     b"\xff\xd8\xff": "damaged at its beginning",
@@ -202,11 +200,11 @@ def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for source in (path, EPS, io.BytesIO(EPS), path.open("rb")):
         with pytest.raises(InputError, match="is a PostScript or EPS drawing: expected JPEG, PNG"):
             load_image(source)
-    with pytest.raises(InputError, match=r"is opened from a EPS file: .*hand over a copy, as picture\.copy"):
+    with pytest.raises(InputError, match=r"is opened from a EPS file: .*hand over a copy, as image\.copy"):
         load_image(Image.open(path))
     assert not started.exists()
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
-    with pytest.raises((OSError, ValueError)):  # what such a `gs` gives is no picture
+    with pytest.raises((OSError, ValueError)):  # what such a `gs` gives is no image
         Image.open(path).load()
     assert started.exists(), "the test proves nothing"
 
@@ -256,7 +254,7 @@ def test_no_pixels(size: tuple[int, int]) -> None:
     message = f"has no pixels \\({size[0]} x {size[1]}\\): expected at least 1 x 1"
     with pytest.raises(InputError, match=f"the PIL image {message}"):
         load_image(Image.new("RGB", size))
-    with pytest.raises(InputError, match=f"the picture's array {message}"):
+    with pytest.raises(InputError, match=f"the image's array {message}"):
         load_image(np.zeros((size[1], size[0], 3), np.uint8))
 
 
@@ -495,5 +493,5 @@ def test_other_arrays(array: np.ndarray) -> None:
 
 
 def test_other_types() -> None:
-    with pytest.raises(InputError, match="a picture of type int is not supported: expected a path, bytes"):
+    with pytest.raises(InputError, match="an image of type int is not supported: expected a path, bytes"):
         load_image(3)

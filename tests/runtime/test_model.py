@@ -322,8 +322,8 @@ def huge_png() -> bytes:
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        ("nowhere.png", "there is no picture"),
-        (b"these bytes are no picture", "is not an image"),
+        ("nowhere.png", "there is no image"),
+        (b"these bytes are no image", "is not an image"),
         (np.zeros((0, 5, 3), dtype=np.uint8), "has no pixels"),
         (huge_png(), "is too large"),
         (12, "of type int is not supported"),
@@ -341,7 +341,7 @@ def test_image_places_and_pictures_must_agree(pruned: Model, places: int) -> Non
     ]
     for prompt in (conversation, [conversation]):
         images: Any = paths("wide.png") if prompt is conversation else [paths("wide.png")]
-        with pytest.raises(InputError, match=rf"has {places} image place.* comes with 1 picture"):
+        with pytest.raises(InputError, match=rf"has {places} image place.* comes with 1 image"):
             pruned.generate(prompt, images)
 
 
@@ -357,10 +357,10 @@ def test_a_prompt_beyond_the_positions_is_refused_and_nothing_runs(pruned: Model
 @pytest.mark.parametrize(
     ("prompt", "images", "message"),
     [
-        ("what", "wide.png", "the pictures are one str"),
-        ("what", Path("wide.png"), "the pictures are one"),
-        (["what", "what"], [["wide.png"]], "2 prompts come with 1 lists of pictures"),
-        (["what"], ["wide.png"], "the pictures are one str"),
+        ("what", "wide.png", "the images are one str"),
+        ("what", Path("wide.png"), "the images are one"),
+        (["what", "what"], [["wide.png"]], "2 prompts come with 1 lists of images"),
+        (["what"], ["wide.png"], "the images are one str"),
         ([], [], "the prompt is"),
         (12, [], "the prompt is 12"),
         (b"what", ["wide.png"], "the prompt is b'what'"),

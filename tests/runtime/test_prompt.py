@@ -23,10 +23,10 @@ from edgeprune.errors import BundleError, InputError
 from edgeprune.manifest import Prompt
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings, Stream
 
-# The form of LLaVA-1.5's template: pictures first, replies within {% generation %}.
+# The form of LLaVA-1.5's template: images first, replies within {% generation %}.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}"
-    "{% endif %}{# pictures first #}"
+    "{% endif %}{# images first #}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>\n' }}{% endfor %}{% if message['role'] != 'assistant' %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
@@ -374,19 +374,19 @@ def test_no_template() -> None:
     assert both.ours.render("how many?", 0) == "how many?"
     assert both.ours.render("<image> how many?", 1) == "<image> how many?"
     for prompt, images in (("how many?", 1), ([user("how many?")], 0)):
-        with pytest.raises(InputError, match=r"no chat template: .*holds <image> where each picture goes"):
+        with pytest.raises(InputError, match=r"no chat template: .*holds <image> where each image goes"):
             both.ours.render(prompt, images)
 
 
 @pytest.mark.parametrize(
     ("prompt", "images", "places", "pictures"),
     [
-        ("<image> what?", 2, "1 image place ", "2 pictures"),
-        ("<image><image> what?", 1, "2 image places ", "1 picture:"),
-        ("<image> what?", 0, "1 image place ", "0 pictures"),
-        ([user("what?", 1)], 3, "1 image place ", "3 pictures"),
-        ([user("what?")], 1, "0 image places ", "1 picture:"),
-        ([user("what is <image>?", 1)], 1, "2 image places ", "1 picture:"),
+        ("<image> what?", 2, "1 image place ", "2 images"),
+        ("<image><image> what?", 1, "2 image places ", "1 image:"),
+        ("<image> what?", 0, "1 image place ", "0 images"),
+        ([user("what?", 1)], 3, "1 image place ", "3 images"),
+        ([user("what?")], 1, "0 image places ", "1 image:"),
+        ([user("what is <image>?", 1)], 1, "2 image places ", "1 image:"),
     ],
 )
 def test_places_and_pictures_differ(prompt: Any, images: int, places: str, pictures: str) -> None:
@@ -414,7 +414,7 @@ def test_places_and_pictures_differ(prompt: Any, images: int, places: str, pictu
         ),
         (
             [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
-            "its picture handed over separately",
+            "its image handed over separately",
         ),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "message 0 has the part"),
         ([{"role": "user", "content": ["x"]}], "message 0 has the part 'x'"),
@@ -446,11 +446,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 def test_image_token_that_the_tokenizer_does_not_know() -> None:
     both = case("byte level")
-    ours = PromptEncoder(both.folder, both.prompt.model_copy(update={"image_token": "<picture>"}))
+    ours = PromptEncoder(both.folder, both.prompt.model_copy(update={"image_token": "<image>"}))
     with pytest.raises(
-        BundleError, match="makes 0 image tokens of 1 picture, expected 4: '<picture>' is not one token"
+        BundleError, match="makes 0 image tokens of 1 image, expected 4: '<image>' is not one token"
     ):
-        ours.encode("<picture> star", ["<picture>" * 4])
+        ours.encode("<image> star", ["<image>" * 4])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -1,4 +1,4 @@
-"""The bytes of resized pictures, recorded: they are the same under every release of Pillow.
+"""The bytes of resized images, recorded: they are the same under every release of Pillow.
 
 `python -m benchmarks.pillow_versions` runs this file under several.
 """

@@ -105,7 +105,7 @@ def test_engines_of_other_limits_do_not_fit(built: Built) -> None:
     with pytest.raises(InputError) as caught:
         bench.run(own, baselines=[none], backend="tensorrt")
     message = str(caught.value)
-    assert "1 prompts of 300 tokens and 1 pictures with 16 new tokens, and that of the bundle" in message
+    assert "1 prompts of 300 tokens and 1 images with 16 new tokens, and that of the bundle" in message
     (sidecar,) = (read_sidecar(folder) for folder in (own / "engines").iterdir())
     assert f"`{sidecar.build_command(none)}`" in message
 

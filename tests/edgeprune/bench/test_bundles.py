@@ -88,7 +88,7 @@ def test_baselines_come_first_by_the_names_they_were_given(
         ),
         (
             {"image_program": PROGRAM.model_copy(update={"pixels": PixelValues(resample=2)})},
-            "it prepares pictures in another way;",
+            "it prepares images in another way;",
         ),
         (
             {"prompt": BASE.prompt.model_copy(update={"image_token_id": 6})},

@@ -71,7 +71,7 @@ def test_the_sample_bundle_is_measured(
     assert {variant.visual_tokens for variant in report.variants} == {144}
     unpruned, plain, pruned = report.variants
     assert (unpruned.kept, plain.kept, pruned.kept) == (144, 43, 43)
-    # The picture that is drawn is 4:3, so a quarter less of the square, in whole rows of 12 tokens.
+    # The image that is drawn is 4:3, so a quarter less of the square, in whole rows of 12 tokens.
     assert (unpruned.padded_kept, pruned.padded_kept) == (24, 0)
     manifest = read_manifest(sample_bundle)
     info = manifest.model

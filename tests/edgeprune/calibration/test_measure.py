@@ -90,7 +90,7 @@ def test_the_attention_is_that_of_every_stage_in_the_unpruned_model(
     model: Path, images: Path, method: str, layer: Any, stages: list[tuple[int, str]]
 ) -> None:
     """Also in a batch of prompts of different length, which are padded."""
-    prompts = ("what is in the picture ?", "what colour ?", "star")
+    prompts = ("what is in the image ?", "what colour ?", "star")
     samples = [Sample(path, prompt) for path, prompt in zip(sorted(images.iterdir()), prompts, strict=False)]
     paid, _, place = scorer(model, method, layer).attention(samples)
     assert paid.shape == (len(stages), 3, 36)

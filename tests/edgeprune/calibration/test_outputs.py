@@ -28,7 +28,7 @@ def test_an_earlier_curve_is_written_over_with_all_beside_it(tmp_path: Path) -> 
     save_curve(ExponentialCurve(b=0.01, num_tokens=36), found.curve)
     found.report.touch()
     found.plot.touch()
-    found.check([tmp_path / "pictures.txt"])
+    found.check([tmp_path / "images.txt"])
 
 
 @pytest.mark.parametrize("content", ["{}", "", '{"mine": 1}', json.dumps({"kind": "mine"})])

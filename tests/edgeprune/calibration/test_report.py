@@ -15,7 +15,7 @@ from edgeprune.debias.curves import ExponentialCurve, FittedTo, load_curve, save
 from edgeprune.errors import InputError, OutputError
 from edgeprune.plans import PruningStage, ScoringRows
 
-ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
+ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), images=60)
 PLACES = np.tile(np.arange(36), (60, 1))
 
 
@@ -109,9 +109,7 @@ def test_a_curve_keeps_what_it_was_fitted_to(calibration: Calibration, tmp_path:
 
 
 def test_a_curve_written_by_an_earlier_version_still_loads(tmp_path: Path) -> None:
-    about = (
-        '"model": "tiny", "weights": "12ab", "method": "fastv", "layer": 2, "grid": [6, 6], "pictures": 60'
-    )
+    about = '"model": "tiny", "weights": "12ab", "method": "fastv", "layer": 2, "grid": [6, 6], "images": 60'
     text = '{"source": "measured", "fitted_to": {%s}, "kind": "exponential", "b": 0.02, "num_tokens": 36}'
     (tmp_path / "earlier.json").write_text(text % about)
     assert load_curve(tmp_path / "earlier.json").fitted_to == ABOUT

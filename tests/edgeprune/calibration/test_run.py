@@ -40,7 +40,7 @@ def test_a_run_writes_a_curve_that_knows_its_model(model: Path, images: Path, tm
         "method": "fastv",
         "layer": 2,
         "grid": GRID,
-        "pictures": 44,
+        "images": 44,
     }
     assert found.stages[0].attention.samples == 44
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "curve.report.json"]
@@ -111,7 +111,7 @@ def test_a_known_growth_at_each_stage_is_recovered_within_a_percent(
 
 def test_a_picture_that_cannot_be_read_is_named(model: Path, tmp_path: Path) -> None:
     for number in range(40):
-        (tmp_path / f"{number:02d}.png").write_bytes(b"no picture")
+        (tmp_path / f"{number:02d}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"00\.png is not an image: expected JPEG"):
         run(model, tmp_path, tmp_path / "curve.json")
 
@@ -123,7 +123,7 @@ def test_what_was_measured_before_a_damaged_image_is_not_lost(
     shutil.copytree(images, copies)
     damaged = sorted(copies.iterdir())[-1]
     whole = damaged.read_bytes()
-    damaged.write_bytes(b"no picture")
+    damaged.write_bytes(b"no image")
     output = tmp_path / "curve.json"
     with pytest.raises(InputError, match="is not an image"):
         run(model, copies, output, trend="exponential")

@@ -15,7 +15,7 @@ from tests.edgeprune.evaluation.files import lines, picture
 def folder(tmp_path: Path) -> Path:
     for name in ("b.png", "a.JPG", "c.jpeg"):
         picture(tmp_path / "pictures" / name)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    (tmp_path / "pictures" / "notes.txt").write_text("no image")
     return tmp_path / "pictures"
 
 
@@ -59,7 +59,7 @@ def test_the_digest_tells_pictures_prompts_and_order(folder: Path) -> None:
 def test_what_has_no_pictures(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("\n")
-    lines(tmp_path / "q.jsonl", {"question_id": 1, "text": "no picture?"})
+    lines(tmp_path / "q.jsonl", {"question_id": 1, "text": "no image?"})
     lines(folder / "q.jsonl", {"question_id": 1, "image": ["a.JPG", "b.png"], "text": "two?"})
     (folder / "gone.txt").write_text("gone.png\n")
     for images, message in (

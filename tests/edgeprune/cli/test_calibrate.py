@@ -18,7 +18,7 @@ from edgeprune.plans import method_by_name
 from tests.edgeprune.cli.conftest import Cli
 from tests.edgeprune.evaluation.files import picture
 
-ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), pictures=60)
+ABOUT = FittedTo(model="tiny", weights="12ab", method="fastv", layer=2, grid=(6, 6), images=60)
 
 
 def noise(seed: int) -> Attention:
@@ -122,7 +122,7 @@ def test_without_matplotlib_it_does_not_begin(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "edgeprune[plot]" in cli("calibrate", "model", "--images", "pictures").message
     message = cli("calibrate", "model", "--images", "pictures", "--no-plot").message
-    assert message.startswith("there is no file pictures")
+    assert message.startswith("there is no file images")
 
 
 def test_mistakes_that_need_the_model(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

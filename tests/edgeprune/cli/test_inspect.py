@@ -135,7 +135,7 @@ def test_a_drawing_of_the_sample_model(cli: Cli, sample_bundle: Path, tmp_path: 
     ("method", "name", "message"),
     [
         ("none", "kept.png", "language model drops nothing"),
-        ("fastv", "kept", "does not end as a picture's name"),
+        ("fastv", "kept", "does not end as an image's name"),
     ],
 )
 def test_a_drawing_that_cannot_be(cli: Cli, tmp_path: Path, method: str, name: str, message: str) -> None:
@@ -185,6 +185,6 @@ def test_a_picture_that_is_none(cli: Cli, sample_bundle: Path, tmp_path: Path) -
     output = tmp_path / "kept.png"
     output.write_bytes(b"earlier")
     assert (
-        "no picture" in cli("inspect", sample_bundle, "--image", tmp_path / "x.png", "--draw", output).message
+        "no image" in cli("inspect", sample_bundle, "--image", tmp_path / "x.png", "--draw", output).message
     )
     assert output.read_bytes() == b"earlier"

@@ -132,8 +132,8 @@ def test_an_error_stays_on_one_line_whatever_is_in_it(cli: Cli, doing: Callable[
 
 
 def test_nothing_in_an_error_or_a_note_steers_the_terminal(cli: Cli, doing: Callable[..., None]) -> None:
-    doing(raising(EdgepruneError("there is no picture \x1b[2J\u202e.png")))
-    assert cli("doctor").message == r"there is no picture \x1b[2J\u202e.png"
+    doing(raising(EdgepruneError("there is no image \x1b[2J\u202e.png")))
+    assert cli("doctor").message == r"there is no image \x1b[2J\u202e.png"
     doing(raising(PermissionError(errno.EACCES, "denied", "\x1b[2J")))
     assert cli("doctor").message.startswith(r"\x1b[2J: denied")
     assert cli("doctor", "--\x1b[2J").message.startswith(r"No such option: --\x1b[2J")

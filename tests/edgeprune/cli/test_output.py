@@ -1,4 +1,4 @@
-"""Numbers, tables, progress and pictures as the commands print and write them."""
+"""Numbers, tables, progress and images as the commands print and write them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 
 from edgeprune.cli.output import (
     bytes_text,
-    check_picture_path,
+    check_image_path,
     digits,
     print_fields,
     print_json,
     print_table,
     progress_on_stderr,
-    save_picture,
+    save_image,
     seconds_text,
 )
 from edgeprune.errors import InputError, OutputError
@@ -137,19 +137,19 @@ def test_an_error_does_not_show_its_step_as_done(
 
 @pytest.mark.parametrize("name", ["kept", "kept.txt", "kept.onnx"])
 def test_a_picture_needs_a_pictures_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="does not end as a picture's name"):
-        check_picture_path(tmp_path / name)
+    with pytest.raises(InputError, match="does not end as an image's name"):
+        check_image_path(tmp_path / name)
 
 
 def test_a_picture_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="in a folder that exists"):
-        check_picture_path(tmp_path / "none" / "kept.png")
+        check_image_path(tmp_path / "none" / "kept.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match="expected a file's name"):
-        check_picture_path(tmp_path / "folder.png")
+        check_image_path(tmp_path / "folder.png")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(OutputError, match="expected a file's name"):
-        check_picture_path(tmp_path / "pipe.png")
+        check_image_path(tmp_path / "pipe.png")
 
 
 def test_a_picture_needs_a_folder_that_can_be_written_to(
@@ -157,13 +157,13 @@ def test_a_picture_needs_a_folder_that_can_be_written_to(
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="cannot be written to"):
-        check_picture_path(tmp_path / "kept.png")
+        check_image_path(tmp_path / "kept.png")
 
 
 @pytest.mark.parametrize("name", ["kept.png", "kept.JPG"])
 def test_a_picture_is_written_in_the_format_of_its_name(tmp_path: Path, name: str) -> None:
-    check_picture_path(tmp_path / name)
-    save_picture(Image.new("RGB", (3, 2)), tmp_path / name)
+    check_image_path(tmp_path / name)
+    save_image(Image.new("RGB", (3, 2)), tmp_path / name)
     with Image.open(tmp_path / name) as picture:
         assert (picture.size, picture.format) == ((3, 2), "PNG" if name.endswith("png") else "JPEG")
 
@@ -178,5 +178,5 @@ def test_a_picture_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Image.Image, "save", fails)
     with pytest.raises(OSError, match="disk"):
-        save_picture(Image.new("RGB", (3, 2)), path)
+        save_image(Image.new("RGB", (3, 2)), path)
     assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("kept.png", b"earlier")]

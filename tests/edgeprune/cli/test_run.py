@@ -1,4 +1,4 @@
-"""`edgeprune run`: answer, statistics, and every mistake with pictures and prompts."""
+"""`edgeprune run`: answer, statistics, and every mistake with images and prompts."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_drawing_is_refused_before_the_model_is_loaded(
     mistakes = [
         (unpruned, ["--image", "a.png"], tmp_path / "kept.png", "the bundle's language model drops nothing"),
         (bundle, [], tmp_path / "kept.png", "no image to draw"),
-        (bundle, ["--image", "a.png"], tmp_path / "kept.doc", "does not end as a picture's name"),
+        (bundle, ["--image", "a.png"], tmp_path / "kept.doc", "does not end as an image's name"),
         (bundle, ["--image", "a.png"], tmp_path / "none" / "kept.png", "in a folder that exists"),
     ]
     for given, images, path, message in mistakes:
@@ -256,12 +256,12 @@ def _no_height(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "there is no picture"),
+        (lambda path: None, "there is no image"),
         (lambda path: path.mkdir(), "is a folder"),
-        (lambda path: path.write_text("no picture"), "is not an image"),
+        (lambda path: path.write_text("no image"), "is not an image"),
         (lambda path: path.write_bytes(PICTURE.read_bytes()[:3000]), "truncated or damaged"),
         (lambda path: path.write_bytes(b""), "is not an image"),
-        (_no_height, "is a PNM picture (PBM, PGM, PPM): expected JPEG"),
+        (_no_height, "is a PNM image (PBM, PGM, PPM): expected JPEG"),
         (_huge, "is too large"),
     ],
     ids=["missing", "folder", "text", "truncated", "empty", "no height", "huge"],

@@ -23,7 +23,7 @@ RULES = pytest.mark.parametrize("rule", [letterbox_valid, letterbox_valid_biline
 
 
 def area_mask(width: int, height: int, grid: tuple[int, int], side: int, threshold: float) -> np.ndarray:
-    """The rule in two dimensions: what a cell has in common with the picture's rectangle, exactly."""
+    """The rule in two dimensions: what a cell has in common with the image's rectangle, exactly."""
     scale = Fraction(side, max(width, height))
     left, top = (side - width * scale) / 2, (side - height * scale) / 2
     rows, cols = grid
@@ -49,7 +49,7 @@ def test_share_agrees_with_areas(
 
 
 def pillow_mask(width: int, height: int, grid: tuple[int, int]) -> np.ndarray:
-    """The published rule by Pillow itself: the picture's 0/1 mask in its square, resized to the grid."""
+    """The published rule by Pillow itself: the image's 0/1 mask in its square, resized to the grid."""
     side = max(width, height)
     mask = Image.new("L", (side, side), 0)
     mask.paste(Image.new("L", (width, height), 1), ((side - width) // 2, (side - height) // 2))

@@ -1,4 +1,4 @@
-"""Small question files in exactly the benchmarks' formats, about the sample pictures."""
+"""Small question files in exactly the benchmarks' formats, about the sample images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def dump(path: Path, value: object) -> Path:
 
 
 def picture(path: Path, source: Path = SQUARE) -> Path:
-    """A copy of a sample picture under the name that a benchmark gives it."""
+    """A copy of a sample image under the name that a benchmark gives it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, path)
     return path
 
 
 def encoded(source: Path = SQUARE) -> str:
-    """A sample picture as base64 text."""
+    """A sample image as base64 text."""
     return base64.b64encode(source.read_bytes()).decode("ascii")
 
 

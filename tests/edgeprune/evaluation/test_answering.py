@@ -131,7 +131,7 @@ def test_a_template_replaces_the_chat_template(sample_bundle: Path) -> None:
 def test_a_picture_that_cannot_be_used_is_named_with_its_question(
     sample_bundle: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.png").write_bytes(b"no image")
     question = Question(id=1, where="q.jsonl, line 7", prompt="?", images=(tmp_path / "a.png",))
     with pytest.raises(InputError, match=r"q.jsonl, line 7: .*a.png is not an image"):
         Bundle(sample_bundle, ASKING).answer([(0, question)])

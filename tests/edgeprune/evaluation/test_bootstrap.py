@@ -37,7 +37,7 @@ def test_the_interval_is_as_wide_as_the_binomial_says() -> None:
 
 
 def test_pictures_are_resampled_not_questions() -> None:
-    """Ten answers about a picture that are right or wrong together are worth one."""
+    """Ten answers about an image that are right or wrong together are worth one."""
     alike = np.tile(RIGHT[:40], 10)
     wide, narrow = interval(tally(alike, images=40)), interval(tally(alike))
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(np.sqrt(10), rel=0.2)
@@ -65,7 +65,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_subtasks_are_resampled_apart() -> None:
-    """A subtask of one picture is in every resample, so a sum over subtasks never loses it."""
+    """A subtask of one image is in every resample, so a sum over subtasks never loses it."""
     questions = [
         Question(id=0, where="", prompt="", images=(Path(name),), answers=("yes",), group=name, unit=name)
         for name in ("color", "count")

@@ -39,7 +39,7 @@ def test_exact_takes_one_answer_or_several_and_any_number_of_pictures(tmp_path: 
         tmp_path / "q.jsonl",
         {"question_id": 1, "image": "a.png", "text": "<image>\nwhat?", "answer": "x", "category": "c"},
         {"question_id": "two", "image": ["a.png", "b.png"], "text": "and?", "answers": ["x", "y"]},
-        {"question_id": 3, "text": "no picture?", "answer": "z", "asked_token": 17},
+        {"question_id": 3, "text": "no image?", "answer": "z", "asked_token": 17},
     )
     one, two, three = read("exact", data)
     assert (one.prompt, one.answers, one.group) == ("what?", ("x",), "c")

@@ -93,7 +93,7 @@ def test_mme_adds_accuracy_and_accuracy_plus() -> None:
     asked += [question(label, "color", "b", "color/b") for label in ("yes", "no")]
     asked += [question(label, "code_reasoning", "c", "code_reasoning/c") for label in ("yes", "no")]
     found = mme_score(asked, ["yes", "no", "yes", "yes", "no", "other"]).result()
-    # color: 3 of 4 questions, 1 of 2 pictures.
+    # color: 3 of 4 questions, 1 of 2 images.
     assert found["score (color)"] == found["perception"] == 125
     assert found["cognition"] == 0
     assert found["total"] == 125
@@ -119,7 +119,7 @@ def test_mmbench_counts_a_question_only_when_every_rotation_is_right() -> None:
 def test_scienceqa_by_picture() -> None:
     asked = [question("A", "picture"), question("B", "text", "b")]
     found = scienceqa_accuracy(asked, ["A", "A. because"]).result()
-    assert found == {"accuracy": 50, "accuracy (picture)": 100, "accuracy (text)": 0}
+    assert found == {"accuracy": 50, "accuracy (image)": 100, "accuracy (text)": 0}
 
 
 def test_questions_about_one_picture_are_one_unit() -> None:

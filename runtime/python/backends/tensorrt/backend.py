@@ -475,7 +475,7 @@ class _Advice:
             each = per_image if kind == "visual" else self.manifest.image_program.most_tiles
             images = -(-size // each)
             prompt = max(limits.prompt, limits.prompt + (images - limits.images) * per_image)
-            found, most = f"{images} pictures", f"{limits.images} per prompt"
+            found, most = f"{images} images", f"{limits.images} per prompt"
             changed = {"images": images, "prompt": prompt}
         elif is_kept_slots(name):
             largest = most_kept(self.manifest, limits, self.sidecar.plugin is not None)

@@ -70,8 +70,8 @@ def build(
         targets: GPU architectures such as "sm89", or "current" for this machine's GPU. TensorRT for RTX puts
             several into one engine, and needs no GPU for it; TensorRT builds for this machine's GPU alone.
         max_batch: prompts that run together; None for 1.
-        max_prompt: tokens of a prompt, visual ones included; None for the pictures and 512 more.
-        max_images: pictures of a prompt; None for 1.
+        max_prompt: tokens of a prompt, visual ones included; None for the images and 512 more.
+        max_images: images of a prompt; None for 1.
         max_new_tokens: tokens generated after a prompt; None for 512.
         workspace: GPU memory in bytes that kernels may use between layers; None for TensorRT's own limit.
         plugin: "on" takes the plugin for the pruning nodes, "off" their function body, "auto" the plugin

@@ -13,7 +13,7 @@ from edgeprune.manifest import GraphSpec, Manifest
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
 
 DEFAULT_NEW_TOKENS = 512
-# Text around the pictures where no `max_prompt` is given, and in what the kernels are tuned for.
+# Text around the images where no `max_prompt` is given, and in what the kernels are tuned for.
 _DEFAULT_TEXT = 512
 _USUAL_TEXT = 64
 
@@ -23,7 +23,7 @@ TOPK_LIMIT = 3840
 
 class Limits(Part):
     """The largest inputs an engine takes, per run: prompts of a batch, and per prompt its tokens (visual ones
-    included), its pictures and the tokens generated after it."""
+    included), its images and the tokens generated after it."""
 
     batch: Tokens
     prompt: Tokens
@@ -50,7 +50,7 @@ def resolve_limits(
     max_images: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Limits:
-    """Fills in what is not given: one prompt with one picture and some text, as far as positions go.
+    """Fills in what is not given: one prompt with one image and some text, as far as positions go.
 
     Raises:
         InputError: a number is too small, does not fit the model, or they contradict each other.
@@ -65,7 +65,7 @@ def resolve_limits(
         )
     if visual >= prompt:
         raise InputError(
-            f"{images} pictures are {visual} visual tokens, and a prompt of at most {prompt} tokens has no "
+            f"{images} images are {visual} visual tokens, and a prompt of at most {prompt} tokens has no "
             f"room for them and a question: raise `max_prompt` (up to {positions}) or lower `max_images`"
         )
     return Limits(
@@ -122,7 +122,7 @@ def _prefill_axes(manifest: Manifest, limits: Limits, plugin: bool) -> _Axes:
         },
         "batch": (1, 1, limits.batch),
         "sequence": (1, usual, limits.prompt),
-        "visual": (0, visual, most),  # a prompt may come without pictures
+        "visual": (0, visual, most),  # a prompt may come without images
         **{past_axis(group): (0, 0, 0) for group in range(len(manifest.cache_groups))},
     }
 
@@ -145,13 +145,13 @@ def _decode_axes(manifest: Manifest, limits: Limits) -> _Axes:
             after = manifest.plan.stages[group - 1].counts(visual).after
             dropped, visual = dropped + visual - after, after
         middle = max(1, usual - dropped) + limits.new_tokens // 2
-        # At most the whole prompt, in every group: without pictures nothing is dropped.
+        # At most the whole prompt, in every group: without images nothing is dropped.
         axes[past_axis(group)] = (1, min(middle, most), most)
     return axes
 
 
 def _usual_prompt(manifest: Manifest, limits: Limits) -> tuple[int, int]:
-    """Tokens and visual tokens of the prompt that kernels are tuned for: one picture and a question."""
+    """Tokens and visual tokens of the prompt that kernels are tuned for: one image and a question."""
     visual = min(1, limits.images) * manifest.most_image_tokens
     return min(limits.prompt, visual + _USUAL_TEXT), visual
 

@@ -99,7 +99,7 @@ def test_a_reply_ends_where_the_engine_ends(bundle: Path) -> None:
 
 
 def test_the_longest_prompt_without_pictures_has_room(bundle: Path) -> None:
-    """Nothing is dropped of it, so kept_index is longer than with all pictures."""
+    """Nothing is dropped of it, so kept_index is longer than with all images."""
     model = edgeprune.load(bundle, "tensorrt")
     inputs = model.prepare(QUESTION, [])
     inputs = model.prepare(QUESTION + " red" * (LIMITS["max_prompt"] - len(inputs.input_ids)), [])
@@ -116,7 +116,7 @@ def test_the_longest_prompt_without_pictures_has_room(bundle: Path) -> None:
             [["wide"]],
             r"the prompt's \d+ tokens do not fit .* at most 320.*--max-prompt \d+",
         ),
-        (["<image>\n" * 3 + "red"], [["wide"] * 3], r"(3 pictures|prompt's \d+ tokens) do not fit"),
+        (["<image>\n" * 3 + "red"], [["wide"] * 3], r"(3 images|prompt's \d+ tokens) do not fit"),
         ([QUESTION] * 3, [["wide"]] * 3, r"3 prompts at once do not fit .* at most 2: .*--max-batch 3"),
     ],
 )

@@ -14,7 +14,7 @@ from edgeprune.runtime.backends.tensorrt.limits import (
 )
 from tests.runtime.fakes import fake_manifest
 
-MANIFEST = fake_manifest()  # 16 visual tokens a picture
+MANIFEST = fake_manifest()  # 16 visual tokens an image
 POSITIONS = MANIFEST.model.max_positions
 
 
@@ -31,8 +31,8 @@ def test_defaults_are_one_prompt_with_one_picture() -> None:
         ({"max_images": -1}, "`max_images` is -1"),
         ({"max_new_tokens": True}, "`max_new_tokens` is True"),
         ({"max_prompt": POSITIONS + 1}, f"the model has {POSITIONS} positions"),
-        ({"max_prompt": 16}, "1 pictures are 16 visual tokens.*no room.*raise `max_prompt`"),
-        ({"max_prompt": 40, "max_images": 3}, "3 pictures are 48 visual tokens"),
+        ({"max_prompt": 16}, "1 images are 16 visual tokens.*no room.*raise `max_prompt`"),
+        ({"max_prompt": 40, "max_images": 3}, "3 images are 48 visual tokens"),
     ],
 )
 def test_limits_that_make_no_sense(options: dict[str, int], words: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.cli.output import check_picture_path, save_picture
+from edgeprune.cli.output import check_image_path, save_image
 from edgeprune.errors import InputError
 from edgeprune.files import refuse_same
 
@@ -48,7 +48,7 @@ def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> Non
         )
     if not images:
         raise InputError("there is no image to draw the kept tokens on: give one with --image")
-    check_picture_path(path)
+    check_image_path(path)
     refuse_same([path], images)
 
 
@@ -56,4 +56,4 @@ def draw_reply(manifest: Manifest, images: Sequence[str], reply: Reply, path: Pa
     """Draws the first pruning stage, the one that debiasing acts on."""
     from edgeprune.runtime.drawing import draw_kept
 
-    save_picture(draw_kept(manifest, images, reply.stages[0], reply.plan.describe()), path)
+    save_image(draw_kept(manifest, images, reply.stages[0], reply.plan.describe()), path)
