@@ -1,4 +1,4 @@
-"""What a run of a bundle may choose: how many visual tokens are kept, and what selections are debiased by."""
+"""What a run of a bundle may choose: how many visual tokens are kept, and what is debiased."""
 
 from __future__ import annotations
 

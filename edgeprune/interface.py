@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeprune.plans import PruningPlan
 
 # The operator of a pruning stage, one node each.
-OP_DOMAIN, OP_NAME = "com.edgeprune", "DebiasedTokenPrune"
+OP_DOMAIN, OP_NAME, OP_VERSION = "com.edgeprune", "DebiasedTokenPrune", 2
 
 # The name of the language graph's metadata that holds its plan, as JSON.
 PLAN_METADATA = "edgeprune.plan"

@@ -1,4 +1,4 @@
-"""What an export's first selection is debiased by: as asked, or by what is known of the model."""
+"""What an export is debiased by: as asked, or by what is known of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PUBLISHED_GRID = (24, 24)
 
 @dataclass(frozen=True)
 class Debiasing:
-    """What acts on the first selection, and by which curve."""
+    """What acts on the scores, and by which curve."""
 
     debias: tuple[Debias, ...]
     curve: BiasCurve | None

@@ -14,9 +14,7 @@ from onnx import defs, helper, parser
 
 from edgeprune.exporter import indexing, information
 from edgeprune.interface import OP_DOMAIN as DOMAIN
-from edgeprune.interface import OP_NAME
-
-OP_VERSION = 2
+from edgeprune.interface import OP_NAME, OP_VERSION
 
 _FINITE = torch.finfo(torch.float32)
 

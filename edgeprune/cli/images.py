@@ -44,7 +44,7 @@ def check_drawable(manifest: Manifest, images: Sequence[str], path: Path) -> Non
     if not manifest.plan.prunes:
         raise InputError(
             f"the bundle's language model drops nothing ({manifest.plan.describe()}), so there is nothing to "
-            "draw: export one with a selection in the decoder that keeps less than reaches it"
+            "draw: export one with a stage in the decoder that keeps less than reaches it"
         )
     if not images:
         raise InputError("there is no image to draw the kept tokens on: give one with --image")

@@ -41,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich alone would double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "build": build.build,
     "run": run.run,
@@ -52,7 +52,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval_.evaluate,
     "doctor": doctor.doctor,
 }
-for _name, _function in _COMMANDS.items():
+for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 
 
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     command = typer.main.get_command(app)
-    named = next((name for name in arguments[:1] if name in _COMMANDS), None)
+    named = next((name for name in arguments[:1] if name in COMMANDS), None)
     try:
         with command.make_context("edgeprune", list(arguments)) as context:
             command.invoke(context)
@@ -187,7 +187,7 @@ class _Notes(logging.Handler):
 
 def in_options(message: str, arguments: Sequence[str] = ()) -> str:
     """In the words of the command line, and on one line, whatever names and foreign messages are in it."""
-    command = next((name for name in arguments[:1] if name in _COMMANDS), None)
+    command = next((name for name in arguments[:1] if name in COMMANDS), None)
     words = with_options(message, options_of(typer.main.get_command(app), command))
     return " ".join(printable(words).split())
 

@@ -13,8 +13,8 @@ Keep = Annotated[
     str | None,
     typer.Option(
         metavar="SHARE[,...]",
-        help="Share of visual tokens that the layers behind the first selection see on average, above 0 "
-        "and at most 1; 1 does not prune. Several: the share that each selection keeps, of all visual "
+        help="Share of visual tokens that the layers behind the first stage see on average, above 0 "
+        "and at most 1; 1 does not prune. Several: the share that each stage keeps, of all visual "
         "tokens. Fractions such as 192/576 are read exactly. By default the method's published setting.",
     ),
 ]
@@ -48,7 +48,7 @@ Debias = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="What the first selection is debiased by: `position` (the bias curve), `padding` (the "
+        help="What the first stage is debiased by: `position` (the bias curve), `padding` (the "
         "padding mask), both with a comma between, or `none`; by default padding, and position where a "
         "curve belongs to the model or is given.",
     ),
@@ -58,7 +58,7 @@ RunDebias = Annotated[
     typer.Option(
         "--debias",
         metavar="NAMES",
-        help="What the selection is debiased by in this run: `position`, `padding`, both with a comma "
+        help="What the stage is debiased by in this run: `position`, `padding`, both with a comma "
         "between, or `none`; by default what the bundle was exported with.",
     ),
 ]

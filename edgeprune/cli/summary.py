@@ -56,7 +56,7 @@ def padding_text(manifest: Manifest) -> str:
     mask = manifest.padding_mask
     if mask.kind == "none":
         return "none: images are never padded"
-    acts = "" if "padding" in manifest.plan.debias else "; the selection does not go by it"
+    acts = "" if "padding" in manifest.plan.debias else "; the plan does not go by it"
     if mask.kind == "bilinear":
         return f"bilinear: padding is where the resized mask is below {mask.threshold:g}{acts}"
     return f"share: a token is padding where more than {mask.threshold:g} of it is padding{acts}"

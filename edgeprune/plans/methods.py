@@ -1,9 +1,9 @@
 """The pruning methods, as data: where each prunes, by which scores, and what it publishes as its defaults.
 
 `keep` means the same for all of them: the share of a prompt's visual tokens that the layers behind the
-first selection see on average. For a method with one selection that is the share it keeps. A method with
+first stage see on average. For a method with one stage that is the share it keeps. A method with
 several keeps more at the first and less at the last, in its published proportions, so that one keep ratio
-costs about the same in every method. A list gives the share of every selection, of all visual tokens,
+costs about the same in every method. A list gives the share of every stage, of all visual tokens,
 itself; None is the method's published setting. A share is a number, or a fraction such as "192/576". Means
 of dropped tokens, which a method may append, are not counted in it, as they are not in the published
 budgets.
@@ -44,7 +44,7 @@ class Method(Protocol):
 
     Attributes:
         name: what users call it.
-        ranking: what its selections rank the visual tokens by; None where it has none.
+        ranking: what its stages rank the visual tokens by; None where it has none.
         padding_mask: how a letterboxed image's padding mask is made, as published.
         preset: its published bias curve, by the name of `edgeprune.debias.curves.load_preset`, or None.
         keep_is_free: whether a graph of it keeps as many as each run asks for.
@@ -74,20 +74,20 @@ class Method(Protocol):
         seed: int = 0,
         tower_layers: int = 0,
     ) -> PruningPlan:
-        """The plan for a decoder; `PruningPlan.debiased` says what its first selection is debiased by.
+        """The plan for a decoder; `PruningPlan.debiased` says what its first stage is debiased by.
 
         Args:
             layers: decoder layers.
             keep: see the module's description.
-            layer: before which layer each selection is; None is the published layers, scaled to the depth.
-            visual_tokens: of one image. Later selections then keep exactly the published counts of it;
+            layer: before which layer each stage is; None is the published layers, scaled to the depth.
+            visual_tokens: of one image. Later stages then keep exactly the published counts of it;
                 without, or in prompts of several images, they round shares.
             seed: of random pruning.
             tower_layers: layers of the vision tower in front of the visual tokens; 0 where these come from
                 several of them.
 
         Raises:
-            InputError: keep or layer is out of range or of another length than the method has selections; or
+            InputError: keep or layer is out of range or of another length than the method has stages; or
                 the method cannot be done in this model.
         """
         ...
@@ -111,15 +111,15 @@ def _floor(visual_tokens: int, share: Fraction) -> int:
 
 @dataclass(frozen=True)
 class StagedMethod:
-    """A method of one or more selections.
+    """A method of one or more stages.
 
     Attributes:
         name, padding_mask, preset: see `Method`.
-        at: the published layers, each selection being before that layer.
-        shares: the published share of all visual tokens that each selection keeps.
+        at: the published layers, each stage being before that layer.
+        shares: the published share of all visual tokens that each stage keeps.
         depth: the decoder layers that `at` belongs to, by which it is scaled; None: `at` holds at any depth.
-        rows: the scoring rows of each selection.
-        own_projections: scored by the layer behind the selection rather than the one before it.
+        rows: the scoring rows of each stage.
+        own_projections: scored by the layer behind the stage rather than the one before it.
         ranking, merge, positions, trims_earlier_caches: as in a plan.
         whole: the number of tokens for a share of all visual tokens.
         tower: the layers of a tower of `tower_depth` layers in which it merges tokens, as many in each; what
@@ -164,7 +164,7 @@ class StagedMethod:
         if isinstance(given, Fraction):
             # What a tower leaves is what the decoder sees from its first layer on.
             exact = _spread([0, *at] if self.tower else at, self.shares, float(given), layers)
-            # One selection takes the number as it was given; computed ones are whole ten-thousandths.
+            # One stage takes the number as it was given; computed ones are whole ten-thousandths.
             rounded = [Fraction(keep_per_10000(share), WHOLE) for share in exact]
             shares = [given] if len(exact) == 1 else rounded
         else:
@@ -201,7 +201,7 @@ class StagedMethod:
         )
 
     def _given_shares(self, keep: Keep) -> Fraction | list[Fraction]:
-        """The average, or the share of each selection."""
+        """The average, or the share of each stage."""
         shares = list(self.shares) if keep is None else [read_share(share) for share in keep_ratios(keep)]
         if isinstance(keep, str) or not (keep is None or isinstance(keep, Sequence)):
             return shares[0]
@@ -209,7 +209,7 @@ class StagedMethod:
             first = ", the first of them its merging in the vision tower" if self.tower else ""
             raise InputError(
                 f"{len(shares)} keep ratios were given and {self.name} has "
-                f"{_selections(len(self.shares))}{first}: give one for each, or a single one, which is their "
+                f"{_stages(len(self.shares))}{first}: give one for each, or a single one, which is their "
                 "average over the layers behind the first"
             )
         if shares != sorted(shares, reverse=True):
@@ -224,7 +224,7 @@ class StagedMethod:
         count = len(self.at)
         if layers <= count:
             has = f"{layers} decoder layer{'s' if layers > 1 else ''}"
-            several = f"{self.name} has {_selections(count)} between them"
+            several = f"{self.name} has {_stages(count)} between them"
             where = "pruning happens between two" if count == 1 else several
             raise InputError(f"the model has {has}, and {where}: export it with `method='none'`")
         at = (
@@ -237,7 +237,7 @@ class StagedMethod:
         if len(at) != count:
             were = "1 layer was" if len(at) == 1 else f"{len(at)} layers were"
             raise InputError(
-                f"{were} given and {self.name} has {_selections(count)}"
+                f"{were} given and {self.name} has {_stages(count)}"
                 f"{' in the decoder' if self.tower else ''}: give one for each, with commas between"
             )
         for number in at:
@@ -269,7 +269,7 @@ class StagedMethod:
         return tuple(stages)
 
     def _relative(self, shares: Sequence[Fraction], visual_tokens: int | None) -> list[int]:
-        """Ten-thousandths of what reaches each selection, from shares of all visual tokens."""
+        """Ten-thousandths of what reaches each stage, from shares of all visual tokens."""
         if len(shares) == 1:
             return [keep_per_10000(shares[0])]
         relative: list[int] = []
@@ -279,7 +279,7 @@ class StagedMethod:
                 part = max(1, round(WHOLE * share / before))
             else:
                 part = _part(reached, min(self.whole(visual_tokens or 0, share), reached))
-                # What is appended reaches the next selection too.
+                # What is appended reaches the next stage too.
                 reached = stage_counts(reached, part, self.merge).after
             before = share
             relative.append(part)
@@ -313,12 +313,12 @@ def _part(reached: int, kept: int) -> int:
 
 
 def _spread(at: Sequence[int], proportions: Sequence[Fraction], keep: float, layers: int) -> list[float]:
-    """Shares in given proportions whose mean over the layers behind the first selection is `keep`.
+    """Shares in given proportions whose mean over the layers behind the first stage is `keep`.
 
     None is above 1: where the first ones would be, they are 1 and the later ones make up for it.
 
     Args:
-        at: of the selections, ascending.
+        at: of the stages, ascending.
         proportions: positive, not rising.
         keep: 0 < keep <= 1.
         layers: decoder layers.
@@ -334,8 +334,8 @@ def _spread(at: Sequence[int], proportions: Sequence[Fraction], keep: float, lay
     return shares
 
 
-def _selections(count: int) -> str:
-    return f"{count} selection{'s' if count > 1 else ''}"
+def _stages(count: int) -> str:
+    return f"{count} stage{'s' if count > 1 else ''}"
 
 
 @dataclass(frozen=True)

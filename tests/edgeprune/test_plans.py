@@ -104,7 +104,7 @@ def test_a_list_gives_every_stage_its_own_keep() -> None:
     own = METHODS["himap"].plan(32)
     kept = [counts.kept for counts in with_keep(own, (0.5, "144/576"), 32, 576).counts(576)]
     assert kept == [288, 144]
-    with pytest.raises(InputError, match="3 keep ratios were given and himap has 2 selections"):
+    with pytest.raises(InputError, match="3 keep ratios were given and himap has 2 stages"):
         with_keep(own, (0.5, 0.4, 0.3), 32)
 
 
@@ -144,7 +144,7 @@ def test_methods_are_found_by_their_names() -> None:
 
 
 def test_what_a_method_says_of_curves_and_masks_is_there() -> None:
-    """Every default preset belongs to one method; random selections and none have nothing to debias by."""
+    """Every default preset belongs to one method; random stages and none have nothing to debias by."""
     presets = [method.preset for method in METHODS.values() if method.preset is not None]
     assert sorted(presets) == [name for name in preset_names() if "/" not in name]
     assert {method.name for method in METHODS.values() if method.ranking is None} == {"none"}
@@ -205,7 +205,7 @@ def test_a_tower_without_one_last_layer_cannot_merge() -> None:
 
 
 def test_a_list_for_a_method_with_a_tower_says_what_it_is_of() -> None:
-    with pytest.raises(InputError, match="illava has 2 selections, the first of them its merging in the vis"):
+    with pytest.raises(InputError, match="illava has 2 stages, the first of them its merging in the vis"):
         METHODS["illava"].plan(8, (0.5, 0.4, 0.3), visual_tokens=36, tower_layers=2)
 
 
@@ -292,7 +292,7 @@ def test_published_lists_can_be_given_as_they_are() -> None:
 
 
 # What the authors of each method, or of arXiv 2508.17807, run on LLaVA-1.5 (576 visual tokens), in 7B
-# (32 layers) and 13B (40 layers) alike: `--layer`, `--keep`, and the tokens that every selection keeps.
+# (32 layers) and 13B (40 layers) alike: `--layer`, `--keep`, and the tokens that every stage keeps.
 PUBLISHED_ROWS = [
     ("fastv", (2,), ("192/576",), [192]),
     ("fastv", (2,), ("128/576",), [128]),
@@ -319,7 +319,7 @@ def test_published_settings_keep_exactly_the_published_tokens(
 ) -> None:
     plan = METHODS[method].plan(layers, keep, at, visual_tokens=576)
     kept = [0, *(found.kept for found in plan.counts(576))]
-    # Per layer: 0 stands for all tokens, in front of the first selection.
+    # Per layer: 0 stands for all tokens, in front of the first stage.
     found = [kept[plan.group_of_layer(layer)] for layer in range(layers)]
     expected = [0] * at[0]
     for count, first, after in zip(counts, at, (*at[1:], layers), strict=True):
@@ -328,13 +328,13 @@ def test_published_settings_keep_exactly_the_published_tokens(
 
 
 # One rounds down, the other to the nearest.
-@pytest.mark.parametrize(("method", "selections"), [("pyramiddrop", 3), ("himap", 2)])
+@pytest.mark.parametrize(("method", "stages"), [("pyramiddrop", 3), ("himap", 2)])
 @given(data=st.data(), visual=st.integers(4, 3000))
 @settings(max_examples=60, deadline=None)
 def test_fractions_keep_what_they_say_in_every_selection(
-    method: str, selections: int, data: Any, visual: int
+    method: str, stages: int, data: Any, visual: int
 ) -> None:
-    numbers = st.sets(st.integers(1, visual - 1), min_size=selections, max_size=selections)
+    numbers = st.sets(st.integers(1, visual - 1), min_size=stages, max_size=stages)
     wanted = sorted(data.draw(numbers), reverse=True)
     plan = METHODS[method].plan(32, [f"{kept}/{visual}" for kept in wanted], visual_tokens=visual)
     assert [found.kept for found in plan.counts(visual)] == wanted
@@ -394,20 +394,20 @@ def test_without_a_number_of_tokens_shares_are_kept() -> None:
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
-        ("pyramiddrop", {"keep": (0.5, 0.25)}, "2 keep ratios were given and pyramiddrop has 3 selections"),
+        ("pyramiddrop", {"keep": (0.5, 0.25)}, "2 keep ratios were given and pyramiddrop has 3 stages"),
         ("pyramiddrop", {"keep": (0.25, 0.5, 0.125)}, "the keep ratios 0.25, 0.5, 0.125 rise"),
         ("pyramiddrop", {"keep": (0.5, 0.25, 0)}, "the keep ratio is 0"),
         ("pyramiddrop", {"keep": ("66/576", "0.2", "17/576")}, "the keep ratios 66/576, 0.2, 17/576 rise"),
         ("himap", {"keep": ("577/576", "1/2")}, "the keep ratio is 577/576"),
-        ("pyramiddrop", {"layer": 2}, "1 layer was given and pyramiddrop has 3 selections"),
-        ("pyramiddrop", {"layer": (2, 10)}, "2 layers were given and pyramiddrop has 3 selections"),
+        ("pyramiddrop", {"layer": 2}, "1 layer was given and pyramiddrop has 3 stages"),
+        ("pyramiddrop", {"layer": (2, 10)}, "2 layers were given and pyramiddrop has 3 stages"),
         ("pyramiddrop", {"layer": (2, 20, 10)}, "the layers 2, 20, 10 do not ascend"),
         ("pyramiddrop", {"layer": (2, 2, 10)}, "the layers 2, 2, 10 do not ascend"),
         ("pyramiddrop", {"layer": (2, 10, 32)}, "layer 32 cannot be pruned at: the model has 32"),
         (
             "illava",
             {"layer": (1, 2)},
-            "2 layers were given and illava has 1 selection in the decoder: give one",
+            "2 layers were given and illava has 1 stage in the decoder: give one",
         ),
         ("fastv", {"layer": 1.5}, r"layer 1\.5 cannot be pruned at: .* a whole number from 1 to 31"),
         ("fastv", {"layer": "2"}, "layer '2' cannot be pruned at"),
@@ -424,7 +424,7 @@ def test_a_plan_that_cannot_be_made_says_why(method: str, arguments: dict[str, A
 
 
 def test_a_model_too_shallow_for_a_method_says_so() -> None:
-    with pytest.raises(InputError, match="the model has 3 decoder layers, and pyramiddrop has 3 selections"):
+    with pytest.raises(InputError, match="the model has 3 decoder layers, and pyramiddrop has 3 stages"):
         METHODS["pyramiddrop"].plan(3)
 
 

@@ -157,10 +157,10 @@ def earlier(tmp_path: Path) -> Path:
         ("--keep 0.3 --layer 0", "layer 0 cannot be pruned at: the model has 4 decoder layers"),
         ("--keep 0.3 --layer 4", "--layer must be a whole number from 1 to 3"),
         ("--keep 0.3 --layer two", "Invalid value for '--layer'"),
-        ("--keep 0.3,0.2", "2 keep ratios were given and fastv has 1 selection"),
+        ("--keep 0.3,0.2", "2 keep ratios were given and fastv has 1 stage"),
         ("--method himap --keep 0.3,0.4", "the keep ratios 0.3, 0.4 rise"),
         ("--method himap --keep 0.3,2", "the keep ratio is 2"),
-        ("--method himap --layer 1", "1 layer was given and himap has 2 selections"),
+        ("--method himap --layer 1", "1 layer was given and himap has 2 stages"),
         ("--method himap --layer 2,1", "the layers 2, 1 do not ascend"),
         ("--debias everything", "--debias is 'everything': expected position, padding"),
         (

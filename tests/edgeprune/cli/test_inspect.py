@@ -56,7 +56,7 @@ def test_tokens_that_the_vision_tower_alone_merges_are_counted(cli: Cli, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"debias": "position"}, "of it is padding; the selection does not go by it"),
+        ({"debias": "position"}, "of it is padding; the plan does not go by it"),
         (
             {"debias": "position", "padding_mask": PaddingMask(kind="none")},
             "never padded",

@@ -19,7 +19,7 @@ from edgeprune.errors import BackendError, EdgepruneError, VerificationError
 from edgeprune.log import note
 from tests.edgeprune.cli.conftest import Cli
 
-COMMANDS = list(module._COMMANDS)
+COMMANDS = list(module.COMMANDS)
 SCRIPT = "import sys; from edgeprune.cli.main import main; sys.exit(main())"
 
 

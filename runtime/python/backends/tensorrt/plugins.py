@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeprune.errors import BackendError, InputError, MissingDependencyError
-from edgeprune.interface import OP_NAME
+from edgeprune.interface import OP_NAME, OP_VERSION
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour, numbers
 
 Wish = Literal["auto", "on", "off"]
@@ -25,13 +25,13 @@ LIBRARY = "libedgeprune_plugins.so"
 ENVIRONMENT = "EDGEPRUNE_PLUGINS"
 
 # The plugin's version, which is that of the operator.
-_VERSION = "2"
+_VERSION = str(OP_VERSION)
 
 # IPluginV3 as the library implements it; older ones would need the sources of another interface.
 _OLDEST = (10, 3)
 
 # Built beside the package: the folders of `cmake -S plugins -B build/plugins`, and of an installation.
-_REPOSITORY = Path(__file__).resolve().parents[3]
+_REPOSITORY = Path(__file__).resolve().parents[4]
 _PLACES = (
     _REPOSITORY / "build" / "plugins",
     _REPOSITORY / "plugins" / "build",

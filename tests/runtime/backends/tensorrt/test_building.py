@@ -499,3 +499,7 @@ def _accept(bundle: Path, name: str) -> None:
             entry |= {"bytes": (bundle / name).stat().st_size, "sha256": sha256_of(bundle / name)}
     write_manifest(bundle, Manifest.model_validate(text))
     assert isinstance(read_manifest(bundle, "hashes"), Manifest)
+
+
+def test_a_library_built_in_the_repository_is_looked_for_there() -> None:
+    assert (plugins._REPOSITORY / "plugins" / "CMakeLists.txt").is_file()
