@@ -57,7 +57,7 @@ def export(
     _check_target(target, folder)
     with writing_to(target, force) as scratch:
         decided = decide(folder, str(model), config, family, options, scratch)
-        traced = _trace(decided, config, family, listener)
+        traced = _trace(decided, config, family, folder, scratch, listener)
         manifest = _write(decided, traced, folder, scratch, listener)
         verification = Verification(skipped="it was not asked for")
         if verify is not None:
@@ -149,23 +149,39 @@ class _Traced:
 
     Attributes:
         model: all of it.
+        stored: where its parameters are stored, by name.
+        size: bytes of the weights to write.
         vision, decoder: the modules that the graphs were traced from.
         vision_graph, language_graph: the graphs, whose weights are still to be attached.
     """
 
     model: PreTrainedModel
+    stored: dict[str, weights.StoredTensor]
+    size: int
     vision: nn.Module
     decoder: PrunedDecoder
     vision_graph: ir.Model
     language_graph: ir.Model
 
 
-def _trace(decided: Manifest, config: PretrainedConfig, family: Family, progress: Progress) -> _Traced:
+def _trace(
+    decided: Manifest,
+    config: PretrainedConfig,
+    family: Family,
+    folder: Path,
+    scratch: Path,
+    progress: Progress,
+) -> _Traced:
+    """Traces the graphs, once the weights are found and there is space for them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    plan, opset = decided.plan, decided.opset
+    plan, opset, dtype = decided.plan, decided.opset, graph.TORCH_DTYPES[decided.model.dtype]
     with mode:
-        model = family.build(config, graph.TORCH_DTYPES[decided.model.dtype])
+        model = family.build(config, dtype)
         curve = torch.empty(1 + decided.curve_places)
+    # Before the parts are taken: it unties what the checkpoint stores apart.
+    stored = weights.locate(model, folder)
+    size = weights.bytes_to_write(stored, folder, dtype)
+    need_space(scratch.parent, size)
     parts = family.parts(model, plan.tower)
     progress.step("tracing the vision graph")
     vision = graph.trace_vision(parts.vision, decided.vision, mode, opset)
@@ -174,18 +190,15 @@ def _trace(decided: Manifest, config: PretrainedConfig, family: Family, progress
         parts.text_model, parts.lm_head, plan, parts.image_token_id, curve, decided.model.max_positions
     ).eval()
     language = graph.trace_language(decoder, decided.language, mode, opset)
-    return _Traced(model, parts.vision, decoder, vision, language)
+    return _Traced(model, stored, size, parts.vision, decoder, vision, language)
 
 
 def _write(decided: Manifest, traced: _Traced, folder: Path, scratch: Path, progress: Progress) -> Manifest:
     """Writes weights and graphs; returns the manifest with its files."""
     dtype = graph.TORCH_DTYPES[decided.model.dtype]
-    stored = weights.locate(traced.model, folder)
-    size = weights.bytes_to_write(stored, folder, dtype)
-    need_space(scratch.parent, size)
     buffers = weights.buffer_values(traced.model)
-    progress.step("writing weights", size)
-    placed, entries = weights.place(stored, folder, scratch, dtype, progress.advance)
+    progress.step("writing weights", traced.size)
+    placed, entries = weights.place(traced.stored, folder, scratch, dtype, progress.advance)
 
     progress.step("writing and checking the graphs")
     curve = torch.from_numpy(curve_table(decided.curve, decided.curve_places))
