@@ -90,8 +90,6 @@ def decide(
         check_curve(curve, origin(folder, source, plan, program.tokens.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
-    if curve is not None and program.fixed_tokens is not None:
-        curve.weights(plan.tokens_per_tile(program.fixed_tokens))  # refuses a table that is too short
     language, vision = language_interface(info, plan), vision_interface(info, plan, program)
     decided = Manifest(
         edgeprune_version=edgeprune.__version__,
