@@ -26,8 +26,10 @@ from edgeprune.progress import Progress, Silent
 from edgeprune.questions.question import EncodedImage, Question
 
 if TYPE_CHECKING:
+    from edgeprune.runtime.batching import PromptInputs
+    from edgeprune.runtime.growing import Picker
     from edgeprune.runtime.model import Model
-    from edgeprune.runtime.session import Generated, Picker, PromptInputs
+    from edgeprune.runtime.session import Generated
 
 QUESTION_PLACE, IMAGES_PLACE = "{question}", "{images}"
 

@@ -21,12 +21,14 @@ from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep, PruningPlan
 from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import Backend, open_backend
+from edgeprune.runtime.batching import PromptInputs
+from edgeprune.runtime.growing import FinishReason
 from edgeprune.runtime.images import ImageLike, load_image
 from edgeprune.runtime.messages import Message, PromptLike
 from edgeprune.runtime.programs import run_program
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings
 from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
-from edgeprune.runtime.session import DEFAULT_BATCH, FinishReason, PromptInputs, Session
+from edgeprune.runtime.session import DEFAULT_BATCH, Session
 from edgeprune.runtime.stages import StageResult
 from edgeprune.runtime.statistics import Statistics
 

@@ -6,24 +6,22 @@ can be replaced by the C++ core.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.checks import check_count
 from edgeprune.debias.curves import curve_table
-from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
+from edgeprune.errors import InputError, NumericsError, PruningError
 from edgeprune.interface import (
     LOGITS,
     PIXEL_VALUES,
     VISUAL_EMBEDS,
     VISUAL_PLACE,
-    TensorSpec,
     first_feeds,
     is_cache,
     is_present,
@@ -32,48 +30,16 @@ from edgeprune.interface import (
     present_mask,
     score,
 )
-from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, PruningPlan
-from edgeprune.positions import Positions
-from edgeprune.runtime.backends.base import Array, Backend, Graph, Tensor
+from edgeprune.runtime.backends.base import Array, Backend, Tensor
+from edgeprune.runtime.batching import PromptInputs, batches, padded
+from edgeprune.runtime.graph_check import check_interface
+from edgeprune.runtime.growing import FinishReason, Growing, Listener, Picker
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
 
-FinishReason = Literal["stop", "length", "stop_string"]
-
-Picker: TypeAlias = "Callable[[NDArray[np.float32]], int]"
-"""Chooses the next token of one prompt from its logits, float32 [vocab]; see `sampling.Sampler.pick`."""
-
-Listener: TypeAlias = "Callable[[int, int], bool]"
-"""Is told (number of the prompt, token id) as tokens come; True ends the prompt's reply."""
-
 DEFAULT_BATCH = 8
-
-
-@dataclass(frozen=True, eq=False)
-class PromptInputs:
-    """One prompt, ready for the graphs.
-
-    Attributes:
-        input_ids: int64 [S], with one image token for every visual token.
-        pixel_values: float32 [tiles, 3, height, width].
-        layout: its visual tokens, V of them as long as the vision tower merges none.
-        visual_valid: float32 [V], their padding mask. It says what they are; the plan says whether that
-            counts.
-        positions: of its tokens.
-        imposed: float32 [V], what the selection is told instead of the padding mask; for comparisons. None
-            for what the plan says.
-        preprocess_seconds: what making all this took.
-    """
-
-    input_ids: NDArray[np.int64]
-    pixel_values: NDArray[np.float32]
-    layout: PromptLayout
-    visual_valid: NDArray[np.float32]
-    positions: Positions
-    imposed: NDArray[np.float32] | None = None
-    preprocess_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +71,8 @@ class Session:
         self.manifest = manifest
         self._vision = backend.load(folder, manifest.vision)
         self._language = backend.load(folder, manifest.language)
-        _check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
-        _check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
+        check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
+        check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
         self._curve = curve_table(manifest.curve, manifest.curve_places)
         self._present = [name for name in names if is_present(name)]
@@ -180,9 +146,9 @@ class Session:
         for prompt in prompts:
             self.check(prompt, plan)
         results: dict[int, Generated] = {}
-        for numbers in _batches([self._visual(prompt) for prompt in prompts], batch_size):
+        for numbers in batches([self._visual(prompt) for prompt in prompts], batch_size):
             replies = [
-                _Growing(number, pickers[number], self._limit(prompts[number], max_new_tokens))
+                Growing(number, pickers[number], self._limit(prompts[number], max_new_tokens))
                 for number in numbers
             ]
             results |= self._run([prompts[number] for number in numbers], replies, listener, plan)
@@ -203,7 +169,7 @@ class Session:
                 "the prompts of one batch have different numbers of visual tokens: expected the same number; "
                 "put those with as many together"
             )
-        batch = _padded(prompts, self.manifest, plan)
+        batch = padded(prompts, self.manifest, plan)
         started = perf_counter()
         embeds, places = self._see(prompts)
         self.backend.synchronize()
@@ -257,7 +223,7 @@ class Session:
     def _run(
         self,
         prompts: Sequence[PromptInputs],
-        replies: Sequence[_Growing],
+        replies: Sequence[Growing],
         listener: Listener | None,
         plan: PruningPlan | None,
     ) -> dict[int, Generated]:
@@ -283,7 +249,7 @@ class Session:
         }
 
     def _statistics(
-        self, prompt: PromptInputs, reply: _Growing, state: Decoding, row: int, started: float
+        self, prompt: PromptInputs, reply: Growing, state: Decoding, row: int, started: float
     ) -> Statistics:
         memory = self.backend.peak_memory()
         decode = reply.last - reply.first
@@ -402,125 +368,3 @@ class Decoding:
         self._caches = found
         self._positions = self._positions + 1
         return self.logits
-
-
-@dataclass(eq=False)
-class _Growing:
-    """A reply while it is generated."""
-
-    number: int
-    picker: Picker
-    limit: int
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    first: float = 0.0
-    last: float = 0.0
-    cache_bytes: int = 0
-
-    @property
-    def reason(self) -> FinishReason:
-        if self.finish_reason is None:
-            raise AssertionError("the reply has not ended")
-        return self.finish_reason
-
-    def take(
-        self,
-        logits: NDArray[np.float32],
-        ends: Sequence[int],
-        listener: Listener | None,
-        cache_bytes: int,
-    ) -> None:
-        token = self.picker(logits)
-        self.last = perf_counter()
-        if not self.token_ids:
-            self.first = self.last
-        self.token_ids.append(token)
-        self.cache_bytes = cache_bytes
-        heard_enough = listener is not None and listener(self.number, token)
-        if token in ends:
-            self.finish_reason = "stop"
-        elif heard_enough:
-            self.finish_reason = "stop_string"
-        elif len(self.token_ids) >= self.limit:
-            self.finish_reason = "length"
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Prompts of one batch, padded on the left to the longest: [B, S], and by visual token [B, V]; masks for
-    all tokens of the layouts."""
-
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
-    visual_index: NDArray[np.int64]
-    visual_valid: NDArray[np.float32]
-    selectable: NDArray[np.float32]
-
-
-def _padded(prompts: Sequence[PromptInputs], manifest: Manifest, plan: PruningPlan) -> _Batch:
-    image, fill = manifest.prompt.image_token_id, manifest.prompt.pad_token_id
-    if fill == image:  # padding that looked like visual tokens would take their embeddings
-        fill = 1 if image == 0 else 0
-    longest = max(len(prompt.input_ids) for prompt in prompts)
-    ids = np.full((len(prompts), longest), fill, dtype=np.int64)
-    # Where it is padding, a position does not matter: it is masked.
-    mask, positions = np.zeros_like(ids), np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        start = longest - len(prompt.input_ids)
-        ids[row, start:] = prompt.input_ids
-        mask[row, start:] = 1
-        positions[row, start:] = prompt.positions.ids
-    index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
-    valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
-    selectable = np.stack([_selectable(prompt, plan) for prompt in prompts]).astype(np.float32)
-    return _Batch(ids, mask, positions, index.astype(np.int64), valid, selectable)
-
-
-def _selectable(prompt: PromptInputs, plan: PruningPlan) -> NDArray[np.float32]:
-    """What the selection is told of the layout's tokens, float32 [V]: 0 stands behind all others."""
-    if prompt.imposed is not None:
-        return prompt.imposed
-    return prompt.visual_valid if Debias.PADDING in plan.debias else np.ones_like(prompt.visual_valid)
-
-
-def _batches(visual_tokens: Sequence[int], size: int) -> list[list[int]]:
-    """Numbers of prompts that run together: as many visual tokens, at most `size`, in order."""
-    groups: dict[int, list[int]] = {}
-    for number, visual in enumerate(visual_tokens):
-        groups.setdefault(visual, []).append(number)
-    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
-
-
-def _fits(found: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
-    """Whether shapes are as long, and equal where both are fixed."""
-    if len(found) != len(wanted):
-        return False
-    pairs = zip(found, wanted, strict=True)
-    return all(have == want for have, want in pairs if isinstance(have, int) and isinstance(want, int))
-
-
-def _check_interface(
-    graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], manifest: Manifest
-) -> None:
-    for kind, wanted, found in (("input", inputs, graph.inputs), ("output", outputs, graph.outputs)):
-        have = {(spec.name, spec.dtype): spec.shape for spec in found}
-        for spec in wanted:
-            shape = have.get((spec.name, spec.dtype))
-            if shape is not None and _fits(shape, spec.shape):
-                continue
-            source = manifest.model.source
-            if shape is not None:
-                raise BundleError(
-                    f"the graph's {kind} {spec.name} has the shape {list(shape)}, and {source}'s manifest "
-                    f"says {list(spec.shape)}: the files do not belong together; export the bundle again"
-                )
-            if spec.name in map(kept_index, range(len(manifest.plan.stages))):
-                raise PruningError(
-                    f"the plan prunes ({manifest.plan.describe()}), but the language graph has no "
-                    f"{spec.name}: it would run unpruned; export the bundle again"
-                )
-            raise BundleError(
-                f"the graph has no {kind} {spec.name} of type {spec.dtype}, which {source}'s manifest "
-                "names: the files do not belong together; export the bundle again"
-            )

@@ -19,7 +19,7 @@ from edgeprune.image_program import ImageProgram
 from edgeprune.interface import Interface
 from edgeprune.layout import PromptLayout
 from edgeprune.positions import SequentialPositions, prompt_positions
-from edgeprune.runtime.session import PromptInputs
+from edgeprune.runtime.batching import PromptInputs
 
 Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 

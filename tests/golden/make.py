@@ -24,10 +24,10 @@ from PIL import Image
 
 import edgeprune
 from edgeprune.plans import PruningPlan
+from edgeprune.runtime.batching import PromptInputs
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.model import Model, load
 from edgeprune.runtime.programs import image_tiles
-from edgeprune.runtime.session import PromptInputs
 from tests.golden.layouts import layout_cases
 
 GOLDEN = Path(__file__).resolve().parent

@@ -14,7 +14,7 @@ from edgeprune.layout import PromptLayout
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.positions import SequentialPositions, prompt_positions
-from edgeprune.runtime.session import PromptInputs
+from edgeprune.runtime.batching import PromptInputs
 from tests.manifests import make_manifest
 
 IMAGE, EOS, VOCAB = 5, 2, 64

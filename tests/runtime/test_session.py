@@ -14,7 +14,8 @@ from edgeprune.layout import PromptLayout
 from edgeprune.manifest import GraphSpec
 from edgeprune.plans import Debias, with_keep
 from edgeprune.positions import SequentialPositions, prompt_positions
-from edgeprune.runtime.session import Generated, PromptInputs, Session
+from edgeprune.runtime.batching import PromptInputs
+from edgeprune.runtime.session import Generated, Session
 from tests.runtime.fakes import EOS, IMAGE, PER_IMAGE, VOCAB, FakeBackend, fake_manifest, prompt_inputs
 
 

@@ -1,0 +1,86 @@
+"""Prompts as the session takes them, and put together in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.layout import PromptLayout
+from edgeprune.manifest import Manifest
+from edgeprune.plans import Debias, PruningPlan
+from edgeprune.positions import Positions
+
+
+@dataclass(frozen=True, eq=False)
+class PromptInputs:
+    """One prompt, ready for the graphs.
+
+    Attributes:
+        input_ids: int64 [S], with one image token for every visual token.
+        pixel_values: float32 [tiles, 3, height, width].
+        layout: its visual tokens, V of them as long as the vision tower merges none.
+        visual_valid: float32 [V], their padding mask. It says what they are; the plan says whether that
+            counts.
+        positions: of its tokens.
+        imposed: float32 [V], what the selection is told instead of the padding mask; for comparisons. None
+            for what the plan says.
+        preprocess_seconds: what making all this took.
+    """
+
+    input_ids: NDArray[np.int64]
+    pixel_values: NDArray[np.float32]
+    layout: PromptLayout
+    visual_valid: NDArray[np.float32]
+    positions: Positions
+    imposed: NDArray[np.float32] | None = None
+    preprocess_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts of one batch, padded on the left to the longest: [B, S], and by visual token [B, V]; masks for
+    all tokens of the layouts."""
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    visual_index: NDArray[np.int64]
+    visual_valid: NDArray[np.float32]
+    selectable: NDArray[np.float32]
+
+
+def padded(prompts: Sequence[PromptInputs], manifest: Manifest, plan: PruningPlan) -> Batch:
+    image, fill = manifest.prompt.image_token_id, manifest.prompt.pad_token_id
+    if fill == image:  # padding that looked like visual tokens would take their embeddings
+        fill = 1 if image == 0 else 0
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    ids = np.full((len(prompts), longest), fill, dtype=np.int64)
+    # Where it is padding, a position does not matter: it is masked.
+    mask, positions = np.zeros_like(ids), np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        start = longest - len(prompt.input_ids)
+        ids[row, start:] = prompt.input_ids
+        mask[row, start:] = 1
+        positions[row, start:] = prompt.positions.ids
+    index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
+    valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
+    selectable = np.stack([_selectable(prompt, plan) for prompt in prompts]).astype(np.float32)
+    return Batch(ids, mask, positions, index.astype(np.int64), valid, selectable)
+
+
+def _selectable(prompt: PromptInputs, plan: PruningPlan) -> NDArray[np.float32]:
+    """What the selection is told of the layout's tokens, float32 [V]: 0 stands behind all others."""
+    if prompt.imposed is not None:
+        return prompt.imposed
+    return prompt.visual_valid if Debias.PADDING in plan.debias else np.ones_like(prompt.visual_valid)
+
+
+def batches(visual_tokens: Sequence[int], size: int) -> list[list[int]]:
+    """Numbers of prompts that run together: as many visual tokens, at most `size`, in order."""
+    groups: dict[int, list[int]] = {}
+    for number, visual in enumerate(visual_tokens):
+        groups.setdefault(visual, []).append(number)
+    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
