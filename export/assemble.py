@@ -157,7 +157,7 @@ def save(
 
 
 def check(path: Path, interface: Interface, stages: int) -> None:
-    """onnx's full check, and that the file is what the manifest will say.
+    """Onnx's full check, and that the file is what the manifest will say.
 
     Raises:
         VerificationError: what does not hold.

@@ -249,6 +249,6 @@ def carve(
 def replace_visual(
     hidden: torch.Tensor, tokens: torch.Tensor, visual_index: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """hidden [B, S, D] with other visual tokens, [B, V, D]."""
+    """Hidden [B, S, D] with other visual tokens, [B, V, D]."""
     marks = spread(torch.ones_like(visual_index), visual_index, positions)
     return torch.where(marks.unsqueeze(-1) != 0, spread(tokens, visual_index, positions), hidden)

@@ -82,7 +82,8 @@ def _check_options(options: ExportOptions) -> None:
 
 def _check_target(target: Path, folder: Path) -> None:
     """Refuses to write a bundle in the place of the model, or of a folder that holds it, or under a name that
-    the libraries which read and write the files cannot take."""
+    the libraries which read and write the files cannot take.
+    """
     need_utf8(folder, "the model's folder")
     need_utf8(target, "the output")
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):

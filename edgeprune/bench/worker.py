@@ -126,7 +126,8 @@ class Worker:
 
     def _peak_memory(self) -> PeakMemory:
         """Where other processes' memory counts too, that of the first run: until then no later variant is
-        loaded, and the earlier ones have what they need."""
+        loaded, and the earlier ones have what they need.
+        """
         if self._memory is None or not self._memory.shared:
             found = self._backend.peak_memory()
             metric = f"{found.metric}, until the end of the first run" if found.shared else found.metric

@@ -210,7 +210,7 @@ def _fitted(kind: TrendKind, mean: Floats, weights: Floats, width: float) -> Flo
 
 
 def _exponential(mean: Floats, weights: Floats) -> tuple[float, float]:
-    """a and b of a * exp(b * i): weighted least squares on the attention itself, by Gauss-Newton steps.
+    """A and b of a * exp(b * i): weighted least squares on the attention itself, by Gauss-Newton steps.
 
     They start from the least squares on its logarithm, and are shortened while they do not help.
     """
@@ -305,7 +305,7 @@ def _r_squared(mean: Floats, values: Floats, weights: Floats) -> float:
 
 
 def slope(attention: Attention) -> Slope:
-    """b of all images, with its error from leaving out one fold at a time (R. Miller, 1974)."""
+    """B of all images, with its error from leaving out one fold at a time (R. Miller, 1974)."""
     sums, counts = attention.sums.sum(0), attention.counts.sum(0)
     b = _exponential(attention.mean, counts)[1]
     without: Sequence[float] = [

@@ -285,7 +285,7 @@ class TabulatedCurve(_Curve):
 
 BiasCurve = Annotated[ExponentialCurve | CubicCurve | TabulatedCurve, Field(discriminator="kind")]
 
-_KINDS: dict[str, type[ExponentialCurve] | type[CubicCurve] | type[TabulatedCurve]] = {
+_KINDS: dict[str, type[ExponentialCurve | CubicCurve | TabulatedCurve]] = {
     "exponential": ExponentialCurve,
     "cubic": CubicCurve,
     "tabulated": TabulatedCurve,

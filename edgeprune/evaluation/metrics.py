@@ -268,5 +268,5 @@ def _names(groups: Iterable[str]) -> list[str]:
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """part / whole, 0 where there is nothing."""
+    """Part / whole, 0 where there is nothing."""
     return np.asarray(np.divide(part, whole, out=np.zeros_like(whole, dtype=float), where=whole != 0))

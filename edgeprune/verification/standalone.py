@@ -22,7 +22,7 @@ _NEW_TOKENS = 4
 
 
 def check_graphs(bundle: Path, manifest: Manifest) -> list[Check]:
-    """onnx's full check of both graphs, and that they are what the manifest says.
+    """Onnx's full check of both graphs, and that they are what the manifest says.
 
     Raises:
         ModuleNotFoundError: onnx is not installed.

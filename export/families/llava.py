@@ -54,6 +54,8 @@ class _MergingLlavaVision(nn.Module):
 
 
 class Llava(Family):
+    """See the module's description."""
+
     name = "llava"
     architecture = "LlavaForConditionalGeneration"
     model_class = LlavaForConditionalGeneration

@@ -42,7 +42,8 @@ class PromptInputs:
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Prompts of one batch, padded on the left to the longest: [B, S], and by visual token [B, V]; masks for
-    all tokens of the layouts."""
+    all tokens of the layouts.
+    """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]

@@ -23,7 +23,8 @@ def child_command(module: str, *arguments: str) -> list[str]:
 
 def child_environment() -> dict[str, str]:
     """The environment in which a child's Python finds the same packages as this process, whatever its working
-    directory."""
+    directory.
+    """
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
 
 

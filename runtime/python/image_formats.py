@@ -115,7 +115,8 @@ def decoding_bytes(picture: ImageFile.ImageFile, file_bytes: int, scale: int = 1
 
 def _jpeg_held(picture: Any) -> int:
     """The coefficients, 2 bytes each, which libjpeg keeps of an image that comes in several scans, at full
-    size whatever the scale."""
+    size whatever the scale.
+    """
     if _is_one_scan(picture):
         return 0
     width, height = picture.size
@@ -143,7 +144,8 @@ def _is_one_scan(picture: Any) -> bool:
 
 def _tiff_held(picture: Any) -> int:
     """What libtiff holds, a strip or a tile, which may be the whole image; and where it has to be turned,
-    the image once more."""
+    the image once more.
+    """
     width, height = picture.size
     tags = picture.tag_v2
     turned = tags.get(0x0112, 1) != 1

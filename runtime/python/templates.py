@@ -287,7 +287,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         tree: nodes.Template = _Pays().visit(super()._parse(source, name, filename))
         return tree.set_environment(self)  # type: ignore[return-value]
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063  # as jinja2 has it, which calls it by position
         _spend(_size(args) + _size(getattr(__obj, "__self__", None)))
         _check_call(__obj, args, kwargs)
         return _paid(super().call(__context, __obj, *args, **kwargs))

@@ -22,7 +22,8 @@ NO_GPU = "no NVIDIA GPU answers here: check the driver with nvidia-smi"
 @dataclass(frozen=True)
 class Gpu:
     """A GPU: its name, its architecture as a target ("sm89"), its memory in bytes, and whether that is the
-    host's too, as on Jetson."""
+    host's too, as on Jetson.
+    """
 
     name: str
     target: str

@@ -23,7 +23,8 @@ TOPK_LIMIT = 3840
 
 class Limits(Part):
     """The largest inputs an engine takes, per run: prompts of a batch, and per prompt its tokens (visual ones
-    included), its images and the tokens generated after it."""
+    included), its images and the tokens generated after it.
+    """
 
     batch: Tokens
     prompt: Tokens

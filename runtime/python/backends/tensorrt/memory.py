@@ -15,7 +15,8 @@ from edgeprune.units import bytes_text
 
 class _Factors(NamedTuple):
     """What a build takes of the host: a fixed part, one for each decoder layer, and a multiple of the
-    weights, for what is laid out anew and what is written."""
+    weights, for what is laid out anew and what is written.
+    """
 
     fixed: int
     layer: int
@@ -41,7 +42,8 @@ def weight_bytes(manifest: Manifest) -> int:
 
 def estimate(manifest: Manifest, flavour: Flavour) -> int:
     """The host memory that building takes at its peak, in bytes, rather too high. The weight files
-    themselves are mapped, which the system can undo at any time, and do not count."""
+    themselves are mapped, which the system can undo at any time, and do not count.
+    """
     fixed, layer, times_weights = _FACTORS[flavour.name]
     return int(fixed + layer * manifest.model.layers + times_weights * weight_bytes(manifest))
 
@@ -98,7 +100,8 @@ def _control_group(root: Path) -> int | None:
 
 def _number(path: Path, field: str | None = None) -> int | None:
     """A file's only number, or the one in the line that begins with `field`; None where there is none
-    ("max")."""
+    ("max").
+    """
     try:
         lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
     except OSError:

@@ -139,7 +139,8 @@ def _is_registered(registry: Any) -> bool:
 
 def _built_for(library: Path) -> str | None:
     """The version of the TensorRT headers it was compiled with; None where it does not tell. Opening it runs
-    nothing: only the registry makes it register."""
+    nothing: only the registry makes it register.
+    """
     try:
         version = ctypes.CDLL(str(library)).edgeprune_plugins_tensorrt_version
     except (OSError, AttributeError):

@@ -37,7 +37,8 @@ class PluginLibrary(Part):
 
 class EngineFile(FileEntry):
     """One engine, and what building it took; memory is the building process's peak, as
-    `Sidecar.memory_metric` says, and None where it could not be measured."""
+    `Sidecar.memory_metric` says, and None where it could not be measured.
+    """
 
     build_seconds: Seconds
     peak_memory_bytes: Bytes | None
@@ -130,7 +131,8 @@ def read_sidecar(folder: Path) -> Sidecar:
 @dataclass(frozen=True)
 class Here:
     """What an engine has to fit: the flavour that is installed, its version, the GPU, and the plugin's
-    library."""
+    library.
+    """
 
     flavour: Flavour
     version: str
