@@ -105,7 +105,7 @@ BUNDLES = {
         {"method": "illava", "dtype": "fp16"},
         (
             {"name": "as exported", "prompt": _QUESTION, "images": ["square.png"]},
-            {"name": "padded", "prompt": "is the big box in the image green ?", "images": ["wide.png"]},
+            {"name": "padded", "prompt": "the small blue star is", "images": ["wide.png"]},
             {"name": "two images", "prompt": _BOTH, "images": ["wide.png", "tall.png"]},
         ),
     ),

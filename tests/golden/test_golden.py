@@ -56,6 +56,14 @@ def test_a_case_is_reproduced(name: str, case: dict[str, Any]) -> None:
     agree(found, case, LIMITS[model.manifest.model.dtype])
 
 
+@pytest.mark.parametrize("name", BUNDLES)
+def test_what_was_asked_is_what_the_script_asks(name: str) -> None:
+    asked_now = BUNDLES[name].cases
+    assert [
+        {key: case.get(key) for key in now} for now, case in zip(asked_now, cases_of(name), strict=True)
+    ] == [*asked_now]
+
+
 def _choices(case: dict[str, Any]) -> dict[str, Any]:
     return {key: case[key] for key in ("keep", "debias") if key in case}
 
