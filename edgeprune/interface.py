@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,16 @@ class TensorSpec(Part):
     name: Line
     dtype: ElementType
     shape: Annotated[tuple[Axis, ...], Field(max_length=16)]
+
+
+class Described(Protocol):
+    """What has the inputs and outputs of a graph, in order."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
 
 
 @dataclass(frozen=True)

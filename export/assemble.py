@@ -13,9 +13,9 @@ from torch import nn
 
 from edgeprune.errors import VerificationError
 from edgeprune.exporter.graph import quiet_exporter
-from edgeprune.exporter.op import OP_NAME, append_function, has_node
+from edgeprune.exporter.op import append_function, has_node
 from edgeprune.exporter.weights import StoredTensor
-from edgeprune.interface import Interface
+from edgeprune.interface import OP_NAME, Described
 
 _IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -117,16 +117,17 @@ def _widen_convolutions(graph: ir.Model) -> None:
         ir.convenience.replace_all_uses_with(result, narrow.outputs[0])
         narrow.replace_input_with(0, result)
         result.type = ir.TensorType(ir.DataType.FLOAT)
-        wide = [ir.node("Cast", [value], {"to": ir.DataType.FLOAT}) for value in node.inputs]
+        narrow_inputs = [value for value in node.inputs if value is not None]
+        wide = [ir.node("Cast", [value], {"to": ir.DataType.FLOAT}) for value in narrow_inputs]
         for place, cast in enumerate(wide):
-            cast.outputs[0].shape = node.inputs[place].shape
+            cast.outputs[0].shape = narrow_inputs[place].shape
             cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             node.replace_input_with(place, cast.outputs[0])
         graph.graph.insert_before(node, wide)
         graph.graph.insert_after(node, narrow)
 
 
-def _name_axes(values: list[ir.Value], specs: Interface, kind: str) -> None:
+def _name_axes(values: list[ir.Value], specs: Described, kind: str) -> None:
     for value, spec in zip(values, getattr(specs, kind), strict=True):
         value.name = spec.name
         value.shape = ir.Shape(list(spec.shape))
@@ -134,7 +135,7 @@ def _name_axes(values: list[ir.Value], specs: Interface, kind: str) -> None:
 
 def save(
     graph: ir.Model,
-    interface: Interface,
+    interface: Described,
     path: Path,
     producer: str,
     metadata: Mapping[str, str] | None = None,
@@ -156,7 +157,7 @@ def save(
     onnx.save(proto, path)
 
 
-def check(path: Path, interface: Interface, stages: int) -> None:
+def check(path: Path, interface: Described, stages: int) -> None:
     """Onnx's full check, and that the file is what the manifest will say.
 
     Raises:

@@ -144,7 +144,7 @@ AttentionInterface.register(NAME, attention)
 AttentionInterface.register(TOWER_NAME, tower_attention)
 
 
-def use_edgeprune_attention(layers: torch.nn.ModuleList, config: Any) -> None:
+def use_edgeprune_attention(layers: Any, config: Any) -> None:
     """Makes every decoder layer call `attention`."""
     config._attn_implementation = NAME
     for layer in layers:

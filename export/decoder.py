@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,6 +56,10 @@ class PrunedDecoder(nn.Module):
         most_visual: the largest number of visual tokens in a prompt.
     """
 
+    # Parts of models that Hugging Face's classes have no types for.
+    text_model: Any
+    lm_head: Any
+
     def __init__(
         self,
         text_model: nn.Module,
@@ -80,9 +85,9 @@ class PrunedDecoder(nn.Module):
         for name, value in self.constants(plan, bias_curve, most_visual).items():
             self.register_buffer(name, value, persistent=False)
         # transformers renamed the keyword on its way from 5.0 to 5.40.
-        known = inspect.signature(type(text_model.layers[0]).forward).parameters
+        known = inspect.signature(type(self.text_model.layers[0]).forward).parameters
         self.cache_keyword = "cache" if "cache" in known else "past_key_values"
-        use_edgeprune_attention(text_model.layers, text_model.config)
+        use_edgeprune_attention(self.text_model.layers, self.text_model.config)
 
     @staticmethod
     def constants(plan: PruningPlan, bias_curve: torch.Tensor, most_visual: int) -> dict[str, torch.Tensor]:

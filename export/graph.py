@@ -22,8 +22,8 @@ from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.op import translation
 from edgeprune.interface import (
     CACHE_KINDS,
+    Described,
     ElementType,
-    Interface,
     TensorSpec,
     kept_axis,
     kept_slots,
@@ -85,7 +85,7 @@ def _dims(spec: TensorSpec, dims: dict[str, Dim]) -> dict[int, Dim]:
 
 
 def _trace(
-    module: nn.Module, arguments: tuple[object, ...], shapes: object, interface: Interface, opset: int
+    module: nn.Module, arguments: tuple[Any, ...], shapes: tuple[Any, ...], interface: Described, opset: int
 ) -> ir.Model:
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
@@ -100,10 +100,11 @@ def _trace(
             output_names=[spec.name for spec in interface.outputs],
             custom_translation_table=translation(),
         )
+    assert program is not None  # with dynamo
     return program.model
 
 
-def trace_vision(vision: nn.Module, interface: Interface, mode: FakeTensorMode, opset: int) -> ir.Model:
+def trace_vision(vision: nn.Module, interface: Described, mode: FakeTensorMode, opset: int) -> ir.Model:
     """Traces pixel_values -> visual_embeds; the number of tiles is dynamic."""
     (spec,) = interface.inputs
     with mode:
@@ -123,7 +124,7 @@ def decoder_arguments(values: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def trace_language(
-    decoder: PrunedDecoder, interface: Interface, mode: FakeTensorMode, opset: int
+    decoder: PrunedDecoder, interface: Described, mode: FakeTensorMode, opset: int
 ) -> ir.Model:
     """Traces the pruned decoder; batch, sequence, visual tokens and every past length are dynamic."""
     dims: dict[str, Dim] = {}

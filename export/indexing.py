@@ -7,6 +7,7 @@ of an unknown size; in the graph they become standard operators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnxscript
@@ -152,7 +153,7 @@ def last_visual(visual_index: torch.Tensor) -> torch.Tensor:
     return torch.cat([nothing, visual_index], dim=1).amax(1, keepdim=True)
 
 
-def translation() -> dict[object, object]:
+def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The operators above as standard ONNX operators."""
     op: Any = onnxscript.values.Opset("", 18)
 

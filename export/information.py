@@ -13,6 +13,7 @@ Like the pruning node it is a custom operator in torch and a node with a functio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -90,7 +91,7 @@ def register_schema(domain: str, version: int) -> None:
     )
 
 
-def translation(domain: str, version: int) -> dict[object, object]:
+def translation(domain: str, version: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     register_schema(domain, version)
     opset: Any = onnxscript.values.Opset(domain, version)
 

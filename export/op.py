@@ -7,6 +7,9 @@ runtime able to execute it; a runtime with a faster kernel replaces the node by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import onnx
 import onnxscript
 import torch
@@ -105,7 +108,7 @@ def register_schema() -> None:
     )
 
 
-def translation() -> dict[object, object]:
+def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The custom translation table for `torch.onnx.export`: one node, never inlined; the rest inlined."""
     register_schema()
     domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ class MergingTower(nn.Module):
         skipped: tokens in front of the image's, which are never merged (a class token).
     """
 
+    tower: Any  # a part of a model that Hugging Face's classes have no types for
+
     def __init__(self, tower: nn.Module, stages: Sequence[TowerStage], layers: int, skipped: int) -> None:
         super().__init__()
         self.tower = tower
@@ -35,7 +38,7 @@ class MergingTower(nn.Module):
         self.layers = layers
         self.skipped = skipped
         for layer in self.kept:
-            merging = tower.encoder.layers[layer].self_attn
+            merging = self.tower.encoder.layers[layer].self_attn
             # A config of its own: the other layers, and others who hold the model, keep their attention.
             merging.config = copy.copy(merging.config)
             merging.config._attn_implementation = TOWER_NAME

@@ -126,7 +126,7 @@ class MeasuringDecoder(PrunedDecoder):
         image_token_id: as for `PrunedDecoder`.
     """
 
-    def __init__(self, text_model: torch.nn.Module, plan: PruningPlan, image_token_id: int) -> None:
+    def __init__(self, text_model: Any, plan: PruningPlan, image_token_id: int) -> None:
         last = max(stage.score_layer for stage in plan.stages if stage.score_layer is not None)
         text_model.layers = torch.nn.ModuleList(list(text_model.layers)[: last + 1])
         super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(1), 1)

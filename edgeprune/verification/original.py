@@ -262,7 +262,11 @@ def _compare_language(
         if step == 0:
             visual = _to_numpy(feeds[interface.VISUAL_INDEX])
             every, place = visual.shape[1], _to_numpy(feeds[interface.CURVE_PLACE])
-            weights = decoder.bias_curve.numpy()[place] * case.visual_valid if stages else case.visual_valid
+            weights = (
+                decoder.get_buffer("bias_curve").numpy()[place] * case.visual_valid
+                if stages
+                else case.visual_valid
+            )
             for stage, planned in enumerate(manifest.plan.stages):
                 kept = found[interface.kept_index(stage)]
                 record(
