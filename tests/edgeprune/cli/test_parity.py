@@ -37,8 +37,7 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
         {"image": "images"},
     ),
     "bench": ((bench,), set(), {"baseline": "baselines", "image": "images"}),
-    # The commands draw wherever matplotlib is installed.
-    "calibrate": ((calibrate,), {"plot"}, {}),
+    "calibrate": ((calibrate,), set(), {"no_plot": "plot"}),
     "eval": (
         (evaluate, compare, Asking, Grid, Pruning),
         {"target", "grid", "pruning", "asking", "random", "plot"},
