@@ -32,7 +32,7 @@ SLOW_SECONDS = MAX_SECONDS + 5
 Target = Callable[[random.Random], object]
 
 TARGETS: dict[str, Target] = {
-    "pictures": inputs.try_image,
+    "images": inputs.try_image,
     "prompts": inputs.try_prompt,
     "templates": inputs.try_template,
     "tokenizers": inputs.try_tokenizer,

@@ -75,7 +75,7 @@ class PromptEncoder:
         if places != images:
             raise InputError(
                 f"the prompt has {_count(places, 'image place')} ({self.prompt.image_token}) and comes with "
-                f"{_count(images, 'picture')}: expected as many of one as of the other; add or remove some"
+                f"{_count(images, 'image')}: expected as many of one as of the other; add or remove some"
             )
         return text
 
@@ -112,7 +112,7 @@ class PromptEncoder:
         wanted = sum(image.count(image_token) for image in images)
         if found != wanted:
             raise BundleError(
-                f"the bundle's tokenizer makes {found} image tokens of {_count(len(images), 'picture')}, "
+                f"the bundle's tokenizer makes {found} image tokens of {_count(len(images), 'image')}, "
                 f"expected {wanted}: {image_token!r} is not one token, {self.prompt.image_token_id}; "
                 "export again"
             )

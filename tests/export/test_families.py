@@ -289,9 +289,9 @@ def check_vision(config: LlavaConfig) -> None:
     pixels = torch.randn(3, 3, *family.image_size(config))
     with torch.no_grad():
         found = family.parts(model).vision(pixels)
-        wanted = torch.stack(list(model.model.get_image_features(pixels).pooler_output))
+        wanted = torch.cat(list(model.model.get_image_features(pixels).pooler_output))
     rows, columns = family.grid(config)
-    assert found.shape == (3, rows * columns, config.text_config.hidden_size)
+    assert found.shape == (3 * rows * columns, config.text_config.hidden_size)
     assert float((found - wanted).abs().max()) <= 1e-6
     assert float(wanted.std()) > 1e-3
 

@@ -29,7 +29,7 @@ def belongs(model: Path, method: str = "fastv", layer: Any = None) -> Any:
 
 def test_a_curve_is_accepted_where_it_was_measured(model: Path) -> None:
     curve = ExponentialCurve(b=0.01, num_tokens=36, fitted_to=belongs(model))
-    check_curve(curve, belongs(model).model_copy(update={"model": "renamed", "pictures": 7}))
+    check_curve(curve, belongs(model).model_copy(update={"model": "renamed", "images": 7}))
     check_curve(ExponentialCurve(b=0.01, num_tokens=36), belongs(model))
     check_curve(None, belongs(model))
 

@@ -448,7 +448,7 @@ def test_one_bundle_keeps_what_a_run_asks_for(pruned: Model) -> None:
     ("asked", "message"),
     [
         ({"keep": 0}, "the keep ratio is 0"),
-        ({"keep": (0.3, 0.2)}, "2 keep ratios were given and fastv has 1 selection"),
+        ({"keep": (0.3, 0.2)}, "2 keep ratios were given and fastv has 1 stage"),
         ({"debias": "place"}, "`debias` is 'place': expected position, padding"),
     ],
 )

@@ -122,7 +122,7 @@ def test_without_matplotlib_it_does_not_begin(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "edgeprune[plot]" in cli("calibrate", "model", "--images", "pictures").message
     message = cli("calibrate", "model", "--images", "pictures", "--no-plot").message
-    assert message.startswith("there is no file images")
+    assert message.startswith("there is no file pictures")
 
 
 def test_mistakes_that_need_the_model(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_mistakes(cli: Cli, bundle: Path, data: Path, options: list[str], messag
     ("options", "message"),
     [
         (["--keep", "0.3,2"], "the keep ratio is 2"),
-        (["--keep", "0.3,0.1"], "2 keep ratios were given and fastv has 1 selection"),
+        (["--keep", "0.3,0.1"], "2 keep ratios were given and fastv has 1 stage"),
         (["--method", "fastw"], "unknown pruning method 'fastw'"),
         (["--layer", "two"], "Invalid value for '--layer'"),
         (["--debias", "all"], "--debias is 'all': expected position, padding"),

@@ -153,11 +153,11 @@ class Pretended(Bundles):
 
 
 class Answering:
-    """Right for every second question, and for all of them unpruned or with padding debiased."""
+    """Right for every second question, and for all of them unpruned, with padding debiased, or by the plan."""
 
     def __init__(self, folder: Path, asking: Asking, choice: Choice) -> None:
         self.whole = choice.keep == 1
-        self.good = self.whole or "padding" in (choice.debias or "")
+        self.good = choice.keep is None or self.whole or "padding" in (choice.debias or "")
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
         kept = (16,) if self.whole else (5,)

@@ -117,7 +117,7 @@ def test_mmbench_counts_a_question_only_when_every_rotation_is_right() -> None:
 
 
 def test_scienceqa_by_picture() -> None:
-    asked = [question("A", "picture"), question("B", "text", "b")]
+    asked = [question("A", "image"), question("B", "text", "b")]
     found = scienceqa_accuracy(asked, ["A", "A. because"]).result()
     assert found == {"accuracy": 50, "accuracy (image)": 100, "accuracy (text)": 0}
 
