@@ -36,8 +36,9 @@ def export(
     Args:
         model: a folder in Hugging Face's layout, or a hub id.
         keep: the share of visual tokens that the layers behind the first stage see on average, 0 < keep
-            <= 1; 1 gives the unpruned graph. A sequence is the share of each stage, of all visual tokens;
-            text such as "192/576" is a fraction, read exactly; None is the method's published setting.
+            <= 1; 1 drops nothing. A sequence is the share of each stage, of all visual tokens; text such as
+            "192/576" is a fraction, read exactly; None is the method's published setting. It is the bundle's
+            default: a run may ask for another.
         output: the bundle's folder; by default named after model, method and keep, in the current folder.
         method: the pruning method, one of `edgeprune.plans.METHODS`; "none" for the unpruned graph.
         layer: prune before this decoder layer, or these where the method has several stages; None is the
@@ -45,7 +46,7 @@ def export(
         curve: a bias curve's JSON file, or a preset's name; None is the published one in the models it was
             fitted to (LLaVA-1.5 with 576 visual tokens an image).
         debias: what the first stage is debiased by: "position" (the bias curve), "padding" (the padding
-            mask), both, or "none"; None is what there is a curve for, and padding.
+            mask), both, or "none"; None is what there is a curve for, and padding. A default too.
         dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
         opset: ONNX opset, 18 to 22.
         seed: of the method "random".

@@ -14,7 +14,7 @@ Keep = Annotated[
     typer.Option(
         metavar="SHARE[,...]",
         help="Share of visual tokens that the layers behind the first stage see on average, above 0 "
-        "and at most 1; 1 does not prune. Several: the share that each stage keeps, of all visual "
+        "and at most 1; 1 drops nothing. Several: the share that each stage keeps, of all visual "
         "tokens. Fractions such as 192/576 are read exactly. By default the method's published setting.",
     ),
 ]

@@ -27,7 +27,7 @@ from edgeprune.manifest import Generation
 from edgeprune.runtime import Model, Reply
 from edgeprune.runtime.backends import open_backend, ort
 from tests.conftest import SAMPLE_MODEL
-from tests.manifests import make_manifest, relist
+from tests.manifests import into_hub, make_manifest, relist
 
 PICTURES = SAMPLE_MODEL.parent / "pictures"
 NAMES = ["wide.png", "square.png", "tall.png", "banner.png", "small.png", "column.png"]
@@ -475,3 +475,11 @@ def test_what_a_bundle_cannot_do(changes: dict[str, Any], asked: dict[str, Any],
     model.manifest = make_manifest(**changes)
     with pytest.raises(InputError, match=message):
         model.plan(**asked)
+
+
+def test_a_bundle_in_the_hub_s_cache_runs_through_its_links(sample_bundle: Path, tmp_path: Path) -> None:
+    snapshot = into_hub(Path(shutil.copytree(sample_bundle, tmp_path / "bundle")))
+    model = edgeprune.load(snapshot, "onnxruntime", threads=1)
+    assert model.generate(QUESTIONS[0], paths("wide.png"), keep=0.2, max_new_tokens=1).statistics.kept == (
+        29,
+    )

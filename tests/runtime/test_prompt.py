@@ -446,11 +446,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 def test_image_token_that_the_tokenizer_does_not_know() -> None:
     both = case("byte level")
-    ours = PromptEncoder(both.folder, both.prompt.model_copy(update={"image_token": "<image>"}))
+    ours = PromptEncoder(both.folder, both.prompt.model_copy(update={"image_token": "<photo>"}))
     with pytest.raises(
-        BundleError, match="makes 0 image tokens of 1 image, expected 4: '<image>' is not one token"
+        BundleError, match="makes 0 image tokens of 1 image, expected 4: '<photo>' is not one token"
     ):
-        ours.encode("<image> star", ["<image>" * 4])
+        ours.encode("<photo> star", ["<photo>" * 4])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

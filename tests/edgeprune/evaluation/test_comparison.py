@@ -153,7 +153,7 @@ class Pretended(Bundles):
 
 
 class Answering:
-    """Right for every second question, and for all of them unpruned, with padding debiased, or by the plan."""
+    """Right for every second question; for all of them unpruned, with padding debiased, or by the plan."""
 
     def __init__(self, folder: Path, asking: Asking, choice: Choice) -> None:
         self.whole = choice.keep == 1
