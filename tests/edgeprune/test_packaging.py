@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -58,3 +60,22 @@ def test_the_version_has_one_source() -> None:
 def test_extras_name_what_the_messages_name() -> None:
     extras = SETTINGS["project"]["optional-dependencies"]
     assert {"export", "ort", "ort-gpu", "rtx", "trt", "debug", "dev"} <= set(extras)
+
+
+def test_the_map_of_contributing_and_the_tree_agree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where things live")[1].split("\n\n")[1]
+    named = {
+        name.split("/")[0]
+        for line in table.splitlines()
+        for name in re.findall(r"`([a-z]+/)", line.split("|")[1])
+    }
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    if not listed:
+        pytest.skip("not a checkout")
+    folders = {line.split("/")[0] for line in listed if "/" in line and not line.startswith(".")}
+    assert folders <= named, folders - named
+    rooms = {line.split("/")[1] for line in listed if line.startswith("edgeprune/") and line.count("/") > 1}
+    assert all(f"{room}/" in table or room in ("cli",) for room in rooms), rooms
