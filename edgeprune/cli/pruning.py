@@ -48,7 +48,7 @@ Debias = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="What the first stage is debiased by: `position` (the bias curve), `padding` (the "
+        help="What the scores are debiased by: `position` (the bias curve), `padding` (the "
         "padding mask), both with a comma between, or `none`; by default padding, and position where a "
         "curve belongs to the model or is given.",
     ),
@@ -58,7 +58,7 @@ RunDebias = Annotated[
     typer.Option(
         "--debias",
         metavar="NAMES",
-        help="What the stage is debiased by in this run: `position`, `padding`, both with a comma "
+        help="What the scores are debiased by in this run: `position`, `padding`, both with a comma "
         "between, or `none`; by default what the bundle was exported with.",
     ),
 ]

@@ -80,12 +80,14 @@ class Session:
         self._traces = [name(stage) for name in (kept_index, score) for stage in stages]
 
     def check(self, prompt: PromptInputs, plan: PruningPlan | None = None) -> None:
-        """Refuses a prompt that the graphs cannot take, or a plan with other stages than the manifest's.
+        """Refuses a prompt that the graphs cannot take, or a plan that they cannot follow.
 
         Raises:
-            InputError: longer than the model's positions, or tiles, layout and image tokens differ in number.
+            InputError: longer than the model's positions, or tiles, layout and image tokens differ in number; or
+                the plan has other stages than the manifest's, or a debias that the bundle has no curve for.
         """
         plan = plan or self.manifest.plan
+        self._check_plan(plan)
         length, limit = prompt.positions.following, self.manifest.model.max_positions
         visual = self._visual(prompt)
         if length > limit:
@@ -107,6 +109,19 @@ class Session:
                 f"the prompt has {tokens} image tokens, {len(prompt.pixel_values)} tile(s), a layout of "
                 f"{prompt.layout.tokens} visual tokens and a padding mask of {len(prompt.visual_valid)}: "
                 f"expected {visual}, and {whole} for layout and mask; make them of the same images"
+            )
+
+    def _check_plan(self, plan: PruningPlan) -> None:
+        own = self.manifest.plan
+        if plan.keeping_all().debiased(()) != own.keeping_all().debiased(()):
+            raise InputError(
+                f"the plan is {plan.describe()}, and the graph's {own.describe()}: expected the same stages, "
+                "with other keep ratios or another debias alone; `edgeprune.choices.run_plan` makes one"
+            )
+        if Debias.POSITION in plan.debias and self.manifest.curve is None:
+            raise InputError(
+                "the plan debiases position, and this bundle has no bias curve: leave it out, or export the "
+                "bundle with one"
             )
 
     def _visual(self, prompt: PromptInputs) -> int:

@@ -428,6 +428,21 @@ def test_keep_and_debias_are_choices_of_a_run() -> None:
         np.testing.assert_array_equal(feeds["curve_place"][0], places)
 
 
+@pytest.mark.parametrize("method", ["himap", "none", "random"])
+def test_a_plan_of_other_stages_is_refused(method: str) -> None:
+    session, _ = make()
+    with pytest.raises(
+        InputError, match="expected the same stages, with other keep ratios or another debias"
+    ):
+        session.prefill([prompt_inputs()], fake_manifest(method).plan)
+
+
+def test_a_debias_by_position_needs_a_curve() -> None:
+    session, _ = make(debias="padding")
+    with pytest.raises(InputError, match="debiases position, and this bundle has no bias curve"):
+        session.prefill([prompt_inputs()], session.manifest.plan.debiased([Debias.POSITION]))
+
+
 def test_a_step_keeps_nothing_visual() -> None:
     session, backend = make()
     generate(session, prompt_inputs(1, 6), tokens=2)
