@@ -83,7 +83,7 @@ class Session:
         """Refuses a prompt that the graphs cannot take, or a plan that they cannot follow.
 
         Raises:
-            InputError: longer than the model's positions, or tiles, layout and image tokens differ in number; or
+            InputError: longer than the positions, or tiles, layout and image tokens differ in number; or
                 the plan has other stages than the manifest's, or a debias that the bundle has no curve for.
         """
         plan = plan or self.manifest.plan
