@@ -31,7 +31,7 @@ QUICK_START = blocks("sh")[0]
 def test_the_quick_start_runs(tmp_path: Path) -> None:
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    assert len(QUICK_START.splitlines()) == 5
+    assert len(QUICK_START.splitlines()) == 6
     printed = []
     for arguments in commands(QUICK_START):
         done = subprocess.run(
@@ -44,10 +44,11 @@ def test_the_quick_start_runs(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, (arguments, done.stderr)
         printed.append(done.stdout)
-    exported, answered, inspected, measured = printed
+    exported, answered, inspected, otherwise, measured = printed
     assert "compared with the original model" in exported
     assert re.fullmatch(r"[a-z]+\n", answered)
     assert "43 of 144 tokens" in inspected
+    assert re.fullmatch(r"[a-z]+\n", otherwise)
     assert "speed-up over unpruned" in measured
     with Image.open(tmp_path / "kept.png") as picture:
         assert picture.format == "PNG"
