@@ -21,8 +21,9 @@ from edgeprune.exporter.debiasing import debiasing
 from edgeprune.exporter.families import Family
 from edgeprune.exporter.generation import read_generation
 from edgeprune.exporter.graph import TORCH_DTYPES
+from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.origin import check_curve, model_name, origin
-from edgeprune.exporter.processor import padding_mask_for, read_image_program, read_prompt
+from edgeprune.exporter.processor import read_prompt
 from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
@@ -69,7 +70,7 @@ def decide(
     text = config.get_text_config()
     dtype = TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
     with _values_of(folder):
-        program = read_image_program(folder, family.image_size(config), family.grid(config))
+        program = family.image_program(folder, config)
         info = _model_info(family, text, source, dtype)
         prompt = read_prompt(folder, config, into)
         generation = read_generation(folder)

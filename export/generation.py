@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeprune.errors import InputError
-from edgeprune.exporter.processor import read_json
+from edgeprune.exporter.model_files import read_json
 from edgeprune.fields import shown
 from edgeprune.log import note
 from edgeprune.manifest import OF_DRAWING, Generation

@@ -1,135 +1,21 @@
-"""A model's image processor and tokenizer, as the bundle's image program and prompt.
-
-What the runtime cannot reproduce exactly is refused here by name, never approximated.
-"""
+"""A model's tokenizer and chat template, as the bundle's prompt."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.utils.constants import (
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
 
-from edgeprune import json_file
-from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.fields import first_fault, shown
+from edgeprune.exporter.model_files import read_json
+from edgeprune.fields import shown
 from edgeprune.files import read_regular
-from edgeprune.image_program import (
-    GridTokens,
-    ImageProgram,
-    Letterbox,
-    PixelValues,
-    Stretch,
-    TileFeed,
-)
-from edgeprune.image_sizes import FixedSize, ShortestEdge, SizeStep
 from edgeprune.manifest import Prompt
-from edgeprune.plans import method_by_name
 
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-@dataclass(frozen=True)
-class _Defaults:
-    """What an image processor class does where its JSON says nothing; null there means none, or no."""
-
-    size: dict[str, int]
-    crop_size: dict[str, int] | None
-    mean: Sequence[float]
-    std: Sequence[float]
-    # LLaVA's own class letterboxes before it resizes; elsewhere do_pad means something else.
-    can_letterbox: bool = False
-
-
-_CLIP_CROP = {"height": 224, "width": 224}
-_SUPPORTED = {
-    "CLIPImageProcessor": _Defaults({"shortest_edge": 224}, _CLIP_CROP, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "LlavaImageProcessor": _Defaults(
-        {"shortest_edge": 224}, _CLIP_CROP, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, can_letterbox=True
-    ),
-    "SiglipImageProcessor": _Defaults(
-        {"height": 224, "width": 224}, None, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
-    ),
-}
-_WHAT_WORKS = (
-    f"Supported: {', '.join(_SUPPORTED)}, with a fixed output size; resampling "
-    f"{', '.join(_RESAMPLING.values())}; padding to a square by LlavaImageProcessor"
-)
-
-
-def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> ImageProgram:
-    """The image program of a model folder, from processor_config.json or preprocessor_config.json.
-
-    Args:
-        folder: the model, in Hugging Face's layout.
-        image_size: (height, width) of the vision tower's input.
-        grid: (rows, cols) of visual tokens of an image.
-
-    Raises:
-        InputError: there is no such file, or it is not valid.
-        UnsupportedModelError: a class or a setting that cannot be reproduced exactly.
-    """
-    raw = _image_processor_json(folder)
-    name = _class_name(raw)
-    if name not in _SUPPORTED:
-        raise UnsupportedModelError(f"the image processor {name} is not supported. {_WHAT_WORKS}")
-    defaults = _SUPPORTED[name]
-    pads = bool(raw.get("do_pad", False))
-    if pads and not defaults.can_letterbox:
-        raise _unsupported(f"do_pad of {name}")
-    resizes, rescales, normalizes = (
-        bool(raw.get(f"do_{step}", True)) for step in ("resize", "rescale", "normalize")
-    )
-    crops = bool(raw.get("do_center_crop", defaults.crop_size is not None))
-    resample = raw.get("resample", 3)
-    if resizes and not (isinstance(resample, int) and resample in _RESAMPLING):
-        raise _unsupported(f"resample {resample!r}")
-    size = raw.get("size", defaults.size)
-    if isinstance(size, int):
-        # A bare number is the shortest edge, unless the file says that it stands for a square.
-        square = raw.get("default_to_square", False)
-        size = {"height": size, "width": size} if square else {"shortest_edge": size}
-    by_edge = isinstance(size, dict) and set(size) == {"shortest_edge"}
-    mean = raw.get("image_mean", defaults.mean)
-    sizes: tuple[SizeStep, ...] = ()
-    if resizes and by_edge:
-        sizes = (ShortestEdge(edge=_positive("size", size["shortest_edge"])),)
-    elif resizes:
-        high, wide = _height_width("size", size)
-        sizes = (FixedSize(height=high, width=wide),)
-    color = _pad_color(mean) if pads and mean is not None else (0, 0, 0)
-    pixels = PixelValues(
-        resample=resample if resizes else 3,
-        rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)) if rescales else None,
-        mean=_channels("image_mean", mean) if normalizes else None,
-        std=_std(raw.get("image_std", defaults.std)) if normalizes else None,
-    )
-    try:
-        return ImageProgram(
-            fit=Letterbox(color=color) if pads else Stretch(),
-            sizes=sizes,
-            crop=_height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
-            pixels=pixels,
-            feed=TileFeed(height=image_size[0], width=image_size[1]),
-            tokens=GridTokens(rows=grid[0], columns=grid[1]),
-        )
-    except ValidationError as error:
-        raise UnsupportedModelError(f"the image processor's {first_fault(error)}. {_WHAT_WORKS}") from error
 
 
 def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
@@ -170,80 +56,6 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
         eos_token_ids=eos_ids,
         template_variables=_template_variables(template, tokenizer),
     )
-
-
-def padding_mask_for(program: ImageProgram, method: str) -> PaddingMask:
-    """How a method's padding mask is made; none where images are not letterboxed."""
-    return method_by_name(method).padding_mask if program.letterboxes else PaddingMask(kind="none")
-
-
-def _image_processor_json(folder: Path) -> dict[str, Any]:
-    # The newer file first, as transformers does; older ones of that name hold no image processor.
-    nested = (read_json(folder / "processor_config.json") or {}).get("image_processor")
-    raw = nested if isinstance(nested, dict) else read_json(folder / "preprocessor_config.json")
-    if raw is None:
-        raise InputError(
-            f"{folder} has no preprocessor_config.json, nor a processor_config.json with an image processor: "
-            "expected a complete model folder; copy the missing file"
-        )
-    return raw
-
-
-def _class_name(raw: dict[str, Any]) -> str:
-    """The class without the suffix of its variant; all variants are to compute the same."""
-    name = raw.get("image_processor_type")
-    if name is None:
-        old = str(raw.get("feature_extractor_type", "of no name"))
-        name = old.replace("FeatureExtractor", "ImageProcessor")
-    return str(name).removesuffix("Fast").removesuffix("Pil")
-
-
-def _unsupported(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"the image processor's {what} is not supported. {_WHAT_WORKS}")
-
-
-def _positive(key: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _unsupported(f"{key} {value!r}")
-    return value
-
-
-def _height_width(key: str, value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        value = (value, value)
-    if isinstance(value, dict) and set(value) == {"height", "width"}:
-        value = (value["height"], value["width"])
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise _unsupported(f"{key} {value!r}")
-    return _positive(key, value[0]), _positive(key, value[1])
-
-
-def _channels(key: str, value: Any) -> tuple[float, float, float]:
-    numbers = [value] * 3 if isinstance(value, (int, float)) else value
-    if not isinstance(numbers, (list, tuple)) or len(numbers) != 3:
-        raise _unsupported(f"{key} {value!r}")
-    return _number(key, numbers[0]), _number(key, numbers[1]), _number(key, numbers[2])
-
-
-def _number(key: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _unsupported(f"{key} {value!r}")
-    return float(value)
-
-
-def _std(value: Any) -> tuple[float, float, float]:
-    std = _channels("image_std", value)
-    if 0 in std:
-        raise _unsupported(f"image_std {value!r}")
-    return std
-
-
-def _pad_color(mean: Any) -> tuple[int, int, int]:
-    # Cut, not rounded: int(0.48145466 * 255) is 122.
-    red, green, blue = (int(channel * 255) for channel in _channels("image_mean", mean))
-    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
-        raise _unsupported(f"image_mean {mean} as the colour of the padding")
-    return red, green, blue
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -365,20 +177,3 @@ def _text_of(path: Path) -> str:
         return read_regular(path, "the chat template").decode("utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): copy it again") from error
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        raw = json_file.read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): copy it again") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} holds {type(raw).__name__}: expected a JSON object; copy it again")
-    return raw

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from samples.processors import save_processor
 
@@ -92,4 +94,71 @@ def save_llava(
     model = tiny_llava(kind, seed, image_size, patch_size, **changes).to(dtype)
     model.save_pretrained(folder, max_shard_size=shard)
     save_processor(folder, image_size, patch_size, letterbox)
+    return folder
+
+
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+)
+INTERNVL_WORDS = [
+    *("<pad>", "<s>", "</s>", "<unk>", "\n", "<IMG_CONTEXT>", "<img>", "</img>"),
+    *("user", "assistant", "what", "colour", "is", "the", "big", "small", "star", "box", "?", ":", "."),
+]
+
+
+def save_internvl(folder: Path, kind: str = "qwen2", seed: int = 0, **processor: Any) -> Path:
+    """Saves a random InternVL of tiles of 24 pixels and 3 x 3 visual tokens.
+
+    Beside the weights lies what a checkpoint has, but for the video processor, which needs torchvision.
+
+    Args:
+        processor: changes of the image processor.
+    """
+    vision = transformers.InternVLVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=[24, 24],
+        patch_size=[4, 4],
+        initializer_range=0.3,
+    )
+    config = transformers.InternVLConfig(
+        text_config=text_config(kind, max_position_embeddings=1024).to_dict(),
+        vision_config=vision.to_dict(),
+        image_token_id=5,
+        image_seq_length=9,
+        downsample_ratio=0.5,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    model = transformers.InternVLForConditionalGeneration._from_config(config, attn_implementation="eager")
+    model.eval().save_pretrained(folder)
+    vocabulary = {word: number for number, word in enumerate(INTERNVL_WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+        },
+        padding_side="left",
+    ).save_pretrained(folder)
+    settings: dict[str, Any] = {
+        "size": {"height": 24, "width": 24},
+        "crop_to_patches": True,
+        "min_patches": 1,
+        "max_patches": 4,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    GotOcr2ImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(INTERNVL_TEMPLATE, encoding="utf-8")
     return folder

@@ -22,10 +22,10 @@ from edgeprune.exporter.attention import PassingCache
 from edgeprune.exporter.decision import stored_dtype
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of, read_config
+from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.indexing import take
 from edgeprune.exporter.origin import origin
 from edgeprune.exporter.pipeline import resolve_model
-from edgeprune.exporter.processor import padding_mask_for, read_image_program
 from edgeprune.image_program import ImageProgram
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import PruningPlan, method_by_name
@@ -81,7 +81,7 @@ def subject_of(
     folder = resolve_model(model, progress)
     config = read_config(folder)
     family = family_of(config)
-    program = read_image_program(folder, family.image_size(config), family.grid(config))
+    program = family.image_program(folder, config)
     plan = scoring_plan(
         method,
         config.get_text_config().num_hidden_layers,

@@ -9,11 +9,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, supported
+from edgeprune.exporter.families.internvl import InternVL
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.fields import shown
 from edgeprune.json_file import read_json
 
-FAMILIES: tuple[Family, ...] = (Llava(),)
+FAMILIES: tuple[Family, ...] = (Llava(), InternVL())
 
 __all__ = ["FAMILIES", "Family", "ModelParts", "family_of", "read_config", "supported"]
 

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from edgeprune.errors import UnsupportedModelError
+from edgeprune.image_program import ImageProgram
 from edgeprune.plans import TowerStage
 
 # Text models whose decoder layers were checked against Hugging Face's generate, by their config's model_type.
@@ -72,12 +73,13 @@ class Family(ABC):
         """The vision tower's own attention to the image's places, [N, heads, rows, places]."""
 
     @abstractmethod
-    def image_size(self, config: PretrainedConfig) -> tuple[int, int]:
-        """Height and width in pixels of the vision tower's input."""
+    def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
+        """How an image becomes the vision graph's input and visual tokens.
 
-    @abstractmethod
-    def grid(self, config: PretrainedConfig) -> tuple[int, int]:
-        """Rows and columns of visual tokens of one image."""
+        Raises:
+            InputError: the processor's files are missing or not valid.
+            UnsupportedModelError: a class or a setting that cannot be reproduced exactly.
+        """
 
     def build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         """The model with unset weights, in its final dtype, in eval mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +11,9 @@ from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTra
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
+from edgeprune.exporter.image_processor import read_image_program
 from edgeprune.exporter.tower import MergingTower
+from edgeprune.image_program import ImageProgram
 from edgeprune.plans import TowerStage
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -99,11 +102,16 @@ class Llava(Family):
         paid: torch.Tensor = attentions[layer][..., _skipped(model.config) :]
         return paid
 
+    def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
+        return read_image_program(folder, self.image_size(config), self.grid(config))
+
     def image_size(self, config: PretrainedConfig) -> tuple[int, int]:
+        """Height and width in pixels of the vision tower's input."""
         size = config.vision_config.image_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def grid(self, config: PretrainedConfig) -> tuple[int, int]:
+        """Rows and columns of visual tokens of one image."""
         patch = config.vision_config.patch_size
         height, width = self.image_size(config)
         return height // patch, width // patch

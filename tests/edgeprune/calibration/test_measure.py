@@ -20,7 +20,7 @@ from edgeprune.calibration.samples import Sample
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.exporter.families.llava import Llava
-from edgeprune.exporter.processor import padding_mask_for, read_image_program
+from edgeprune.exporter.image_processor import padding_mask_for, read_image_program
 from edgeprune.image_program import ImageProgram
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import PruningPlan

@@ -1,0 +1,26 @@
+"""The JSON files of a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeprune import json_file
+from edgeprune.errors import InputError
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        raw = json_file.read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): copy it again") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds {type(raw).__name__}: expected a JSON object; copy it again")
+    return raw
