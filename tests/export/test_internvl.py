@@ -1,4 +1,4 @@
-"""InternVL: exported as a checkpoint lies on a disk, against Hugging Face's generate and an independent loop."""
+"""InternVL as its checkpoints lie on a disk, against Hugging Face's generate and an independent loop."""
 
 from __future__ import annotations
 
@@ -187,9 +187,8 @@ def test_a_tokenizer_without_the_ends_of_an_image_is_named(tmp_path: Path) -> No
 def test_another_image_processor_is_named(tmp_path: Path) -> None:
     folder = save_internvl(tmp_path / "model")
     raw = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({**raw, "image_processor_type": "OtherImageProcessor"})
-    )
+    raw["image_processor_type"] = "OtherImageProcessor"
+    (folder / "preprocessor_config.json").write_text(json.dumps(raw))
     config = read_config(folder)
     with pytest.raises(UnsupportedModelError, match="OtherImageProcessor is not supported here"):
         family_of(config).image_program(folder, config)

@@ -27,7 +27,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.exporter.processor import padding_mask_for, read_image_program, read_prompt
+from edgeprune.exporter.image_processor import padding_mask_for, read_image_program
+from edgeprune.exporter.processor import read_prompt
 from edgeprune.image_program import ImageProgram, Letterbox, Stretch
 from edgeprune.image_sizes import ShortestEdge
 from edgeprune.runtime.programs import run_program
