@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 from edgeprune.calibration.samples import Sample
 from edgeprune.debias.curves import FittedTo
 from edgeprune.debias.masks import PaddingMask
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.attention import PassingCache
 from edgeprune.exporter.decision import stored_dtype
 from edgeprune.exporter.decoder import PrunedDecoder
@@ -82,6 +82,12 @@ def subject_of(
     config = read_config(folder)
     family = family_of(config)
     program = family.image_program(folder, config)
+    if program.fixed_tokens is None:
+        raise UnsupportedModelError(
+            f"{family.architecture} gives images of different sizes different numbers of visual tokens: "
+            "calibration measures models whose images have one number, such as LLaVA-1.5; export it with "
+            "`debias` padding or none, or give a `curve` fitted elsewhere"
+        )
     plan = scoring_plan(
         method,
         config.get_text_config().num_hidden_layers,

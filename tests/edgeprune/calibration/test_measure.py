@@ -18,7 +18,7 @@ from edgeprune.calibration import calibrate
 from edgeprune.calibration.measure import Scorer, Subject, scoring_plan, subject_of
 from edgeprune.calibration.samples import Sample
 from edgeprune.debias.masks import PaddingMask
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.image_processor import padding_mask_for, read_image_program
 from edgeprune.image_program import ImageProgram
@@ -27,6 +27,7 @@ from edgeprune.plans import PruningPlan
 from edgeprune.progress import Silent
 from tests.edgeprune.calibration.conftest import SIZES
 from tests.export.method_reference import find_raters
+from tests.tiny import save_internvl
 
 LAYERS, GRID, IMAGE_TOKEN = 4, (6, 6), 5
 
@@ -162,3 +163,9 @@ def test_only_the_layers_that_score_are_kept(model: Path) -> None:
 def test_methods_that_pay_no_attention(method: str) -> None:
     with pytest.raises(InputError, match=f"the method {method} does not select by attention"):
         plan_of(method)
+
+
+def test_images_of_different_numbers_of_visual_tokens_are_refused(tmp_path: Path) -> None:
+    folder = save_internvl(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"different numbers.*such as LLaVA-1\.5"):
+        subject(folder)
