@@ -101,7 +101,7 @@ class InternVL(Family):
         if not all(isinstance(token, str) for token in around):
             raise InputError(
                 f"{folder / 'tokenizer_config.json'} names no start_image_token and end_image_token: "
-                "expected the tokenizer of an InternVL checkpoint in Hugging Face's form (named ...-hf)"
+                "expected the tokenizer of an InternVL checkpoint in Hugging Face's form"
             )
         text = ImageText(prefix=around[0], suffix=around[1])
         return read_tile_program(folder, self.image_size(config), self.grid(config), text)
