@@ -91,9 +91,7 @@ def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[in
         bool(raw.get(f"do_{step}", True)) for step in ("resize", "rescale", "normalize")
     )
     crops = bool(raw.get("do_center_crop", defaults.crop_size is not None))
-    resample = raw.get("resample", 3)
-    if resizes and not (isinstance(resample, int) and resample in _RESAMPLING):
-        raise _unsupported(f"resample {resample!r}")
+    resample = _resample(raw) if resizes else 3
     size = raw.get("size", defaults.size)
     if isinstance(size, int):
         # A bare number is the shortest edge, unless the file says that it stands for a square.
@@ -109,7 +107,7 @@ def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[in
         sizes = (FixedSize(height=high, width=wide),)
     color = _pad_color(mean) if pads and mean is not None else (0, 0, 0)
     pixels = PixelValues(
-        resample=resample if resizes else 3,
+        resample=resample,
         rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)) if rescales else None,
         mean=_channels("image_mean", mean) if normalizes else None,
         std=_std(raw.get("image_std", defaults.std)) if normalizes else None,
@@ -150,9 +148,7 @@ def read_tile_program(
     for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         if not raw.get(step, True):
             raise _unsupported(f"{step} false")
-    resample = raw.get("resample", 3)
-    if resample not in _RESAMPLING:
-        raise _unsupported(f"resample {resample!r}")
+    resample = _resample(raw)
     height, width = _height_width("size", raw.get("size", {"height": 384, "width": 384}))
     cuts = bool(raw.get("crop_to_patches", False))
     least, most = (
@@ -204,6 +200,13 @@ def _class_name(raw: dict[str, Any]) -> str:
 
 def _unsupported(what: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"the image processor's {what} is not supported. {_WHAT_WORKS}")
+
+
+def _resample(raw: dict[str, Any]) -> int:
+    value = raw.get("resample", 3)
+    if not (isinstance(value, int) and value in _RESAMPLING):
+        raise _unsupported(f"resample {value!r}")
+    return value
 
 
 def _positive(key: str, value: Any) -> int:
