@@ -11,8 +11,9 @@ Importing this package loads the standard library alone; every name below is imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgeprune.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgeprune.api import export
@@ -36,13 +37,7 @@ _PUBLIC = {
 
 __all__ = ["BiasCurve", "EdgepruneError", "Manifest", "PruningPlan", "__version__", "export", "load"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
+__getattr__ = lazy_names("edgeprune", _PUBLIC)
 
 
 def __dir__() -> list[str]:

@@ -26,8 +26,9 @@ matplotlib where a plot is drawn.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgeprune.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgeprune.evaluation.answering import Asking
@@ -38,21 +39,15 @@ if TYPE_CHECKING:
 
 # Public name -> module that defines it.
 _PUBLIC = {
-    "evaluate": "run",
-    "compare": "run",
-    "Evaluation": "single",
-    "Comparison": "comparison",
-    "Grid": "comparison",
-    "Pruning": "exporting",
-    "Asking": "answering",
+    "evaluate": "edgeprune.evaluation.run",
+    "compare": "edgeprune.evaluation.run",
+    "Evaluation": "edgeprune.evaluation.single",
+    "Comparison": "edgeprune.evaluation.comparison",
+    "Grid": "edgeprune.evaluation.comparison",
+    "Pruning": "edgeprune.evaluation.exporting",
+    "Asking": "edgeprune.evaluation.answering",
 }
 
 __all__ = ["Asking", "Comparison", "Evaluation", "Grid", "Pruning", "compare", "evaluate"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(import_module(f"edgeprune.evaluation.{_PUBLIC[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'edgeprune.evaluation' has no attribute {name!r}")
+__getattr__ = lazy_names("edgeprune.evaluation", _PUBLIC)

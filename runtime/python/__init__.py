@@ -10,8 +10,7 @@ Importing this package loads nothing else; every name below is imported when it 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from edgeprune.lazy import lazy_names
 
 # Public name -> module that defines it.
 _PUBLIC = {
@@ -24,10 +23,4 @@ _PUBLIC = {
 
 __all__ = ["Model", "Reply", "StageResult", "Statistics", "load"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'edgeprune.runtime' has no attribute {name!r}")
+__getattr__ = lazy_names("edgeprune.runtime", _PUBLIC)

@@ -9,8 +9,7 @@ Importing this package loads nothing else; every name below is imported when it 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from edgeprune.lazy import lazy_names
 
 # Public name -> module that defines it.
 _PUBLIC = {
@@ -21,8 +20,4 @@ _PUBLIC = {
 
 __all__ = ["Limits", "Sidecar", "build"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'edgeprune.runtime.backends.tensorrt' has no attribute {name!r}")
+__getattr__ = lazy_names("edgeprune.runtime.backends.tensorrt", _PUBLIC)
