@@ -158,6 +158,7 @@ class Session:
         """
         check_count("max_new_tokens", max_new_tokens)
         check_count("batch_size", batch_size)
+        plan = plan or self.manifest.plan
         for prompt in prompts:
             self.check(prompt, plan)
         results: dict[int, Generated] = {}
@@ -184,6 +185,10 @@ class Session:
                 "the prompts of one batch have different numbers of visual tokens: expected the same number; "
                 "put those with as many together"
             )
+        return self._prefill(prompts, plan)
+
+    def _prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan) -> Decoding:
+        """`prefill` of prompts that were checked."""
         batch = padded(prompts, self.manifest, plan)
         started = perf_counter()
         embeds, places = self._see(prompts)
@@ -240,10 +245,10 @@ class Session:
         prompts: Sequence[PromptInputs],
         replies: Sequence[Growing],
         listener: Listener | None,
-        plan: PruningPlan | None,
+        plan: PruningPlan,
     ) -> dict[int, Generated]:
         started = perf_counter()
-        state = self.prefill(prompts, plan)
+        state = self._prefill(prompts, plan)
         ends = self.manifest.prompt.eos_token_ids
         while True:
             for reply, logits in zip(replies, state.logits, strict=True):
