@@ -8,7 +8,7 @@ the model reads, the padding mask, and where each token reads a bias curve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -126,9 +126,16 @@ class ImageLayout:
         """Visual tokens of the image."""
         return sum(block.tokens for block in self.blocks)
 
-    def text(self, image_token: str) -> str:
-        """What the image's place in a prompt becomes, with one image token for every visual token."""
-        return "".join(piece if isinstance(piece, str) else image_token * piece for piece in self.pieces)
+    def text(self, image_token: str, left: Callable[[int], int] = lambda tokens: tokens) -> str:
+        """What the image's place in a prompt becomes, with one image token for every visual token.
+
+        Args:
+            image_token: of the model.
+            left: of so many visual tokens, how many leave the vision tower.
+        """
+        return "".join(
+            piece if isinstance(piece, str) else image_token * left(piece) for piece in self.pieces
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -182,12 +181,12 @@ class Manifest(Part):
     def image_tokens(self) -> int | None:
         """Visual tokens of an image that the language graph gets; None where that depends on the image."""
         fixed = self.image_program.fixed_tokens
-        return None if fixed is None else self._left(fixed)
+        return None if fixed is None else self.tower_tokens(fixed)
 
     @property
     def most_image_tokens(self) -> int:
         """The most visual tokens of an image that the language graph gets."""
-        return self._left(self.image_program.most_tokens)
+        return self.tower_tokens(self.image_program.most_tokens)
 
     @property
     def curve_places(self) -> int:
@@ -198,7 +197,8 @@ class Manifest(Part):
         """
         return curve_places(self.curve, self.plan, self.image_program)
 
-    def _left(self, tokens: int) -> int:
+    def tower_tokens(self, tokens: int) -> int:
+        """Of so many visual tokens of whole tiles, how many leave the vision tower."""
         return tokens // self.image_program.tokens_per_tile * self.tokens_per_tile
 
     @model_validator(mode="after")
@@ -213,13 +213,12 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _groups_follow_the_plan(self) -> Manifest:
-        edges = [0, *(stage.layer for stage in self.plan.stages), self.model.layers]
-        expected = [(first, after - 1) for first, after in pairwise(edges)]
+        expected = self.plan.layers_of_groups(self.model.layers)
         found = [(group.first, group.last) for group in self.cache_groups]
-        if edges != sorted(set(edges)) or found != expected:
+        if any(first > last for first, last in expected) or found != expected:
             raise ValueError(
                 f"the cache groups {found} do not fit {self.model.layers} layers pruned before "
-                f"{edges[1:-1] or 'none'}"
+                f"{[stage.layer for stage in self.plan.stages] or 'none'}"
             )
         return self
 

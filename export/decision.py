@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
 from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo, curve_places
-from edgeprune.plans import Keep, PruningPlan, method_by_name, read_debias
+from edgeprune.plans import Keep, method_by_name, read_debias
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -101,7 +100,7 @@ def decide(
         padding_mask=padding_mask_for(program, options.method),
         language=GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
         vision=GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
-        cache_groups=_cache_groups(plan, info.layers),
+        cache_groups=tuple(CacheGroup(first=a, last=b) for a, b in plan.layers_of_groups(info.layers)),
         image_program=program,
         prompt=prompt,
         generation=generation,
@@ -163,8 +162,3 @@ def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torc
         vocab_size=text.vocab_size,
         max_positions=text.max_position_embeddings,
     )
-
-
-def _cache_groups(plan: PruningPlan, layers: int) -> tuple[CacheGroup, ...]:
-    edges = [0, *(stage.layer for stage in plan.stages), layers]
-    return tuple(CacheGroup(first=a, last=b - 1) for a, b in pairwise(edges))

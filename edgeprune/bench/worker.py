@@ -112,7 +112,7 @@ class Worker:
         return Run(
             prompt_tokens=len(inputs.input_ids),
             visual_tokens=inputs.layout.tokens,
-            tower_tokens=len(inputs.pixel_values) * manifest.tokens_per_tile,
+            tower_tokens=manifest.tower_tokens(inputs.layout.tokens),
             kept=tuple(stage.kept for stage in state.stages[0]),
             padded=self._padded(inputs.layout.valid(self._job.padding), state.stages[0]),
             time_to_first_token=first - started,

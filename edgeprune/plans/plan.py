@@ -301,6 +301,11 @@ class PruningPlan(Part):
         """The cache group of a decoder layer: the number of stages its tokens have been through."""
         return sum(stage.layer <= layer for stage in self.stages)
 
+    def layers_of_groups(self, layers: int) -> list[tuple[int, int]]:
+        """The first and the last decoder layer of every cache group, of so many layers."""
+        edges = [0, *(stage.layer for stage in self.stages), layers]
+        return [(first, after - 1) for first, after in pairwise(edges)]
+
     def counts(self, visual_tokens: int) -> tuple[StageCounts, ...]:
         """What every stage does to a prompt of so many visual tokens."""
         found: list[StageCounts] = []

@@ -15,7 +15,7 @@ from PIL import Image
 from edgeprune.bundle import read_manifest
 from edgeprune.choices import run_plan
 from edgeprune.errors import InputError
-from edgeprune.layout import ImageLayout, PromptLayout
+from edgeprune.layout import PromptLayout
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep, PruningPlan
@@ -222,7 +222,9 @@ class Model:
         pictures = [load_image(picture) for picture in _checked_images(images)]
         seen = [run_program(picture, manifest.image_program) for picture in pictures]
         layout = PromptLayout(tuple(one.layout for one in seen))
-        ids = self._encoder.encode(prompt, [self._text(image) for image in layout.images])
+        token = manifest.prompt.image_token
+        texts = [image.text(token, manifest.tower_tokens) for image in layout.images]
+        ids = self._encoder.encode(prompt, texts)
         return PromptInputs(
             input_ids=np.array(ids, dtype=np.int64),
             pixel_values=np.concatenate(
@@ -232,16 +234,6 @@ class Model:
             visual_valid=layout.valid(manifest.padding_mask),
             positions=prompt_positions(manifest.positions, len(ids)),
             preprocess_seconds=perf_counter() - started,
-        )
-
-    def _text(self, image: ImageLayout) -> str:
-        """What an image's place becomes, with the visual tokens that the vision tower leaves."""
-        manifest, token = self.manifest, self.manifest.prompt.image_token
-        return "".join(
-            piece
-            if isinstance(piece, str)
-            else token * (piece // manifest.image_program.tokens_per_tile * manifest.tokens_per_tile)
-            for piece in image.pieces
         )
 
 
