@@ -217,6 +217,10 @@ class ImageProgram(Part):
         high, wide = self.targets(width, height)[-1]
         return high // self.feed.height, wide // self.feed.width
 
+    def rows(self, image: ImageLayout) -> int:
+        """Rows of `pixel_values` that an image becomes: its tiles."""
+        return len(image.blocks)
+
     def layout(self, width: int, height: int) -> ImageLayout:
         """The visual tokens of an image of this size, in pixels.
 

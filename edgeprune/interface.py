@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeprune.image_program import ImageProgram
     from edgeprune.manifest import DType, ModelInfo
     from edgeprune.plans import PruningPlan
+    from edgeprune.positions import PositionRule
 
 # The operator of a pruning stage, one node each.
 OP_DOMAIN, OP_NAME, OP_VERSION = "com.edgeprune", "DebiasedTokenPrune", 2
@@ -144,18 +145,19 @@ def _spec(name: str, dtype: ElementType, *shape: int | str) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
-def language_interface(info: ModelInfo, plan: PruningPlan) -> Interface:
+def language_interface(info: ModelInfo, plan: PruningPlan, positions: PositionRule) -> Interface:
     """Names, dtypes and shapes of the language graph. Group g's past length is the axis `past_g`."""
     dtype = _ELEMENTS[info.dtype]
     groups = len(plan.stages) + 1
     heads = (info.kv_heads, info.head_dim)
+    axes = (positions.axes,) if positions.axes > 1 else ()
     inputs = [
         _spec(INPUT_IDS, "int64", "batch", "sequence"),
         _spec(VISUAL_EMBEDS, dtype, "batch", "visual", info.hidden_size),
         _spec(VISUAL_INDEX, "int64", "batch", "visual"),
         _spec(VISUAL_VALID, "float32", "batch", "visual"),
         _spec(CURVE_PLACE, "int64", "batch", "visual"),
-        _spec(POSITION_IDS, "int64", "batch", "sequence"),
+        _spec(POSITION_IDS, "int64", *axes, "batch", "sequence"),
         _spec(ATTENTION_MASK, "int64", "batch", "sequence"),
         *(_spec(kept_slots(s), "int64", 1, kept_axis(s)) for s in range(len(plan.stages))),
         *(_spec(past_mask(g), "int64", "batch", past_axis(g)) for g in range(groups)),
@@ -210,7 +212,8 @@ def first_feeds(
 
     Args:
         inputs: of the language graph.
-        input_ids, attention_mask, position_ids: int64 [B, S].
+        input_ids, attention_mask: int64 [B, S].
+        position_ids: int64 [B, S], or [axes, B, S].
         visual_index: int64 [B, V].
         visual_valid: float32 [B, V], 0 where a token stands behind all others.
         curve_place: int64 [B, V], which entry of the bias curve each visual token reads; 0 is always 1.
@@ -240,14 +243,18 @@ def next_feeds(
 
     Args:
         inputs: of the language graph.
-        tokens, positions: int64 [B], positions in the unpruned sequence.
+        tokens: int64 [B].
+        positions: int64 [B], in the unpruned sequence, on every axis.
         outputs: of the run before; what is no cache is passed over.
     """
     visual = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
+    axes = [
+        axis for spec in inputs if spec.name == POSITION_IDS for axis in spec.shape if isinstance(axis, int)
+    ]
     return {
         INPUT_IDS: tokens[:, None],
         **{spec.name: _empty(spec, len(tokens)) for spec in inputs if spec.name in visual},
-        POSITION_IDS: positions[:, None],
+        POSITION_IDS: np.tile(positions[:, None], (*axes, 1, 1)),
         ATTENTION_MASK: np.ones((len(tokens), 1), dtype=np.int64),
         **{spec.name: _empty(spec, 1) for spec in inputs if is_kept_slots(spec.name)},
         **{_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if is_present(name)},

@@ -227,7 +227,7 @@ class Manifest(Part):
         tokens = self.image_program.tokens_per_tile
         if self.plan.tower and self.plan.tower[0].kept > tokens:
             raise ValueError(f"the vision tower keeps {self.plan.tower[0].kept} of {tokens} tokens")
-        language = language_interface(self.model, self.plan)
+        language = language_interface(self.model, self.plan, self.positions)
         vision = vision_interface(self.model, self.plan, self.image_program)
         _check_interface("language", self.language, language)
         _check_interface("vision", self.vision, vision)

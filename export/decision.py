@@ -90,7 +90,9 @@ def decide(
         check_curve(curve, origin(folder, source, plan, program.tokens.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
-    language, vision = language_interface(info, plan), vision_interface(info, plan, program)
+    positions = family.positions(config)
+    language = language_interface(info, plan, positions)
+    vision = vision_interface(info, plan, program)
     decided = Manifest(
         edgeprune_version=edgeprune.__version__,
         opset=options.opset,
@@ -102,6 +104,7 @@ def decide(
         vision=GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         cache_groups=tuple(CacheGroup(first=a, last=b) for a, b in plan.layers_of_groups(info.layers)),
         image_program=program,
+        positions=positions,
         prompt=prompt,
         generation=generation,
     )

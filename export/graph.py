@@ -105,11 +105,12 @@ def _trace(
 
 
 def trace_vision(vision: nn.Module, interface: Described, mode: FakeTensorMode, opset: int) -> ir.Model:
-    """Traces pixel_values -> visual_embeds; the number of tiles is dynamic."""
-    (spec,) = interface.inputs
+    """Traces the vision graph; how many tiles there are, and every other named axis, is dynamic."""
+    dims: dict[str, Dim] = {}
     with mode:
-        sample = _sample(spec)
-        return _trace(vision, (sample,), (_dims(spec, {}),), interface, opset)
+        samples = tuple(_sample(spec) for spec in interface.inputs)
+        shapes = tuple(_dims(spec, dims) for spec in interface.inputs)
+        return _trace(vision, samples, shapes, interface, opset)
 
 
 def decoder_arguments(values: Mapping[str, Any]) -> tuple[Any, ...]:

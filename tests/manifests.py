@@ -25,6 +25,7 @@ from edgeprune.manifest import (
     Verification,
 )
 from edgeprune.plans import Debias, method_by_name
+from edgeprune.positions import SequentialPositions
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -81,7 +82,7 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         feed=TileFeed(height=24, width=24),
         tokens=GridTokens(rows=4, columns=4),
     )
-    language = language_interface(model, plan)
+    language = language_interface(model, plan, SequentialPositions())
     vision = vision_interface(model, plan, program)
     layers = [0, *(stage.layer for stage in plan.stages), model.layers]
     fields: dict[str, Any] = {

@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
-from edgeprune.interface import INPUT_IDS, LOGITS, VISUAL_EMBEDS, first_feeds, next_feeds, tower_score
+from edgeprune.interface import LOGITS, PIXEL_VALUES, VISUAL_EMBEDS, first_feeds, next_feeds, tower_score
+from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Check, Manifest
+from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import AUTO, Backend, available, is_ready, open_backend
 from edgeprune.runtime.backends.base import Graph
+from edgeprune.runtime.programs import run_program
+from edgeprune.vision_inputs import vision_inputs
 
 REFERENCE = "onnxruntime"
 _STEPS = 3
@@ -57,19 +61,20 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
     """As `compare`, of two opened back ends."""
     comparison = _Comparison(manifest, backend.name)
     rng = np.random.default_rng(_SEED)
-    (pixels,) = manifest.vision.inputs
-    pictures = {pixels.name: rng.standard_normal((1, *pixels.shape[1:])).astype(np.float32)}  # type: ignore[arg-type]
+    program = manifest.image_program
+    noise = rng.integers(0, 256, size=(*program.feed.size, 3)).astype(np.uint8)
+    image = run_program(noise, program)
+    pixels = {PIXEL_VALUES: image.pixel_values, **vision_inputs(program, [image.layout])}
     found = [side.load(bundle, manifest.vision) for side in (backend, reference)]
     names = [spec.name for spec in manifest.vision.outputs]
-    seen = comparison.run("vision", found, pictures, names)
+    seen = comparison.run("vision", found, pixels, names)
 
     found = [side.load(bundle, manifest.language) for side in (backend, reference)]
     names = [spec.name for spec in manifest.language.outputs]
-    feeds = _prompt(manifest, seen[manifest.vision.outputs[0].name], rng)
+    feeds, following = _prompt(manifest, seen[VISUAL_EMBEDS], PromptLayout((image.layout,)), rng)
     results = comparison.run("prefill", found, feeds, names)
-    length = feeds[INPUT_IDS].shape[1]
     for step in range(_STEPS):
-        feeds = _step(manifest, results, length + step)
+        feeds = _step(manifest, results, following + step)
         results = comparison.run(f"decode step {step + 1}", found, feeds, names)
     return comparison.checks
 
@@ -143,25 +148,29 @@ def _positions_apart(tested: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(sum(apart) / max(expected.size, 1))
 
 
-def _prompt(manifest: Manifest, embeds: NDArray[Any], rng: np.random.Generator) -> _Arrays:
-    """An image, an eighth of it padding, between random words."""
+def _prompt(
+    manifest: Manifest, embeds: NDArray[Any], layout: PromptLayout, rng: np.random.Generator
+) -> tuple[_Arrays, int]:
+    """An image, an eighth of it padding, between random words; and the position behind them."""
     image, visual = manifest.prompt.image_token_id, len(embeds)
     words = rng.integers(0, manifest.model.vocab_size, size=_TEXT)
     words[words == image] = 0 if image else 1
     ids = np.concatenate([words[: _TEXT // 2], np.full(visual, image), words[_TEXT // 2 :]])[None]
     valid = np.ones((1, visual), dtype=np.float32)
     valid[:, : visual // 8] = 0
-    return first_feeds(
+    positions = prompt_positions(manifest.positions, ids[0] == image, layout)
+    feeds = first_feeds(
         manifest.language.inputs,
         ids.astype(np.int64),
         np.ones_like(ids, dtype=np.int64),
-        np.arange(ids.shape[1])[None],
+        np.expand_dims(positions.ids, -2),
         np.nonzero(ids == image)[1][None].astype(np.int64),
         valid,
         np.minimum(1 + np.arange(visual), manifest.curve_places)[None],
         [counts.kept for counts in manifest.plan.counts(visual)],
         embeds[None],
     )
+    return feeds, positions.following
 
 
 def _step(manifest: Manifest, results: _Arrays, position: int) -> _Arrays:

@@ -33,8 +33,11 @@ from edgeprune.log import note
 from edgeprune.manifest import Check, Manifest, Verification, failures
 from edgeprune.memory import available_memory
 from edgeprune.plans import Debias, PruningPlan, Ranking, ScoringRows
+from edgeprune.positions import prompt_positions
 from edgeprune.progress import Progress
+from edgeprune.runtime.programs import run_program
 from edgeprune.units import bytes_text
+from edgeprune.vision_inputs import vision_inputs
 
 DECODE_STEPS = 4
 # Largest accepted absolute difference of logits, in units of the logits' own spread (at least 1).
@@ -53,7 +56,9 @@ class Case:
     Attributes:
         name: says which.
         input_ids, attention_mask: int64 [B, S].
-        pixel_values: float32 [tiles of all rows, 3, H, W].
+        position_ids: int64 [B, S], or [axes, B, S].
+        following: int64 [B], the position behind each row.
+        vision: the vision graph's inputs, for the images of all rows.
         layout: of a row's visual tokens, the same for each.
         visual_valid: the padding mask, float32 [B, tokens of the layout]; for the language graph of the
             visual tokens that are left, [B, V].
@@ -63,7 +68,9 @@ class Case:
     name: str
     input_ids: Array
     attention_mask: Array
-    pixel_values: Array
+    position_ids: Array
+    following: Array
+    vision: dict[str, Array]
     layout: PromptLayout
     visual_valid: Array
     curve_place: Array
@@ -138,17 +145,17 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     tower = manifest.plan.tower
     received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
     parts = family.parts(model, tower)
-    pictures = [_see(vision, parts.vision, case, dtype) for case in cases]
+    seen_of = [_see(vision, parts.vision, case, dtype) for case in cases]
     reference = [
-        _huggingface(model, case, manifest, seen.embeds if tower else None)
-        for case, seen in zip(cases, pictures, strict=True)
+        _huggingface(family, model, case, manifest, seen.embeds if tower else None)
+        for case, seen in zip(cases, seen_of, strict=True)
     ]
     curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
     most = manifest.model.max_positions
     decoder = PrunedDecoder(
         parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most
     ).eval()
-    for case, seen, paid, (hf_logits, hf_score) in zip(cases, pictures, received, reference, strict=True):
+    for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
         case = _after_tower(case, seen)
         _compare_language(case, manifest, decoder, language, seen.embeds, hf_logits, hf_score, record)
@@ -175,17 +182,19 @@ class _Seen:
 
 
 def _see(session: Any, module: Any, case: Case, dtype: torch.dtype) -> _Seen:
-    found = session.run(None, {interface.PIXEL_VALUES: case.pixel_values.astype(_numpy(dtype))})
-    pixels = torch.from_numpy(case.pixel_values).to(dtype)
+    floats = {name for name, value in case.vision.items() if value.dtype == np.float32}
+    feeds = {name: v.astype(_numpy(dtype)) if name in floats else v for name, v in case.vision.items()}
+    found = session.run(None, feeds)
+    given = [torch.from_numpy(v).to(dtype) if n in floats else torch.from_numpy(v) for n, v in feeds.items()]
     with torch.no_grad():
         if len(found) == 1:
-            return _Seen(tuple(found), (module(pixels),))
-        return _Seen(tuple(found), module(pixels, [torch.from_numpy(score) for score in found[2:]]))
+            return _Seen(tuple(found), (module(*given),))
+        return _Seen(tuple(found), module(*given, [torch.from_numpy(score) for score in found[2:]]))
 
 
 def _received(family: Family, model: Any, case: Case, layer: int) -> Array:
     """The attention that each place receives in a layer of Hugging Face's own tower, float32 [N, places]."""
-    pixels = torch.from_numpy(case.pixel_values).to(model.dtype)
+    pixels = torch.from_numpy(case.vision[interface.PIXEL_VALUES]).to(model.dtype)
     with torch.no_grad():
         paid = family.tower_attention(model, pixels, layer)
     return _to_numpy(paid.float().mean(dim=(1, 2)))
@@ -284,7 +293,7 @@ def _compare_language(
             if stages and hf_score is not None:
                 apart = _apart(found[interface.score(0)], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
-        feeds = _next_feeds(feeds, expected, manifest)
+        feeds = _next_feeds(case.following + step, expected, manifest)
 
 
 def first_feeds(
@@ -298,7 +307,7 @@ def first_feeds(
             manifest.language.inputs,
             case.input_ids,
             case.attention_mask,
-            np.maximum(np.cumsum(case.attention_mask, axis=1) - 1, 0),
+            case.position_ids,
             np.stack(columns).astype(np.int64),
             case.visual_valid,
             case.curve_place * int(Debias.POSITION in plan.debias),
@@ -309,11 +318,10 @@ def first_feeds(
 
 
 def _next_feeds(
-    feeds: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor], manifest: Manifest
+    positions: Array, outputs: dict[str, torch.Tensor], manifest: Manifest
 ) -> dict[str, torch.Tensor]:
     """A decode step: the greedy token, an empty visual input, the caches carried on."""
     tokens = outputs[interface.LOGITS].argmax(-1).numpy()
-    positions = feeds[interface.POSITION_IDS][:, -1].numpy() + 1
     return _tensors(interface.next_feeds(manifest.language.inputs, tokens, positions, outputs))
 
 
@@ -325,7 +333,7 @@ def _tensors(feeds: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _huggingface(
-    model: Any, case: Case, manifest: Manifest, embeds: torch.Tensor | None
+    family: Family, model: Any, case: Case, manifest: Manifest, embeds: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Last-position logits of Hugging Face's own forward, and the first stage's score from its attention.
 
@@ -335,7 +343,11 @@ def _huggingface(
     mask, ids = torch.from_numpy(case.attention_mask), torch.from_numpy(case.input_ids)
     with torch.no_grad():
         if embeds is None:
-            given = {"input_ids": ids, "pixel_values": torch.from_numpy(case.pixel_values).to(model.dtype)}
+            pixels = torch.from_numpy(case.vision[interface.PIXEL_VALUES]).to(model.dtype)
+            given = {
+                "input_ids": ids,
+                **family.image_arguments(pixels, [case.layout] * len(ids), model.config),
+            }
         else:
             words = model.get_input_embeddings()(ids)
             words[ids == manifest.prompt.image_token_id] = embeds
@@ -343,7 +355,7 @@ def _huggingface(
         output = model(
             **given,
             attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            position_ids=torch.from_numpy(case.position_ids),
             output_attentions=manifest.plan.prunes,
             output_hidden_states=manifest.plan.prunes,
             use_cache=False,
@@ -381,47 +393,68 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
 
 def _random_case(manifest: Manifest, seed: int) -> Case:
     """A batch of two with left padding in one row and `seed + 1` images of noise each."""
-    rng = np.random.default_rng(seed)
+    rng, batch = np.random.default_rng(seed), 2
     side = max(manifest.image_program.feed.size)
-    layout = PromptLayout((manifest.image_program.layout(side, side),) * (seed + 1))
-    tokens = manifest.image_program.tokens_per_tile
-    tiles, batch = layout.tokens // tokens, 2
+    images = [rng.integers(0, 256, size=(side, side, 3)).astype(np.uint8) for _ in range(batch * (seed + 1))]
     text = rng.integers(0, manifest.model.vocab_size, size=(batch, 12))
     special = manifest.prompt.image_token_id
     text[text == special] = (special + 1) % manifest.model.vocab_size
-    middle = np.full((batch, tiles * manifest.tokens_per_tile), special)
-    ids = np.concatenate([text[:, :5], middle, text[:, 5:]], axis=1).astype(np.int64)
-    mask = np.ones_like(ids)
+    mask = np.ones((batch, 5), dtype=np.int64)
     mask[0, :3] = 0
-    size = manifest.image_program.feed.size
-    pixels = rng.standard_normal((batch * tiles, 3, *size)).astype(np.float32)
-    valid = (rng.random((batch, layout.tokens)) > 0.2).astype(np.float32)
-    place = np.stack([layout.places(manifest.curve_places)] * batch)
-    return Case("random", ids, mask, pixels, layout, valid, place)
+    case = _case("random", manifest, images, text[:, :5], text[:, 5:], mask)
+    valid = (rng.random(case.visual_valid.shape) > 0.2).astype(np.float32)
+    return replace(case, visual_valid=valid)
 
 
 def _image_case(bundle: Path, manifest: Manifest) -> Case:
-    """A drawn wide image, as the bundle's numbers have it, in a prompt of its tokenizer."""
+    """A drawn wide image in a prompt of the bundle's tokenizer."""
     from tokenizers import Tokenizer
 
-    program = manifest.image_program
-    height, width = program.feed.size
-    layout = PromptLayout((program.layout(2 * width, width),))
-    tiles = layout.tokens // program.tokens_per_tile
-    rows, columns = np.mgrid[0:height, 0:width]
-    disc = ((rows - height / 2) ** 2 + (columns - width / 3) ** 2) < (min(height, width) / 5) ** 2
-    channels = np.stack([rows / height, columns / width, disc.astype(float)])
-    mean = np.array(program.pixels.mean or (0, 0, 0)).reshape(3, 1, 1)
-    std = np.array(program.pixels.std or (1, 1, 1)).reshape(3, 1, 1)
-    pixels = np.stack([((channels - mean) / std).astype(np.float32)] * tiles)
+    height = width = max(manifest.image_program.feed.size)
+    rows, columns = np.mgrid[0:height, 0 : 2 * width]
+    disc = (rows - height / 2) ** 2 + (columns - width / 3) ** 2 < (height / 5) ** 2
+    channels = np.stack([rows / height, columns / (2 * width), disc], axis=-1)
     tokenizer = Tokenizer.from_file(str(bundle / manifest.prompt.tokenizer))
-    before = tokenizer.encode("USER: ").ids
-    after = tokenizer.encode(" What is in the image? ASSISTANT:", add_special_tokens=False).ids
-    visual = [manifest.prompt.image_token_id] * (tiles * manifest.tokens_per_tile)
-    ids = np.array([before + visual + after], dtype=np.int64)
-    valid = layout.valid(manifest.padding_mask)[None]
-    place = layout.places(manifest.curve_places)[None]
-    return Case("picture", ids, np.ones_like(ids), pixels, layout, valid, place)
+    before = np.array([tokenizer.encode("USER: ").ids], dtype=np.int64)
+    question = " What is in the image? ASSISTANT:"
+    after = np.array([tokenizer.encode(question, add_special_tokens=False).ids], dtype=np.int64)
+    image = np.round(channels * 255).astype(np.uint8)
+    return _case("drawn", manifest, [image], before, after, np.ones_like(before))
+
+
+def _case(
+    name: str, manifest: Manifest, images: list[NDArray[np.uint8]], before: Array, after: Array, mask: Array
+) -> Case:
+    """Rows of as many images each, which are all of one size.
+
+    Args:
+        name: see `Case`.
+        manifest: of the bundle.
+        images: of all rows.
+        before, after: int64 [B, text], what stands in front of the images and behind them.
+        mask: int64 [B, text], of what stands in front.
+    """
+    batch, program, image_token = len(before), manifest.image_program, manifest.prompt.image_token_id
+    seen = [run_program(image, program) for image in images]
+    layout = PromptLayout(tuple(one.layout for one in seen[: len(seen) // batch]))
+    visual = np.full((batch, manifest.tower_tokens(layout.tokens)), image_token)
+    ids = np.concatenate([before, visual, after], axis=1).astype(np.int64)
+    mask = np.concatenate([mask, np.ones((batch, ids.shape[1] - mask.shape[1]), dtype=np.int64)], axis=1)
+    found = [
+        prompt_positions(manifest.positions, row[real == 1] == image_token, layout)
+        for row, real in zip(ids, mask, strict=True)
+    ]
+    positions = np.zeros((*found[0].ids.shape[:-1], *ids.shape), dtype=np.int64)
+    for row, of_row in enumerate(found):
+        positions[..., row, mask[row] == 1] = of_row.ids
+    vision = {
+        interface.PIXEL_VALUES: np.concatenate([one.pixel_values for one in seen]),
+        **vision_inputs(program, [one.layout for one in seen]),
+    }
+    valid = np.stack([layout.valid(manifest.padding_mask)] * batch)
+    place = np.stack([layout.places(manifest.curve_places)] * batch)
+    following = np.array([of_row.following for of_row in found], dtype=np.int64)
+    return Case(name, ids, mask, positions, following, vision, layout, valid, place)
 
 
 def _session(path: Path) -> Any:

@@ -16,7 +16,9 @@ from transformers.utils import logging
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.image_program import ImageProgram
+from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
+from edgeprune.positions import PositionRule, SequentialPositions
 
 # Text models whose decoder layers were checked against Hugging Face's generate, by their config's model_type.
 TEXT_MODELS = {
@@ -80,6 +82,22 @@ class Family(ABC):
             InputError: the processor's files are missing or not valid.
             UnsupportedModelError: a class or a setting that cannot be reproduced exactly.
         """
+
+    def positions(self, config: PretrainedConfig) -> PositionRule:
+        """Which position each token of a prompt has."""
+        return SequentialPositions()
+
+    def image_arguments(
+        self, pixel_values: torch.Tensor, layouts: Sequence[PromptLayout], config: PretrainedConfig
+    ) -> dict[str, Any]:
+        """What Hugging Face's own forward takes for the images of a batch.
+
+        Args:
+            pixel_values: of all images, as the vision graph reads them, in the model's dtype.
+            layouts: of each prompt of the batch.
+            config: of the model.
+        """
+        return {"pixel_values": pixel_values}
 
     def build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         """The model with unset weights, in its final dtype, in eval mode."""

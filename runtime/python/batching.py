@@ -20,7 +20,7 @@ class PromptInputs:
 
     Attributes:
         input_ids: int64 [S], with one image token for every visual token.
-        pixel_values: float32 [tiles, 3, height, width].
+        pixel_values: float32, of all its images, [tiles, 3, height, width] or as the program's feed says.
         layout: its visual tokens, V of them as long as the vision tower merges none.
         visual_valid: float32 [V], their padding mask. It says what they are; the plan says whether that
             counts.
@@ -38,11 +38,16 @@ class PromptInputs:
     imposed: NDArray[np.float32] | None = None
     preprocess_seconds: float = 0.0
 
+    @property
+    def length(self) -> int:
+        """How far it reaches: in tokens, or in positions where these reach farther."""
+        return max(len(self.input_ids), self.positions.following)
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Prompts of one batch, padded on the left to the longest: [B, S], and by visual token [B, V]; masks for
-    all tokens of the layouts.
+    """Prompts of one batch, padded on the left to the longest: [B, S], positions [B, S] or [axes, B, S], and
+    by visual token [B, V]; masks for all tokens of the layouts.
     """
 
     input_ids: NDArray[np.int64]
@@ -60,12 +65,14 @@ def padded(prompts: Sequence[PromptInputs], manifest: Manifest, plan: PruningPla
     longest = max(len(prompt.input_ids) for prompt in prompts)
     ids = np.full((len(prompts), longest), fill, dtype=np.int64)
     # Where it is padding, a position does not matter: it is masked.
-    mask, positions = np.zeros_like(ids), np.zeros_like(ids)
+    mask = np.zeros_like(ids)
+    axes = prompts[0].positions.ids.shape[:-1]
+    positions = np.zeros((*axes, *ids.shape), dtype=np.int64)
     for row, prompt in enumerate(prompts):
         start = longest - len(prompt.input_ids)
         ids[row, start:] = prompt.input_ids
         mask[row, start:] = 1
-        positions[row, start:] = prompt.positions.ids
+        positions[..., row, start:] = prompt.positions.ids
     index = np.nonzero(ids == image)[1].reshape(len(prompts), -1)
     valid = np.stack([prompt.visual_valid for prompt in prompts]).astype(np.float32)
     selectable = np.stack([_selectable(prompt, plan) for prompt in prompts]).astype(np.float32)

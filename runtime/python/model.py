@@ -10,11 +10,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from edgeprune.bundle import read_manifest
 from edgeprune.choices import run_plan
 from edgeprune.errors import InputError
+from edgeprune.interface import TensorSpec
 from edgeprune.layout import PromptLayout
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
@@ -218,21 +220,21 @@ class Model:
             InputError: an image or the prompt cannot be used.
         """
         started = perf_counter()
-        manifest, size = self.manifest, self.manifest.image_program.feed.size
+        manifest, feed = self.manifest, self.manifest.vision.inputs[0]
         pictures = [load_image(picture) for picture in _checked_images(images)]
         seen = [run_program(picture, manifest.image_program) for picture in pictures]
         layout = PromptLayout(tuple(one.layout for one in seen))
         token = manifest.prompt.image_token
         texts = [image.text(token, manifest.tower_tokens) for image in layout.images]
-        ids = self._encoder.encode(prompt, texts)
+        input_ids = np.array(self._encoder.encode(prompt, texts), dtype=np.int64)
         return PromptInputs(
-            input_ids=np.array(ids, dtype=np.int64),
-            pixel_values=np.concatenate(
-                [np.empty((0, 3, *size), dtype=np.float32), *(one.pixel_values for one in seen)]
-            ),
+            input_ids=input_ids,
+            pixel_values=np.concatenate([_no_rows(feed), *(one.pixel_values for one in seen)]),
             layout=layout,
             visual_valid=layout.valid(manifest.padding_mask),
-            positions=prompt_positions(manifest.positions, len(ids)),
+            positions=prompt_positions(
+                manifest.positions, input_ids == manifest.prompt.image_token_id, layout
+            ),
             preprocess_seconds=perf_counter() - started,
         )
 
@@ -301,6 +303,11 @@ def load(
     elif options:
         raise InputError(f"options ({', '.join(options)}) go with a back end's name, not with an opened one")
     return Model(Path(bundle), manifest, backend)
+
+
+def _no_rows(spec: TensorSpec) -> NDArray[np.float32]:
+    """An input whose first axis, which counts, is 0 long."""
+    return np.empty([axis if isinstance(axis, int) else 0 for axis in spec.shape], dtype=np.float32)
 
 
 def _is_conversation(prompt: object) -> bool:

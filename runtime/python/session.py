@@ -38,6 +38,7 @@ from edgeprune.runtime.graph_check import check_interface
 from edgeprune.runtime.growing import FinishReason, Growing, Listener, Picker
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
+from edgeprune.vision_inputs import vision_inputs
 
 DEFAULT_BATCH = 8
 
@@ -88,7 +89,7 @@ class Session:
         """
         plan = plan or self.manifest.plan
         self._check_plan(plan)
-        length, limit = prompt.positions.following, self.manifest.model.max_positions
+        length, limit = prompt.length, self.manifest.model.max_positions
         visual = self._visual(prompt)
         if length > limit:
             raise InputError(
@@ -102,13 +103,13 @@ class Session:
                 "the text behind it, or moves tokens there: put the question behind the images"
             )
         tokens = int((prompt.input_ids == image).sum())
-        whole = len(prompt.pixel_values) * self.manifest.image_program.tokens_per_tile
-        found = (tokens, prompt.layout.tokens, len(prompt.visual_valid))
-        if found != (visual, whole, whole):
+        whole, rows = prompt.layout.tokens, len(prompt.pixel_values)
+        fed = sum(self.manifest.image_program.rows(image) for image in prompt.layout.images)
+        if (tokens, rows, len(prompt.visual_valid)) != (visual, fed, whole):
             raise InputError(
-                f"the prompt has {tokens} image tokens, {len(prompt.pixel_values)} tile(s), a layout of "
-                f"{prompt.layout.tokens} visual tokens and a padding mask of {len(prompt.visual_valid)}: "
-                f"expected {visual}, and {whole} for layout and mask; make them of the same images"
+                f"the prompt has {tokens} image tokens, {rows} rows of pixel values and a padding mask of "
+                f"{len(prompt.visual_valid)}: expected {visual}, {fed} and {whole} for a layout of {whole} "
+                "visual tokens; make them of the same images"
             )
 
     def _check_plan(self, plan: PruningPlan) -> None:
@@ -126,7 +127,7 @@ class Session:
 
     def _visual(self, prompt: PromptInputs) -> int:
         """Visual tokens of a prompt that the language graph gets."""
-        return len(prompt.pixel_values) * self.manifest.tokens_per_tile
+        return self.manifest.tower_tokens(prompt.layout.tokens)
 
     def generate(
         self,
@@ -238,7 +239,7 @@ class Session:
         positions = self.manifest.model.max_positions
         longest = min(positions, self._language.max_length or positions)
         # A prompt that does not fit at all is refused where it is run, with what to do about it.
-        return min(max_new_tokens, max(1, longest - prompt.positions.following + 1))
+        return min(max_new_tokens, max(1, longest - prompt.length + 1))
 
     def _run(
         self,
@@ -301,7 +302,9 @@ class Session:
         pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
         merges = bool(self.manifest.plan.tower)
         names = [VISUAL_EMBEDS, VISUAL_PLACE] if merges else [VISUAL_EMBEDS]
-        found = self._vision.run({PIXEL_VALUES: pixels}, names)
+        images = [image for prompt in prompts for image in prompt.layout.images]
+        feeds = {PIXEL_VALUES: pixels, **vision_inputs(self.manifest.image_program, images)}
+        found = self._vision.run(feeds, names)
         embeds = found[VISUAL_EMBEDS].reshape(batch, visual, width)
         if not merges:
             return embeds, np.broadcast_to(np.arange(visual), (batch, visual))

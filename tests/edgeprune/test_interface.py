@@ -8,7 +8,7 @@ from edgeprune import interface
 from tests.manifests import make_manifest
 
 MANIFEST = make_manifest("himap")
-LANGUAGE = interface.language_interface(MANIFEST.model, MANIFEST.plan)
+LANGUAGE = interface.language_interface(MANIFEST.model, MANIFEST.plan, MANIFEST.positions)
 B, S, V = 2, 9, 3
 
 
@@ -49,6 +49,15 @@ def test_the_first_feeds_are_the_graph_s_inputs_in_order() -> None:
     assert feeds[interface.POSITION_IDS].tolist() == [[0, 0, 0, 0, 0, 1, 2, 3, 4], list(range(9))]
 
 
+def test_a_next_position_is_the_same_on_every_axis() -> None:
+    three = [
+        spec.model_copy(update={"shape": (3, *spec.shape)}) if spec.name == interface.POSITION_IDS else spec
+        for spec in LANGUAGE.inputs
+    ]
+    feeds = interface.next_feeds(three, np.array([11, 12]), np.array([5, 9]), outputs(5))
+    assert feeds[interface.POSITION_IDS].tolist() == [[[5], [9]]] * 3
+
+
 def test_the_next_feeds_carry_every_cache_on_and_nothing_else() -> None:
     gave = outputs(5)
     feeds = interface.next_feeds(LANGUAGE.inputs, np.array([11, 12]), np.array([5, 9]), gave)
@@ -73,6 +82,6 @@ def test_names_belong_to_one_kind() -> None:
 
 def test_half_precision_caches_begin_in_it() -> None:
     model = MANIFEST.model.model_copy(update={"dtype": "fp16"})
-    inputs = interface.language_interface(model, MANIFEST.plan).inputs
+    inputs = interface.language_interface(model, MANIFEST.plan, MANIFEST.positions).inputs
     feeds = interface.next_feeds(inputs, np.zeros(1, np.int64), np.zeros(1, np.int64), {})
     assert feeds[interface.VISUAL_EMBEDS].dtype == np.float16

@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from edgeprune.layout import PromptLayout
 from edgeprune.positions import SequentialPositions, prompt_positions
 
 
 @pytest.mark.parametrize("start", [0, 1])
 def test_sequential_positions_count_every_token(start: int) -> None:
-    positions = prompt_positions(SequentialPositions(start=start), 5)
+    positions = prompt_positions(SequentialPositions(start=start), np.zeros(5, dtype=bool), PromptLayout(()))
     assert positions.ids.dtype == np.int64
     np.testing.assert_array_equal(positions.ids, np.arange(5) + start)
     assert positions.following == 5 + start
-    assert prompt_positions(SequentialPositions(start=start), 0).following == start
+    assert (
+        prompt_positions(
+            SequentialPositions(start=start), np.zeros(0, dtype=bool), PromptLayout(())
+        ).following
+        == start
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 from edgeprune.image_program import ImageProgram
 from edgeprune.interface import Interface
 from edgeprune.layout import PromptLayout
-from edgeprune.positions import SequentialPositions, prompt_positions
+from edgeprune.positions import Positions
 from edgeprune.runtime.batching import PromptInputs
 
 Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -249,9 +249,7 @@ def prompts_of(inputs: Inputs, program: ImageProgram, prompts: Sequence[Any] | N
     layout = PromptLayout((program.layout(width, height),) * pictures)
     pixels = inputs.pixel_values.reshape(len(rows), pictures, *inputs.pixel_values.shape[1:])
     return [
-        PromptInputs(
-            ids, of_row.numpy(), layout, valid.numpy(), prompt_positions(SequentialPositions(), len(ids))
-        )
+        PromptInputs(ids, of_row.numpy(), layout, valid.numpy(), Positions(np.arange(len(ids)), len(ids)))
         for ids, of_row, valid in zip(rows, pixels, inputs.visual_valid, strict=True)
     ]
 

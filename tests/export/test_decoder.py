@@ -19,6 +19,7 @@ from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.interface import language_interface
 from edgeprune.plans import PruningPlan, method_by_name, with_keep
+from edgeprune.positions import SequentialPositions
 from tests.export.reference import (
     Decoded,
     Inputs,
@@ -71,7 +72,7 @@ def run(
     most = model.config.get_text_config().max_position_embeddings
     decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, table, most).eval()
     interface = language_interface(
-        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
+        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan, SequentialPositions()
     )
     embeds = torch.zeros(0, PER_PICTURE, model.config.text_config.hidden_size, dtype=model.dtype)
     if len(inputs.pixel_values):

@@ -18,6 +18,7 @@ from edgeprune.image_sizes import FixedSize
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.manifest import GraphSpec
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage, method_by_name
+from edgeprune.positions import SequentialPositions
 from tests.export.conftest import CURVE, Exported
 from tests.export.reference import (
     Decoded,
@@ -47,7 +48,7 @@ def curve_for(pictures: int) -> torch.Tensor:
 
 
 def test_the_language_interface_of_one_stage() -> None:
-    interface = language_interface(INFO, method_by_name("fastv").plan(4, 0.3))
+    interface = language_interface(INFO, method_by_name("fastv").plan(4, 0.3), SequentialPositions())
     inputs = {spec.name: (spec.dtype, spec.shape) for spec in interface.inputs}
     assert list(inputs) == [
         *("input_ids", "visual_embeds", "visual_index", "visual_valid", "curve_place"),
@@ -78,11 +79,11 @@ def test_the_language_interface_of_one_stage() -> None:
 
 
 def test_the_language_interface_without_and_with_several_stages() -> None:
-    nothing = language_interface(INFO, method_by_name("none").plan(4, 1.0))
+    nothing = language_interface(INFO, method_by_name("none").plan(4, 1.0), SequentialPositions())
     names = [spec.name for spec in (*nothing.inputs, *nothing.outputs)]
     assert not any(name.startswith(("kept_", "score")) for name in names)
     stages = tuple(PruningStage(layer=layer, score_layer=layer - 1, keep=5000) for layer in (1, 3))
-    interface = language_interface(INFO, PruningPlan(method="two", stages=stages))
+    interface = language_interface(INFO, PruningPlan(method="two", stages=stages), SequentialPositions())
     shapes = {spec.name: spec.shape for spec in (*interface.inputs, *interface.outputs)}
     assert [shapes[f"past_key.{layer}"][2] for layer in range(4)] == ["past_0", "past_1", "past_1", "past_2"]
     # The second stage scores what the first has left.

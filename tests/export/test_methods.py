@@ -23,6 +23,7 @@ from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.interface import Interface, language_interface
 from edgeprune.plans import Debias, PruningPlan, method_by_name, random_scores, with_keep
+from edgeprune.positions import SequentialPositions
 from edgeprune.runtime import load
 from tests.export.method_reference import Outcome, Recipe, generate
 from tests.export.reference import (
@@ -154,7 +155,7 @@ def run_torch(
         parts.text_model, parts.lm_head, made_of or plan, parts.image_token_id, table, most
     ).eval()
     interface = language_interface(
-        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan
+        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan, SequentialPositions()
     )
     embeds = torch.zeros(0, PER_PICTURE, model.config.text_config.hidden_size)
     if len(inputs.pixel_values):

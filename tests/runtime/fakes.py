@@ -185,5 +185,5 @@ def prompt_inputs(pictures: int = 1, text: int = 6, seed: int = 0, padded: int =
     valid[:, :padded] = 0
     pixels = rng.standard_normal((pictures, 3, 24, 24)).astype(np.float32)
     layout = PromptLayout((make_manifest().image_program.layout(24, 24),) * pictures)
-    positions = prompt_positions(SequentialPositions(), len(ids))
+    positions = prompt_positions(SequentialPositions(), ids == IMAGE, layout)
     return PromptInputs(ids, pixels, layout, valid.reshape(-1), positions)

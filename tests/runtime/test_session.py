@@ -124,7 +124,9 @@ def test_a_tower_that_does_not_follow_the_plan_is_refused(monkeypatch: pytest.Mo
 
 def test_a_prompt_made_for_a_tower_that_merges_nothing_is_refused() -> None:
     session, _ = make("illava")
-    with pytest.raises(InputError, match=r"1 tile.*: expected 6, and 16 for layout and mask"):
+    with pytest.raises(
+        InputError, match=r"has 16 image tokens, 1 rows .*: expected 6, 1 and 16 for a layout of 16"
+    ):
         generate(session, prompt_inputs(1, 6))
 
 
@@ -132,7 +134,9 @@ def fewer_image_tokens(prompt: PromptInputs, per_image: int) -> PromptInputs:
     number = np.cumsum(prompt.input_ids == IMAGE) - 1
     stays = (prompt.input_ids != IMAGE) | (number % PER_IMAGE < per_image)
     ids = prompt.input_ids[stays]
-    return replace(prompt, input_ids=ids, positions=prompt_positions(SequentialPositions(), len(ids)))
+    return replace(
+        prompt, input_ids=ids, positions=prompt_positions(SequentialPositions(), ids == IMAGE, prompt.layout)
+    )
 
 
 def test_padding_never_looks_like_a_visual_token() -> None:
@@ -252,7 +256,10 @@ def test_a_prompt_longer_than_the_positions_is_refused() -> None:
     ],
 )
 def test_image_tokens_tiles_layout_and_mask_must_agree(change: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"expected \d+, and \d+ for layout and mask; make them of the same"):
+    with pytest.raises(
+        InputError,
+        match=r"expected \d+, \d+ and \d+ for a layout of \d+ visual tokens; make them of the same",
+    ):
         generate(make()[0], replace(prompt_inputs(), **change))
 
 
