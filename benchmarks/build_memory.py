@@ -2,7 +2,7 @@
 
     python benchmarks/build_memory.py
 
-Writes random LLaVAs (benchmarks/random_llava.py), exports and builds each, and prints a table: the weights;
+Writes random LLaVAs (benchmarks/random_model.py), exports and builds each, and prints a table: the weights;
 the language engine; the peak resident set of the larger of the two build processes; the part of it that is
 the process's own, which the system cannot drop as it can the pages of mapped files (RssAnon, read every
 20 ms); and what the build asks for before it begins. Needs no GPU. Everything is written into a temporary
@@ -21,7 +21,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the repository's packages importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_llava import SHAPES, write
+from benchmarks.random_model import SHAPES, write
 
 FLAVOUR = "tensorrt-rtx"
 _INTERVAL = 0.02

@@ -61,7 +61,7 @@ class Place:
     Attributes:
         work: the folder for builds, models and bundles, reused by the next run.
         target: the GPU's architecture, or None where there is none.
-        shape: of the larger random LLaVA, see benchmarks/random_llava.py.
+        shape: of the larger random LLaVA, see benchmarks/random_model.py.
         runs: measured runs.
     """
 
@@ -329,7 +329,7 @@ def _bundle_with_engines(
 
 
 def _random_llava(place: Place) -> Path:
-    from benchmarks.random_llava import write
+    from benchmarks.random_model import write
 
     folder = place.work / f"{place.shape}-model"
     if not folder.exists():

@@ -1,6 +1,6 @@
 """Prefill on the CPU: a pruned bundle beside the bound, the unpruned graph, and Hugging Face's own code.
 
-    python benchmarks/random_llava.py --shape large --dtype fp32 -o build/llava-large
+    python benchmarks/random_model.py --shape large --dtype fp32 -o build/llava-large
     python benchmarks/prefill.py build/llava-large
 
 exports the model at a keep ratio, runs `edgeprune bench` on the bundle, and times in the same process, run by
@@ -186,7 +186,7 @@ def _is_inlined(event: dict[str, Any]) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Prefill beside the bound and Hugging Face's own code.")
-    parser.add_argument("model", type=Path, help="a LLaVA folder, as benchmarks/random_llava.py writes it")
+    parser.add_argument("model", type=Path, help="a LLaVA folder, as benchmarks/random_model.py writes it")
     parser.add_argument("--keep", type=float, default=0.3)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_check, random_llava
+from benchmarks import gpu_check, random_model
 from edgeprune.bench import run as bench
 from edgeprune.debias.selection import select
 from edgeprune.errors import BackendError
@@ -125,8 +125,8 @@ def test_no_two_tensors_of_a_random_model_are_equal(tmp_path: Path, monkeypatch:
         "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "heads": 2},
         "vocab_size": 64,
     }
-    monkeypatch.setitem(random_llava.SHAPES, "small", small)
-    random_llava.write("small", tmp_path / "model", "fp32")
+    monkeypatch.setitem(random_model.SHAPES, "small", small)
+    random_model.write("small", tmp_path / "model", "fp32")
     (file,) = (tmp_path / "model").glob("*.safetensors")
     contents = [array.tobytes() for array in load_file(file).values()]
     assert len(set(contents)) == len(contents)

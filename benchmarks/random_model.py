@@ -1,6 +1,6 @@
-"""Writes a LLaVA with random weights, to measure with where a trained one of that size is not at hand.
+"""Writes a model with random weights, to measure with where a trained one of that size is not at hand.
 
-    python benchmarks/random_llava.py --shape 7b -o build/llava-7b
+    python benchmarks/random_model.py --shape 7b -o build/llava-7b
 
 Times and memory depend on shapes and dtype alone, so random weights measure them as trained ones would;
 which tokens are kept, and the text, mean nothing. The weights never pass through memory as a whole: files
@@ -67,11 +67,10 @@ _BLOCK = 1 << 22
 _STRIDE = 7919
 
 
-def llava_config(shape: str) -> Any:
-    """The transformers config of one of SHAPES."""
+def llava_config(spec: dict[str, Any]) -> Any:
+    """The transformers config of a LLaVA of one of SHAPES."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    spec = SHAPES[shape]
     vision, text = dict(spec["vision"]), dict(spec["text"])
     vision_heads, text_heads = vision.pop("heads"), text.pop("heads")
     return LlavaConfig(
@@ -92,23 +91,37 @@ def llava_config(shape: str) -> Any:
 
 
 def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
-    """Writes the model folder; returns the bytes of its weights."""
-    import numpy as np
-    import torch
-    from transformers import LlavaForConditionalGeneration
-
-    from edgeprune.exporter.weights import SAFETENSORS_NAMES
+    """Writes the model folder of one of SHAPES; returns the bytes of its weights."""
     from samples.processors import save_processor
 
+    config = llava_config(SHAPES[shape])
+    total = write_weights(config, folder, dtype, seed)
+    save_processor(folder, IMAGE_SIZE, PATCH)
+    return total
+
+
+def write_weights(config: Any, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
+    """Writes a config and its weights; returns the bytes of these.
+
+    Args:
+        config: of transformers, a vision-language model's.
+        folder: to write.
+        dtype: of the weights, "fp16" or "fp32".
+        seed: of the random numbers.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from edgeprune.exporter.weights import SAFETENSORS_NAMES
+
     kind = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
-    config = llava_config(shape)
     config.dtype = kind
-    config.architectures = ["LlavaForConditionalGeneration"]
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
+    config.architectures = [type(model).__name__]
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    save_processor(folder, IMAGE_SIZE, PATCH)
 
     width = torch.empty(0, dtype=kind).element_size()
     # Odd length, so that no two rows of a matrix repeat each other.
@@ -153,7 +166,7 @@ def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write a LLaVA with random weights.")
+    parser = argparse.ArgumentParser(description="Write a model with random weights.")
     parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
