@@ -35,12 +35,18 @@ INPUT_IDS, VISUAL_INDEX = "input_ids", "visual_index"
 VISUAL_VALID, CURVE_PLACE = "visual_valid", "curve_place"
 POSITION_IDS, ATTENTION_MASK, LOGITS = "position_ids", "attention_mask", "logits"
 CACHE_KINDS = ("key", "value")
-_PAST, _PRESENT, _KEPT_SLOTS = "past_", "present_", "kept_slots."
+_PAST, _PRESENT, _KEPT_SLOTS, _DEEPSTACK = "past_", "present_", "kept_slots.", "deepstack."
+_TOWER_SCORE = "tower_score."
 
 
 def tower_score(stage: int) -> str:
     """Output of the vision graph: what a tower's stage merges by, float32 [tiles, tokens before it]."""
-    return f"tower_score.{stage}"
+    return f"{_TOWER_SCORE}{stage}"
+
+
+def is_tower_score(name: str) -> bool:
+    """Whether an output is one of `tower_score`."""
+    return name.startswith(_TOWER_SCORE)
 
 
 def kept_index(stage: int) -> str:
@@ -51,6 +57,18 @@ def kept_index(stage: int) -> str:
 def score(stage: int) -> str:
     """Output: the attention that a stage's scoring rows pay each position, float32 [B, S]."""
     return f"score.{stage}"
+
+
+def deepstack(layer: int) -> str:
+    """What is added to the visual tokens behind a language layer: output of the vision graph [V, D], input of
+    the language graph [B, V, D].
+    """
+    return f"{_DEEPSTACK}{layer}"
+
+
+def is_deepstack(name: str) -> bool:
+    """Whether an input or output is one of `deepstack`."""
+    return name.startswith(_DEEPSTACK)
 
 
 def kept_slots(stage: int) -> str:
@@ -159,6 +177,7 @@ def language_interface(info: ModelInfo, plan: PruningPlan, positions: PositionRu
         _spec(CURVE_PLACE, "int64", "batch", "visual"),
         _spec(POSITION_IDS, "int64", *axes, "batch", "sequence"),
         _spec(ATTENTION_MASK, "int64", "batch", "sequence"),
+        *(_spec(deepstack(n), dtype, "batch", "visual", info.hidden_size) for n in range(info.deepstack)),
         *(_spec(kept_slots(s), "int64", 1, kept_axis(s)) for s in range(len(plan.stages))),
         *(_spec(past_mask(g), "int64", "batch", past_axis(g)) for g in range(groups)),
     ]
@@ -179,6 +198,7 @@ def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) 
     """Names, dtypes and shapes of the vision graph; where the tower merges, also places and scores."""
     dtype, places = _ELEMENTS[info.dtype], program.tokens_per_tile
     outputs = [_spec(VISUAL_EMBEDS, dtype, "visual", info.hidden_size)]
+    outputs += [_spec(deepstack(n), dtype, "visual", info.hidden_size) for n in range(info.deepstack)]
     if plan.tower:
         outputs.append(_spec(VISUAL_PLACE, "int64", "tiles", plan.tokens_per_tile(places)))
     for number, stage in enumerate(plan.tower):
@@ -207,6 +227,7 @@ def first_feeds(
     curve_place: NDArray[np.int64],
     kept: Sequence[int],
     visual_embeds: Any,
+    levels: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """What the language graph is fed first: prompts, padded on the left to one length, and empty caches.
 
@@ -219,6 +240,7 @@ def first_feeds(
         curve_place: int64 [B, V], which entry of the bias curve each visual token reads; 0 is always 1.
         kept: K of every stage.
         visual_embeds: [B, V, D], an array or a back end's tensor.
+        levels: of `deepstack`, the same.
     """
     return {
         INPUT_IDS: input_ids,
@@ -228,6 +250,7 @@ def first_feeds(
         CURVE_PLACE: curve_place,
         POSITION_IDS: position_ids,
         ATTENTION_MASK: attention_mask,
+        **{deepstack(layer): level for layer, level in enumerate(levels)},
         **{kept_slots(stage): np.zeros((1, count), dtype=np.int64) for stage, count in enumerate(kept)},
         **{spec.name: _empty(spec, len(input_ids)) for spec in inputs if is_past(spec.name)},
     }
@@ -247,13 +270,14 @@ def next_feeds(
         positions: int64 [B], in the unpruned sequence, on every axis.
         outputs: of the run before; what is no cache is passed over.
     """
-    visual = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
+    names = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
+    visual = [spec for spec in inputs if spec.name in names or is_deepstack(spec.name)]
     axes = [
         axis for spec in inputs if spec.name == POSITION_IDS for axis in spec.shape if isinstance(axis, int)
     ]
     return {
         INPUT_IDS: tokens[:, None],
-        **{spec.name: _empty(spec, len(tokens)) for spec in inputs if spec.name in visual},
+        **{spec.name: _empty(spec, len(tokens)) for spec in visual},
         POSITION_IDS: np.tile(positions[:, None], (*axes, 1, 1)),
         ATTENTION_MASK: np.ones((len(tokens), 1), dtype=np.int64),
         **{spec.name: _empty(spec, 1) for spec in inputs if is_kept_slots(spec.name)},

@@ -56,7 +56,10 @@ class CacheGroup(Part):
 
 
 class ModelInfo(Part):
-    """What was exported. Sizes are in elements, counts of layers and heads as in the model's config."""
+    """What was exported. Sizes are in elements, counts of layers and heads as in the model's config.
+
+    `deepstack` counts the first layers behind which the vision graph's outputs of that name are added.
+    """
 
     family: Line
     architecture: Line
@@ -71,6 +74,7 @@ class ModelInfo(Part):
     head_dim: Size
     vocab_size: Tokens
     max_positions: Tokens
+    deepstack: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
 
 
 class Prompt(Part):

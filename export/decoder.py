@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edgeprune.exporter.attention import LayerCaches, PassingCache, ScoreTap, use_edgeprune_attention
-from edgeprune.exporter.indexing import length, remaining_visual, spread, take
+from edgeprune.exporter.indexing import is_visual, length, remaining_visual, spread, take
 from edgeprune.exporter.merging import Means, absorb, append, carve, recycle
 from edgeprune.exporter.op import debiased_token_prune, effective_score
 from edgeprune.exporter.scoring import rater_weights, score_tap
@@ -24,8 +24,10 @@ class _Sequence:
 
     Attributes:
         hidden: [B, S, D].
-        position_ids, attention_mask: int64 [B, S].
+        position_ids: int64 [B, S], or [axes, B, S].
+        attention_mask: int64 [B, S].
         visual_index: int64 [B, V], where the visual tokens stand.
+        deepstack: [B, V, D] for each of the first layers, what is added behind it to the visual tokens.
         raters: float32 [B, S], weights of the rating text tokens, where a stage asks for them.
         rotary: cosine and sine of the positions.
         mask: additive, float32 [B, 1, S, P + S].
@@ -35,6 +37,7 @@ class _Sequence:
     position_ids: torch.Tensor
     attention_mask: torch.Tensor
     visual_index: torch.Tensor
+    deepstack: list[torch.Tensor]
     raters: torch.Tensor | None
     rotary: tuple[torch.Tensor, torch.Tensor]
     mask: torch.Tensor
@@ -112,6 +115,7 @@ class PrunedDecoder(nn.Module):
         curve_place: torch.Tensor,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        deepstack: Sequence[torch.Tensor],
         kept_slots: Sequence[torch.Tensor],
         past_masks: Sequence[torch.Tensor],
         past_keys: Sequence[torch.Tensor],
@@ -125,8 +129,9 @@ class PrunedDecoder(nn.Module):
             visual_index: int64 [B, V].
             visual_valid: float32 [B, V], 0 where a visual token stands behind all others.
             curve_place: int64 [B, V], the entry of the bias curve that each of them reads; entry 0 is 1.
-            position_ids: int64 [B, S], positions in the unpruned sequence.
+            position_ids: int64 [B, S], or [axes, B, S], positions in the unpruned sequence.
             attention_mask: int64 [B, S], 0 where a token is left padding.
+            deepstack: for each of the first layers, [B, V, D], what is added behind it to the visual tokens.
             kept_slots: per stage, int64 [1, K], whose length is how many visual tokens it keeps.
             past_masks: per group, int64 [B, P of the group].
             past_keys, past_values: per layer, [B, kv heads, P of its group, head dim].
@@ -137,7 +142,7 @@ class PrunedDecoder(nn.Module):
         """
         caches = LayerCaches(list(past_keys), list(past_values))
         tokens, present = self._begin(
-            input_ids, visual_embeds, visual_index, position_ids, attention_mask, past_masks[0]
+            input_ids, visual_embeds, visual_index, position_ids, attention_mask, deepstack, past_masks[0]
         )
         present_masks = [present]
         scores: list[torch.Tensor] = []
@@ -165,6 +170,9 @@ class PrunedDecoder(nn.Module):
             if number in self.score_layers:
                 tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
             tokens.hidden = self._run(layer, tokens, tokens.mask, caches, tap)
+            if number < len(tokens.deepstack):
+                visual = tokens.deepstack[number].to(tokens.hidden.dtype)
+                tokens.hidden = tokens.hidden + spread(visual, tokens.visual_index, tokens.attention_mask)
         logits = self.lm_head(self.text_model.norm(tokens.hidden[:, -1])).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
 
@@ -175,13 +183,17 @@ class PrunedDecoder(nn.Module):
         visual_index: torch.Tensor,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        deepstack: Sequence[torch.Tensor],
         past_mask: torch.Tensor,
     ) -> tuple[_Sequence, torch.Tensor]:
         """The tokens as the first layer gets them, and the first group's key mask."""
         hidden = self._embed(input_ids, visual_embeds)
-        raters = rater_weights(hidden, visual_index, position_ids) if self.rated else None
+        raters = rater_weights(hidden, visual_index, attention_mask) if self.rated else None
         rotary, mask, present = self._enter_group(hidden, position_ids, attention_mask, past_mask)
-        return _Sequence(hidden, position_ids, attention_mask, visual_index, raters, rotary, mask), present
+        tokens = _Sequence(
+            hidden, position_ids, attention_mask, visual_index, list(deepstack), raters, rotary, mask
+        )
+        return tokens, present
 
     def _run(
         self,
@@ -194,7 +206,8 @@ class PrunedDecoder(nn.Module):
         found: torch.Tensor = layer(
             tokens.hidden,
             attention_mask=mask,
-            position_ids=tokens.position_ids,
+            # Layers read one number per token, and only where positions are counted anew for each sequence.
+            position_ids=tokens.position_ids if tokens.position_ids.dim() == 2 else None,
             use_cache=True,
             position_embeddings=tokens.rotary,
             score_tap=tap,
@@ -204,7 +217,7 @@ class PrunedDecoder(nn.Module):
 
     def _tap(self, stage: int, tokens: _Sequence) -> ScoreTap:
         return score_tap(
-            self.plan.stages[stage].rows, tokens.visual_index, tokens.position_ids, tokens.raters
+            self.plan.stages[stage].rows, tokens.visual_index, tokens.attention_mask, tokens.raters
         )
 
     def _score(self, stage: int, tokens: _Sequence, tap: ScoreTap | None) -> torch.Tensor:
@@ -213,7 +226,7 @@ class PrunedDecoder(nn.Module):
         if planned.ranking is Ranking.RANDOM:
             table = self.get_buffer(f"random_scores_{stage}")
             visual = tokens.visual_index
-            return spread(table[: visual.shape[1]].expand(visual.shape[0], -1), visual, tokens.position_ids)
+            return spread(table[: visual.shape[1]].expand(visual.shape[0], -1), visual, tokens.attention_mask)
         if tap is None:
             tap = self._tap(stage, tokens)
             # Of the layer, only what the scores need stays in the graph. Its cache is pruned already, so it
@@ -229,7 +242,7 @@ class PrunedDecoder(nn.Module):
         """Makes attention a fused rank, float32 [B, S], and merges dropped tokens before the selection."""
         visual = tokens.visual_index
         paid = effective_score(take(attention, visual), weight)
-        carved = carve(tokens.hidden, paid, visual, tokens.position_ids, kept)
+        carved = carve(tokens.hidden, paid, visual, tokens.attention_mask, kept)
         tokens.hidden = carved.hidden
         return carved.score
 
@@ -244,7 +257,7 @@ class PrunedDecoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shortens the tokens; returns the kept positions int64 [B, S'] and the group's key mask."""
         planned = self.plan.stages[stage]
-        before, visual, hidden = tokens.position_ids, tokens.visual_index, tokens.hidden
+        before, visual, hidden = tokens.attention_mask, tokens.visual_index, tokens.hidden
         if planned.merge is Merge.SURVIVOR:
             effective = effective_score(take(score, visual), weight)
             hidden = absorb(hidden, effective, visual, before, length(slots))
@@ -253,12 +266,17 @@ class PrunedDecoder(nn.Module):
             index = self._append(tokens, recycle(hidden, score, visual, index, before), pruned, index)
         else:
             tokens.hidden = pruned
-            tokens.attention_mask = tokens.attention_mask.gather(1, index)
+            tokens.attention_mask = before.gather(1, index)
             if tokens.raters is not None:
                 tokens.raters = tokens.raters.gather(1, index)
-            if stage + 1 < len(self.plan.stages):
+            ahead = len(tokens.deepstack) > planned.layer
+            if ahead or stage + 1 < len(self.plan.stages):
                 tokens.visual_index = remaining_visual(index, visual, before)
-        tokens.position_ids = before.gather(1, index)
+            if ahead:
+                number = is_visual(visual, before).cumsum(1) - 1
+                stays = take(number, take(index, tokens.visual_index))
+                tokens.deepstack = [take(level, stays) for level in tokens.deepstack]
+        tokens.position_ids = _gathered(tokens.position_ids, index)
         if self.plan.positions is Positions.RENUMBERED:
             earlier = past_mask.sum(1, keepdim=True)
             tokens.position_ids = (earlier + tokens.attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -275,7 +293,7 @@ class PrunedDecoder(nn.Module):
         Returns:
             int64 [B, S' + c]: for every token the position it had, for a mean that of its centre.
         """
-        place = append(means.centres, tokens.visual_index, index, tokens.position_ids)
+        place = append(means.centres, tokens.visual_index, index, tokens.attention_mask)
         tokens.hidden = place.join(pruned, means.hidden)
         tokens.attention_mask = place.join(
             tokens.attention_mask.gather(1, index), torch.ones_like(means.centres)
@@ -292,13 +310,13 @@ class PrunedDecoder(nn.Module):
         is_image_token = (input_ids == self.image_token_id).to(torch.int64)
         count = is_image_token.cumsum(1)
         # Beyond the V-th the token is one that the model itself made, and stays text.
-        is_visual = (is_image_token != 0) & (count <= visual_embeds.shape[1])
+        stands_for = (is_image_token != 0) & (count <= visual_embeds.shape[1])
         # A gather instead of a scatter: it needs one spare row (for text, and for V = 0) and no dynamic size.
         spare = torch.zeros_like(text[:, :1])
         visual = torch.cat([spare, visual_embeds.to(text.dtype)], dim=1)
-        rank = count * is_visual.to(torch.int64)
+        rank = count * stands_for.to(torch.int64)
         rows = torch.arange(rank.shape[0], device=rank.device).unsqueeze(1)
-        return torch.where(is_visual.unsqueeze(-1), visual[rows, rank], text)
+        return torch.where(stands_for.unsqueeze(-1), visual[rows, rank], text)
 
     def _enter_group(
         self,
@@ -316,6 +334,13 @@ class PrunedDecoder(nn.Module):
         # Finite, so that a row of pure padding stays finite too.
         mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min).to(torch.float32).unsqueeze(1)
         return self.text_model.rotary_emb(hidden, position_ids), mask, present
+
+
+def _gathered(position_ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Position ids [B, S] or [axes, B, S] at the positions [B, S']."""
+    if position_ids.dim() == 2:
+        return position_ids.gather(1, index)
+    return position_ids.gather(2, index.unsqueeze(0).expand(position_ids.shape[0], -1, -1))
 
 
 def _weight(stage: int, weights: torch.Tensor, visual_index: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from edgeprune.interface import (
     Described,
     ElementType,
     TensorSpec,
+    deepstack,
     kept_axis,
     kept_slots,
     past,
@@ -116,7 +117,7 @@ def trace_vision(vision: nn.Module, interface: Described, mode: FakeTensorMode, 
 def decoder_arguments(values: Mapping[str, Any]) -> tuple[Any, ...]:
     """The inputs of the language graph, in its order, as `PrunedDecoder.forward` takes them."""
     single = [value for name, value in values.items() if "." not in name]
-    prefixes = (kept_slots(0), past_mask(0), *(past(kind, 0) for kind in CACHE_KINDS))
+    prefixes = (deepstack(0), kept_slots(0), past_mask(0), *(past(kind, 0) for kind in CACHE_KINDS))
     lists = [
         [value for name, value in values.items() if name.startswith(prefix.removesuffix("0"))]
         for prefix in prefixes

@@ -158,7 +158,7 @@ class MeasuringDecoder(PrunedDecoder):
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
         nothing_past = attention_mask[:, :0]
         tokens, _ = self._begin(
-            input_ids, visual_embeds, visual_index, positions, attention_mask, nothing_past
+            input_ids, visual_embeds, visual_index, positions, attention_mask, (), nothing_past
         )
         paid: list[torch.Tensor] = []
         for number, layer in enumerate(self.text_model.layers):

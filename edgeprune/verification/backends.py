@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
-from edgeprune.interface import LOGITS, PIXEL_VALUES, VISUAL_EMBEDS, first_feeds, next_feeds, tower_score
+from edgeprune.interface import (
+    LOGITS,
+    PIXEL_VALUES,
+    VISUAL_EMBEDS,
+    first_feeds,
+    is_deepstack,
+    next_feeds,
+    tower_score,
+)
 from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Check, Manifest
 from edgeprune.positions import prompt_positions
@@ -71,7 +79,7 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
 
     found = [side.load(bundle, manifest.language) for side in (backend, reference)]
     names = [spec.name for spec in manifest.language.outputs]
-    feeds, following = _prompt(manifest, seen[VISUAL_EMBEDS], PromptLayout((image.layout,)), rng)
+    feeds, following = _prompt(manifest, seen, PromptLayout((image.layout,)), rng)
     results = comparison.run("prefill", found, feeds, names)
     for step in range(_STEPS):
         feeds = _step(manifest, results, following + step)
@@ -149,10 +157,10 @@ def _positions_apart(tested: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _prompt(
-    manifest: Manifest, embeds: NDArray[Any], layout: PromptLayout, rng: np.random.Generator
+    manifest: Manifest, seen: _Arrays, layout: PromptLayout, rng: np.random.Generator
 ) -> tuple[_Arrays, int]:
     """An image, an eighth of it padding, between random words; and the position behind them."""
-    image, visual = manifest.prompt.image_token_id, len(embeds)
+    image, visual = manifest.prompt.image_token_id, len(seen[VISUAL_EMBEDS])
     words = rng.integers(0, manifest.model.vocab_size, size=_TEXT)
     words[words == image] = 0 if image else 1
     ids = np.concatenate([words[: _TEXT // 2], np.full(visual, image), words[_TEXT // 2 :]])[None]
@@ -168,7 +176,8 @@ def _prompt(
         valid,
         np.minimum(1 + np.arange(visual), manifest.curve_places)[None],
         [counts.kept for counts in manifest.plan.counts(visual)],
-        embeds[None],
+        seen[VISUAL_EMBEDS][None],
+        [value[None] for name, value in seen.items() if is_deepstack(name)],
     )
     return feeds, positions.following
 

@@ -12,7 +12,7 @@ Three independent statements are checked, on random inputs and on a drawn image 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,38 +158,43 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
         case = _after_tower(case, seen)
-        _compare_language(case, manifest, decoder, language, seen.embeds, hf_logits, hf_score, record)
+        _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
     return figures.checks
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What graph and torch module make of a case's tiles.
+    """What graph and torch module make of a case's images, by the graph's outputs.
 
     Attributes:
-        found: the graph's outputs: embeddings [V, D]; where the tower merges also places int64 [tiles, left]
-            and the stages' scores.
+        found: the graph's.
         expected: the module's. It merges by the graph's scores, since scores that are equal up to rounding
             may be in another order here, and the order is what merges.
     """
 
-    found: tuple[Array, ...]
-    expected: tuple[torch.Tensor, ...]
+    found: dict[str, Array]
+    expected: dict[str, torch.Tensor]
 
     @property
     def embeds(self) -> torch.Tensor:
-        return self.expected[0]
+        return self.expected[interface.VISUAL_EMBEDS]
+
+    @property
+    def levels(self) -> list[torch.Tensor]:
+        return [value for name, value in self.expected.items() if interface.is_deepstack(name)]
 
 
 def _see(session: Any, module: Any, case: Case, dtype: torch.dtype) -> _Seen:
     floats = {name for name, value in case.vision.items() if value.dtype == np.float32}
     feeds = {name: v.astype(_numpy(dtype)) if name in floats else v for name, v in case.vision.items()}
-    found = session.run(None, feeds)
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, feeds), strict=True))
+    scores = [torch.from_numpy(value) for name, value in found.items() if interface.is_tower_score(name)]
     given = [torch.from_numpy(v).to(dtype) if n in floats else torch.from_numpy(v) for n, v in feeds.items()]
     with torch.no_grad():
-        if len(found) == 1:
-            return _Seen(tuple(found), (module(*given),))
-        return _Seen(tuple(found), module(*given, [torch.from_numpy(score) for score in found[2:]]))
+        made = module(*given, scores) if scores else module(*given)
+    expected = made if isinstance(made, tuple) else (made,)
+    return _Seen(found, dict(zip(names, expected, strict=True)))
 
 
 def _received(family: Family, model: Any, case: Case, layer: int) -> Array:
@@ -204,23 +209,28 @@ def _compare_vision(
     seen: _Seen, received: Array | None, manifest: Manifest, record: Callable[[str, float, float], None]
 ) -> None:
     kind = manifest.model.dtype
-    scale = max(1.0, float(seen.embeds.float().abs().max()))
-    record("visual embeddings", _apart(seen.found[0], seen.embeds) / scale, LOGIT_LIMITS[kind])
+    for name, value in seen.expected.items():
+        found = seen.found[name]
+        if name == interface.VISUAL_PLACE:
+            apart = float((found != value.numpy()).mean())
+            record("places of merged tokens, graph against torch", apart, 0.0)
+        elif interface.is_tower_score(name):
+            record("tower score, graph against torch", _apart(found, value), SCORE_LIMITS[kind])
+        else:
+            scale = max(1.0, float(value.float().abs().max()))
+            label = "visual embeddings" if name == interface.VISUAL_EMBEDS else "deepstack"
+            record(label, _apart(found, value) / scale, LOGIT_LIMITS[kind])
     if received is None:
         return
-    places = float((seen.found[1] != seen.expected[1].numpy()).mean())
-    record("places of merged tokens, graph against torch", places, 0.0)
-    for score, own in zip(seen.found[2:], seen.expected[2:], strict=True):
-        record("tower score, graph against torch", _apart(score, own), SCORE_LIMITS[kind])
-    apart = float(np.abs(seen.found[2] - received).max())
+    apart = float(np.abs(seen.found[interface.tower_score(0)] - received).max())
     record("tower score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
 
 
 def _after_tower(case: Case, seen: _Seen) -> Case:
     """The case with the padding mask of the tokens that the tower left."""
-    if len(seen.found) == 1:
+    if interface.VISUAL_PLACE not in seen.found:
         return case
-    place, batch = seen.found[1], len(case.visual_valid)
+    place, batch = seen.found[interface.VISUAL_PLACE], len(case.visual_valid)
     tiles = place.reshape(batch, -1, place.shape[1])
     each = case.layout.tokens // tiles.shape[1]
     taken = (tiles + each * np.arange(tiles.shape[1])[:, None]).reshape(batch, -1)
@@ -237,21 +247,21 @@ def _compare_language(
     manifest: Manifest,
     decoder: PrunedDecoder,
     session: Any,
-    embeds: torch.Tensor,
+    seen: _Seen,
     hf_logits: torch.Tensor,
     hf_score: torch.Tensor | None,
     record: Callable[[str, float, float], None],
 ) -> None:
     kind = manifest.model.dtype
     stages = len(manifest.plan.stages)
-    feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), embeds)
+    feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), seen.embeds, seen.levels)
     whole = session.run([interface.LOGITS], {name: _to_numpy(value) for name, value in feeds.items()})[0]
     record(
         "unpruned prefill logits, graph against Hugging Face",
         _apart(whole, hf_logits) / max(1.0, float(hf_logits.std())),
         LOGIT_LIMITS[kind],
     )
-    feeds = first_feeds(case, manifest, manifest.plan, embeds)
+    feeds = first_feeds(case, manifest, manifest.plan, seen.embeds, seen.levels)
     names = [spec.name for spec in manifest.language.outputs]
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
@@ -297,7 +307,11 @@ def _compare_language(
 
 
 def first_feeds(
-    case: Case, manifest: Manifest, plan: PruningPlan, embeds: torch.Tensor
+    case: Case,
+    manifest: Manifest,
+    plan: PruningPlan,
+    embeds: torch.Tensor,
+    levels: Sequence[torch.Tensor] = (),
 ) -> dict[str, torch.Tensor]:
     """The prefill's inputs, in the graph's order."""
     batch, visual = case.visual_valid.shape
@@ -313,6 +327,7 @@ def first_feeds(
             case.curve_place * int(Debias.POSITION in plan.debias),
             [counts.kept for counts in plan.counts(visual)],
             embeds.reshape(batch, visual, -1),
+            [level.reshape(batch, visual, -1) for level in levels],
         )
     )
 

@@ -22,6 +22,7 @@ from edgeprune.interface import (
     PIXEL_VALUES,
     VISUAL_EMBEDS,
     VISUAL_PLACE,
+    deepstack,
     first_feeds,
     is_cache,
     is_present,
@@ -192,7 +193,7 @@ class Session:
         """`prefill` of prompts that were checked."""
         batch = padded(prompts, self.manifest, plan)
         started = perf_counter()
-        embeds, places = self._see(prompts)
+        embeds, levels, places = self._see(prompts)
         self.backend.synchronize()
         seen = perf_counter()
         selectable = np.take_along_axis(batch.selectable, places, axis=1)
@@ -207,6 +208,7 @@ class Session:
             curve_place,
             [counts.kept for counts in plan.counts(places.shape[1])],
             embeds,
+            levels,
         )
         found = self._language.run(feeds, [LOGITS, *self._traces, *self._present])
         logits = found[LOGITS].numpy()
@@ -294,20 +296,26 @@ class Session:
             peak_memory_metric=memory.metric,
         )
 
-    def _see(self, prompts: Sequence[PromptInputs]) -> tuple[Tensor | Array, NDArray[np.int64]]:
-        """visual_embeds [B, V, D], and which of the layout's tokens each is, int64 [B, V]."""
+    def _see(
+        self, prompts: Sequence[PromptInputs]
+    ) -> tuple[Tensor | Array, Sequence[Tensor | Array], NDArray[np.int64]]:
+        """visual_embeds and the levels of deepstack, [B, V, D], and which of the layout's tokens each is,
+        int64 [B, V].
+        """
         width, batch, visual = self.manifest.model.hidden_size, len(prompts), self._visual(prompts[0])
+        levels = [deepstack(layer) for layer in range(self.manifest.model.deepstack)]
         if not visual:
-            return np.zeros((batch, 0, width), dtype=np.float32), np.zeros((batch, 0), dtype=np.int64)
+            nothing = np.zeros((batch, 0, width), dtype=np.float32)
+            return nothing, [nothing] * len(levels), np.zeros((batch, 0), dtype=np.int64)
         pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
         merges = bool(self.manifest.plan.tower)
-        names = [VISUAL_EMBEDS, VISUAL_PLACE] if merges else [VISUAL_EMBEDS]
+        names = [VISUAL_EMBEDS, *levels, *([VISUAL_PLACE] if merges else [])]
         images = [image for prompt in prompts for image in prompt.layout.images]
         feeds = {PIXEL_VALUES: pixels, **vision_inputs(self.manifest.image_program, images)}
         found = self._vision.run(feeds, names)
-        embeds = found[VISUAL_EMBEDS].reshape(batch, visual, width)
+        embeds, *deep = (found[name].reshape(batch, visual, width) for name in (VISUAL_EMBEDS, *levels))
         if not merges:
-            return embeds, np.broadcast_to(np.arange(visual), (batch, visual))
+            return embeds, deep, np.broadcast_to(np.arange(visual), (batch, visual))
         place, left = found[VISUAL_PLACE].numpy(), self.manifest.tokens_per_tile
         if place.shape != (len(pixels), left) or (np.diff(place, axis=1) <= 0).any():
             raise PruningError(
@@ -316,7 +324,7 @@ class Session:
             )
         tiles = place.reshape(batch, -1, left)
         first = self.manifest.image_program.tokens_per_tile * np.arange(tiles.shape[1])
-        return embeds, (tiles + first[:, None]).reshape(batch, visual)
+        return embeds, deep, (tiles + first[:, None]).reshape(batch, visual)
 
     def _check_finite(self, logits: NDArray[np.float32]) -> None:
         """Refuses logits that no token can be chosen by: a NaN would count as the likeliest or as token 0."""

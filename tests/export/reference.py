@@ -261,7 +261,7 @@ def torch_step(decoder: torch.nn.Module, interface: Interface) -> Step:
     @torch.no_grad()
     def step(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         single = [value for name, value in feeds.items() if "." not in name]
-        kinds = ("kept_slots.", "past_mask.", "past_key.", "past_value.")
+        kinds = ("deepstack.", "kept_slots.", "past_mask.", "past_key.", "past_value.")
         lists = [[value for name, value in feeds.items() if name.startswith(kind)] for kind in kinds]
         return dict(zip(names, decoder(*single, *lists), strict=True))
 
