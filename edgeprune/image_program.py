@@ -23,6 +23,7 @@ from edgeprune.image_sizes import (
     AspectTiles,
     FixedSize,
     LongestEdge,
+    PixelBudget,
     ShortestEdge,
     SizeStep,
     TileMultiples,
@@ -100,6 +101,24 @@ class TileFeed(Part):
         return self.height, self.width
 
 
+class PatchFeed(Part):
+    """The vision graph reads an image of any size as squares of patches, `pixel_values` [visual tokens,
+    patches of a square, values of a patch], and beside it what `edgeprune.vision_inputs` computes.
+
+    Attributes:
+        size: of a patch, in pixels, each way.
+        frames: how often a patch holds its pixels; towers that see video read some frames at once.
+        window: (rows and) columns of squares that see each other in most layers; null where all do.
+        table: rows (and columns) of the learned positions that are interpolated; null for none.
+    """
+
+    kind: Literal["patches"] = "patches"
+    size: Pixels
+    frames: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    window: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+    table: Pixels | None = None
+
+
 class GridTokens(Part):
     """Each tile becomes a grid of visual tokens, in row-major order."""
 
@@ -111,6 +130,19 @@ class GridTokens(Part):
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of a tile."""
         return self.rows, self.columns
+
+
+class PatchTokens(Part):
+    """Each square of `side` x `side` patches becomes one visual token."""
+
+    kind: Literal["patches"] = "patches"
+    side: Annotated[int, Field(strict=True, ge=1, le=64)]
+
+
+Feed: TypeAlias = Annotated[TileFeed | PatchFeed, Field(discriminator="kind")]
+"""What the vision graph reads."""
+TokenGrid: TypeAlias = Annotated[GridTokens | PatchTokens, Field(discriminator="kind")]
+"""What visual tokens come of that."""
 
 
 class ImageText(Part):
@@ -155,19 +187,34 @@ class ImageProgram(Part):
     crop: tuple[Pixels, Pixels] | None = None
     cut: CutTiles | None = None
     pixels: PixelValues = PixelValues()
-    feed: TileFeed
-    tokens: GridTokens
+    feed: Feed
+    tokens: TokenGrid
     text: ImageText = ImageText()
 
     @model_validator(mode="after")
     def _fits_the_feed(self) -> ImageProgram:
-        if fault := self._whole_fault() if self.cut is None else self._tiles_fault():
+        if self.feed.kind == "patches" or self.tokens.kind == "patches":
+            fault = self._patches_fault()
+        else:
+            fault = self._whole_fault() if self.cut is None else self._tiles_fault()
+        if fault:
             raise ValueError(f"{fault} is not supported")
-        if any(cells > pixels for cells, pixels in zip(self.tokens.grid, self.feed.size, strict=True)):
-            raise ValueError(
-                f"the grid {self.tokens.grid} has more cells than a tile has pixels, {self.feed.size}"
-            )
+        if self.grid is not None and any(c > p for c, p in zip(self.grid, self.unit, strict=True)):
+            raise ValueError(f"the grid {self.grid} has more cells than a tile has pixels, {self.unit}")
         return self
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """(height, width) in pixels of what an image is divided into: a tile, or the square of a token."""
+        if isinstance(self.feed, TileFeed):
+            return self.feed.size
+        side = self.tokens.side if isinstance(self.tokens, PatchTokens) else 1
+        return (self.feed.size * side,) * 2
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of visual tokens of a tile; None where images are not cut into tiles."""
+        return self.tokens.grid if isinstance(self.tokens, GridTokens) else None
 
     @property
     def letterboxes(self) -> bool:
@@ -176,12 +223,13 @@ class ImageProgram(Part):
 
     @property
     def tokens_per_tile(self) -> int:
-        return self.tokens.rows * self.tokens.columns
+        """Visual tokens of a tile, or of the square that becomes one."""
+        return 1 if self.grid is None else math.prod(self.grid)
 
     @property
     def most_tiles(self) -> int:
-        """The most tiles that one image becomes, a thumbnail included."""
-        most = self._most_parts() if self.cut is not None else 1
+        """The most tiles that one image becomes, a thumbnail included; or squares of patches."""
+        most = self._most_parts() if self.cut is not None or self.grid is None else 1
         if most is None:
             raise AssertionError("a program whose tiles have no bound is refused")
         has_thumbnail = self.cut is not None and self.cut.thumbnail is not None
@@ -197,7 +245,8 @@ class ImageProgram(Part):
         """Visual tokens of every image, where they are as many for all; None where they are not."""
         last = self.sizes[-1] if self.sizes else None
         alike = isinstance(last, AspectTiles) and last.least == last.most
-        return self.most_tokens if self.cut is None or self._resized() or alike else None
+        whole = self.cut is None and self.grid is not None
+        return self.most_tokens if whole or self._resized() or alike else None
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that an image is fitted to before it is resized: its own, or the square's."""
@@ -207,25 +256,25 @@ class ImageProgram(Part):
         """The sizes (height, width) that an image is resized to, one for each of `sizes`."""
         found = [self.canvas(width, height)]
         for step in self.sizes:
-            found.append(step.target(*found[-1], self.feed.size))
+            found.append(step.target(*found[-1], self.unit))
         return found[1:]
 
     def tile_grid(self, width: int, height: int) -> tuple[int, int]:
-        """(rows, columns) of tiles that an image is cut into."""
-        if self.cut is None:
+        """(rows, columns) of tiles that an image is cut into, or of squares of patches."""
+        if self.cut is None and self.grid is not None:
             return 1, 1
         high, wide = self.targets(width, height)[-1]
-        return high // self.feed.height, wide // self.feed.width
+        return high // self.unit[0], wide // self.unit[1]
 
     def rows(self, image: ImageLayout) -> int:
-        """Rows of `pixel_values` that an image becomes: its tiles."""
-        return len(image.blocks)
+        """Rows of `pixel_values` that an image becomes: its tiles, or its squares of patches."""
+        return image.tokens if self.grid is None else len(image.blocks)
 
     def layout(self, width: int, height: int) -> ImageLayout:
         """The visual tokens of an image of this size, in pixels.
 
         Raises:
-            InputError: the size is not two whole numbers above 0.
+            InputError: the size is not two whole numbers above 0, or one that the model takes no image of.
         """
         for name, size in (("width", width), ("height", height)):
             if not (size > 0 and math.isfinite(size) and size == int(size)):
@@ -236,16 +285,19 @@ class ImageProgram(Part):
         width, height = int(width), int(height)
         rows, columns = grid = self.tile_grid(width, height)
         shown, tokens = self._shown(width, height), self.tokens_per_tile
+        if self.grid is None:
+            around: list[str | int] = [self.text.prefix, rows * columns, self.text.suffix]
+            return ImageLayout((width, height), (Block(grid, shown),), _joined(around))
         thumbnail = self.cut.thumbnail if self.cut is not None and rows * columns > 1 else None
         blocks: list[Block] = []
         pieces: list[str | int] = []
         for row in range(rows):
             for column in range(columns):
-                blocks.append(Block(self.tokens.grid, shown.part(row, column, grid)))
+                blocks.append(Block(self.grid, shown.part(row, column, grid)))
                 pieces += [self._tile_text(row, column, grid), tokens]
             pieces += [self.text.row_end if rows * columns > 1 else ""]
         if thumbnail is not None:
-            small = [Block(self.tokens.grid, shown, kind="thumbnail")]
+            small = [Block(self.grid, shown, kind="thumbnail")]
             title: list[str | int] = [self.text.thumbnail, tokens]
             last = thumbnail == "last"
             blocks, pieces = (blocks + small, pieces + title) if last else (small + blocks, title + pieces)
@@ -276,7 +328,7 @@ class ImageProgram(Part):
 
     def _whole_fault(self) -> str | None:
         """Why an image that is not cut does not always come out as one tile, or with padding unknown."""
-        resized, size = self._resized(), self.feed.size
+        resized, size = self._resized(), self.unit
         output = self.crop or resized
         if output is None:
             return "output size, which depends on the image,"
@@ -291,7 +343,7 @@ class ImageProgram(Part):
 
     def _tiles_fault(self) -> str | None:
         """Why an image that is cut does not always come out as whole tiles, of a number known beforehand."""
-        resized, size = self._resized(), self.feed.size
+        resized, size = self._resized(), self.unit
         if self.crop is not None:
             return "crop_size beside tiles"
         if resized is not None and any(side % tile for side, tile in zip(resized, size, strict=True)):
@@ -303,6 +355,17 @@ class ImageProgram(Part):
             return f"number of tiles, up to {most} with {MOST_TILES} allowed,"
         return None
 
+    def _patches_fault(self) -> str | None:
+        """Why an image is not always whole squares of patches, of a number known beforehand."""
+        if self.feed.kind != self.tokens.kind:
+            return f"feed of {self.feed.kind} with tokens by {self.tokens.kind}"
+        if self.crop is not None or self.cut is not None or self.letterboxes:
+            return "crop, cut or letterbox beside patches"
+        resized, size = self._resized(), self.unit
+        if resized is not None and any(side % unit for side, unit in zip(resized, size, strict=True)):
+            return f"size of {resized[0]} x {resized[1]} pixels for squares of {size[0]} x {size[1]}"
+        return "number of patches, which has no bound," if self._most_parts() is None else None
+
     def _resized(self) -> tuple[int, int] | None:
         """(height, width) that every image is resized to; None where that depends on the image."""
         found: tuple[int, int] | None = None
@@ -311,24 +374,26 @@ class ImageProgram(Part):
             if isinstance(step, FixedSize):
                 found = step.height, step.width
             elif found is not None:
-                found = step.target(*found, self.feed.size)
+                found = step.target(*found, self.unit)
             elif square and isinstance(step, (ShortestEdge, LongestEdge)):
                 # These go by the shape alone, which is that of any square.
-                found = step.target(1, 1, self.feed.size)
+                found = step.target(1, 1, self.unit)
             square = False
         return found
 
     def _most_parts(self) -> int | None:
         """The most tiles that an image is cut into, without a thumbnail; None where there is no bound."""
         if resized := self._resized():
-            return (resized[0] // self.feed.height) * (resized[1] // self.feed.width)
+            return (resized[0] // self.unit[0]) * (resized[1] // self.unit[1])
         *earlier, last = self.sizes or (None,)
         if isinstance(last, AspectTiles):
             return last.most
         before = earlier[-1] if earlier else None
-        square = self.feed.height == self.feed.width
+        square = self.unit[0] == self.unit[1]
+        if isinstance(last, PixelBudget):
+            return last.most_tiles(self.unit[0]) if square else None
         if isinstance(last, TileMultiples) and isinstance(before, LongestEdge) and square:
-            return (whole_tiles(before.longest, self.feed.height) // self.feed.height) ** 2
+            return (whole_tiles(before.longest, self.unit[0]) // self.unit[0]) ** 2
         return None
 
 

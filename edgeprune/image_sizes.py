@@ -11,11 +11,15 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from edgeprune.errors import InputError
 from edgeprune.fields import Flag, Part, Pixels
 
 # Published models cut an image into some 40 tiles; keeps a wrong number from asking for all memory.
 MOST_TILES = 256
 Tiles = Annotated[int, Field(strict=True, ge=1, le=MOST_TILES)]
+Area = Annotated[int, Field(strict=True, ge=1, le=1 << 30)]
+# As the published processors of such models have it.
+MOST_ELONGATED = 200
 
 
 class _SizeStep(Part):
@@ -132,8 +136,52 @@ class TileMultiples(_SizeStep):
         return height, width
 
 
+class PixelBudget(_SizeStep):
+    """Resize both edges to whole tiles, in nearly the image's shape, to `least` to `most` pixels in all.
+
+    Images more than `MOST_ELONGATED` times as long as wide are refused.
+    """
+
+    kind: Literal["pixel_budget"] = "pixel_budget"
+    least: Area
+    most: Area
+
+    @model_validator(mode="after")
+    def _some(self) -> PixelBudget:
+        if self.least > self.most:
+            raise ValueError(f"at least {self.least} pixels and at most {self.most}: there is no such number")
+        return self
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        if max(height, width) / min(height, width) > MOST_ELONGATED:
+            raise InputError(
+                f"the image has {width} x {height} pixels: expected one at most {MOST_ELONGATED} times as "
+                "long as wide, as the model takes no other; crop it"
+            )
+        high, wide = (round(edge / unit) * unit for edge, unit in zip((height, width), tile, strict=True))
+        if high * wide > self.most:
+            beta = math.sqrt((height * width) / self.most)
+            high = max(tile[0], math.floor(height / beta / tile[0]) * tile[0])
+            wide = max(tile[1], math.floor(width / beta / tile[1]) * tile[1])
+        elif high * wide < self.least:
+            beta = math.sqrt(self.least / (height * width))
+            high = math.ceil(height * beta / tile[0]) * tile[0]
+            wide = math.ceil(width * beta / tile[1]) * tile[1]
+        return high, wide
+
+    def most_tiles(self, tile: int) -> int:
+        """No image becomes more square tiles than this, whatever its shape; most become fewer."""
+        # Beside the budget: one row of tiles, of the most elongated image; and what is rounded up to `least`,
+        # along both edges, whose sum is the greatest for the most elongated image.
+        row = tile * math.sqrt(MOST_ELONGATED * self.most)
+        edges = math.sqrt(self.least) * (math.sqrt(MOST_ELONGATED) + 1 / math.sqrt(MOST_ELONGATED))
+        grown = self.least + tile * edges + tile * tile
+        return int(max(self.most, row, grown)) // (tile * tile)
+
+
 SizeStep: TypeAlias = Annotated[
-    FixedSize | ShortestEdge | LongestEdge | AspectTiles | TileMultiples, Field(discriminator="kind")
+    FixedSize | ShortestEdge | LongestEdge | AspectTiles | TileMultiples | PixelBudget,
+    Field(discriminator="kind"),
 ]
 """A rule for the next size; `target` computes it."""
 

@@ -30,6 +30,10 @@ PLAN_METADATA = "edgeprune.plan"
 
 # The vision graph.
 PIXEL_VALUES, VISUAL_EMBEDS, VISUAL_PLACE = "pixel_values", "visual_embeds", "visual_place"
+# Beside PIXEL_VALUES, where it reads patches; see `edgeprune.vision_inputs`.
+PATCH_POSITION, BLOCK_SLOTS, BLOCK_PLACE = "patch_position", "block_slots", "block_place"
+WINDOW_SLOTS, WINDOW_PLACE, TOKEN_ROW = "window_slots", "window_place", "token_row"
+TABLE_INDEX, TABLE_WEIGHT = "table_index", "table_weight"
 # The language graph, with VISUAL_EMBEDS.
 INPUT_IDS, VISUAL_INDEX = "input_ids", "visual_index"
 VISUAL_VALID, CURVE_PLACE = "visual_valid", "curve_place"
@@ -195,8 +199,32 @@ def language_interface(info: ModelInfo, plan: PruningPlan, positions: PositionRu
 
 
 def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) -> Interface:
-    """Names, dtypes and shapes of the vision graph; where the tower merges, also places and scores."""
+    """Names, dtypes and shapes of the vision graph; see `edgeprune.vision_inputs` for what it reads beside
+    `pixel_values`. Where the tower merges, it also gives places and scores.
+    """
     dtype, places = _ELEMENTS[info.dtype], program.tokens_per_tile
+    feed = program.feed
+    if feed.kind == "tiles":
+        inputs = [_spec(PIXEL_VALUES, dtype, "tiles", 3, *feed.size)]
+    else:
+        patches = (program.unit[0] // feed.size) ** 2
+        inputs = [
+            _spec(PIXEL_VALUES, dtype, "visual", patches, 3 * feed.frames * feed.size**2),
+            _spec(PATCH_POSITION, "int64", "visual", patches, 2),
+            _spec(BLOCK_SLOTS, "int64", "blocks", "slots"),
+            _spec(BLOCK_PLACE, "int64", "visual"),
+        ]
+        if feed.window is not None:
+            inputs += [
+                _spec(WINDOW_SLOTS, "int64", "windows", feed.window**2),
+                _spec(WINDOW_PLACE, "int64", "visual"),
+                _spec(TOKEN_ROW, "int64", "visual"),
+            ]
+        if feed.table is not None:
+            inputs += [
+                _spec(TABLE_INDEX, "int64", "visual", patches, 4),
+                _spec(TABLE_WEIGHT, "float32", "visual", patches, 4),
+            ]
     outputs = [_spec(VISUAL_EMBEDS, dtype, "visual", info.hidden_size)]
     outputs += [_spec(deepstack(n), dtype, "visual", info.hidden_size) for n in range(info.deepstack)]
     if plan.tower:
@@ -204,7 +232,7 @@ def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) 
     for number, stage in enumerate(plan.tower):
         outputs.append(_spec(tower_score(number), "float32", "tiles", places))
         places = stage.kept
-    return Interface((_spec(PIXEL_VALUES, dtype, "tiles", 3, *program.feed.size),), tuple(outputs))
+    return Interface(tuple(inputs), tuple(outputs))
 
 
 Cache = TypeVar("Cache")

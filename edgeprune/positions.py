@@ -26,7 +26,19 @@ class SequentialPositions(Part):
     start: Annotated[int, Field(strict=True, ge=0, le=1)] = 0
 
 
-PositionRule: TypeAlias = SequentialPositions
+class GridPositions(Part):
+    """A position is three numbers, (time, row, column), alike for text.
+
+    An image's tokens begin where the text in front of them ends, and count rows and columns from there; text
+    goes on behind the largest number.
+    """
+
+    axes: ClassVar[int] = 3
+
+    kind: Literal["grid"] = "grid"
+
+
+PositionRule: TypeAlias = Annotated[SequentialPositions | GridPositions, Field(discriminator="kind")]
 """A rule, told apart by its `kind`. Its `axes` says how many numbers a position has."""
 
 
@@ -51,5 +63,23 @@ def prompt_positions(rule: PositionRule, is_visual: NDArray[np.bool_], layout: P
         is_visual: bool [S], which tokens are visual ones.
         layout: of the visual tokens.
     """
+    if isinstance(rule, GridPositions):
+        return _grid_positions(is_visual, layout)
     following = rule.start + len(is_visual)
     return Positions(np.arange(rule.start, following, dtype=np.int64), following)
+
+
+def _grid_positions(is_visual: NDArray[np.bool_], layout: PromptLayout) -> Positions:
+    ids = np.empty((3, len(is_visual)), dtype=np.int64)
+    blocks = iter([block for image in layout.images for block in image.blocks])
+    place, position = 0, 0
+    while place < len(is_visual):
+        if not is_visual[place]:
+            ids[:, place] = position
+            place, position = place + 1, position + 1
+            continue
+        block = next(blocks)
+        rows, columns = np.divmod(np.arange(block.tokens), block.width)
+        ids[:, place : place + block.tokens] = position + np.stack([np.zeros_like(rows), rows, columns])
+        place, position = place + block.tokens, position + max(block.grid)
+    return Positions(ids, position)

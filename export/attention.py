@@ -17,6 +17,8 @@ from transformers import AttentionInterface
 from edgeprune.exporter.indexing import take
 
 NAME, TOWER_NAME = "edgeprune", "edgeprune-tower"
+# transformers hands the segments of a whole run only to what has this word in its name; for others it loops.
+SEGMENTS_NAME = "edgeprune-flash-segments"
 
 
 @dataclass
@@ -140,7 +142,52 @@ def tower_attention(
     return mixed.transpose(1, 2), weights.mean(dim=(1, 2))
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Which patches of a vision tower see each other.
+
+    Attributes:
+        slots: int64 [segments, slots], the rows of each segment; -1 fills up.
+        place: int64 [rows], where in the slots of all segments each row stands.
+        patches: of a row.
+    """
+
+    slots: torch.Tensor
+    place: torch.Tensor
+    patches: int
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: Segments,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """A vision tower's attention within segments; query, key and value [1, H, P, d] become [1, P, H, d].
+
+    Segments stand side by side as a batch, so that a layer costs segments x slots x slots, and no shape
+    depends on data.
+    """
+    slots, patches = cu_seq_lens_q.slots, cu_seq_lens_q.patches
+
+    def grouped(tensor: torch.Tensor) -> torch.Tensor:
+        rows = tensor[0].transpose(0, 1).unflatten(0, (-1, patches))
+        return rows[slots.clamp_min(0)].flatten(1, 2).transpose(1, 2)
+
+    filled = (slots >= 0).unsqueeze(2).expand(-1, -1, patches).flatten(1)
+    mask = torch.where(filled, 0.0, torch.finfo(torch.float32).min).to(torch.float32)
+    query, key, value = grouped(query), grouped(key), grouped(value)
+    weights = _probabilities(query, key, mask.unsqueeze(1).unsqueeze(1), scaling, query.shape[1])
+    mixed = torch.matmul(weights.to(value.dtype), value).transpose(1, 2).unflatten(1, (-1, patches))
+    return mixed.flatten(0, 1)[cu_seq_lens_q.place].flatten(0, 1).unsqueeze(0), None
+
+
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(SEGMENTS_NAME, segment_attention)
 AttentionInterface.register(TOWER_NAME, tower_attention)
 
 

@@ -95,7 +95,7 @@ def debiasing(
 
 def _is_published_for(info: ModelInfo, program: ImageProgram) -> bool:
     size = (info.hidden_size, info.intermediate_size, info.layers, info.heads, info.kv_heads)
-    seen = (program.feed.size, program.tokens.grid)
+    seen = (program.unit, program.grid)
     return (
         (info.family, info.text_model) == ("llava", "llama")
         and size in _PUBLISHED_FOR

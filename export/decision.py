@@ -70,7 +70,7 @@ def decide(
     dtype = TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
     with _values_of(folder):
         program = family.image_program(folder, config)
-        info = _model_info(family, text, source, dtype)
+        info = _model_info(family, text, source, dtype, family.deepstack(config))
         prompt = read_prompt(folder, config, into)
         generation = read_generation(folder)
     plan = method_by_name(options.method).plan(
@@ -87,7 +87,7 @@ def decide(
         acting = debiasing(options.method, debias, options.curve, info, program)
         plan, curve = plan.debiased(acting.debias), acting.curve
     if curve is not None and curve.fitted_to is not None:
-        check_curve(curve, origin(folder, source, plan, program.tokens.grid))
+        check_curve(curve, origin(folder, source, plan, program.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
     positions = family.positions(config)
@@ -148,7 +148,9 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return dtype
 
 
-def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype) -> ModelInfo:
+def _model_info(
+    family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype, deepstack: int = 0
+) -> ModelInfo:
     heads = text.num_attention_heads
     return ModelInfo(
         family=family.name,
@@ -164,4 +166,5 @@ def _model_info(family: Family, text: PretrainedConfig, source: str, dtype: torc
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab_size=text.vocab_size,
         max_positions=text.max_position_embeddings,
+        deepstack=deepstack,
     )

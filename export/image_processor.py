@@ -29,11 +29,13 @@ from edgeprune.image_program import (
     ImageProgram,
     ImageText,
     Letterbox,
+    PatchFeed,
+    PatchTokens,
     PixelValues,
     Stretch,
     TileFeed,
 )
-from edgeprune.image_sizes import AspectTiles, FixedSize, ShortestEdge, SizeStep
+from edgeprune.image_sizes import AspectTiles, FixedSize, PixelBudget, ShortestEdge, SizeStep
 from edgeprune.plans import method_by_name
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -140,36 +142,53 @@ def read_tile_program(
         InputError, UnsupportedModelError: as `read_image_program`.
     """
     raw = _image_processor_json(folder)
-    name = _class_name(raw)
-    if name != "GotOcr2ImageProcessor":
-        raise UnsupportedModelError(
-            f"the image processor {name} is not supported here. Supported: GotOcr2ImageProcessor"
-        )
-    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-        if not raw.get(step, True):
-            raise _unsupported(f"{step} false")
-    resample = _resample(raw)
+    _check_class(raw, "GotOcr2ImageProcessor")
     height, width = _height_width("size", raw.get("size", {"height": 384, "width": 384}))
     cuts = bool(raw.get("crop_to_patches", False))
     least, most = (
         _positive(key, raw.get(key, default)) for key, default in (("min_patches", 1), ("max_patches", 12))
     )
-    try:
-        return ImageProgram(
-            sizes=(AspectTiles(least=least, most=most) if cuts else FixedSize(height=height, width=width),),
-            cut=CutTiles(thumbnail="last", thumbnail_of="image") if cuts else None,
-            pixels=PixelValues(
-                resample=resample,
-                rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)),
-                mean=_channels("image_mean", raw.get("image_mean", OPENAI_CLIP_MEAN)),
-                std=_std(raw.get("image_std", OPENAI_CLIP_STD)),
-            ),
-            feed=TileFeed(height=image_size[0], width=image_size[1]),
-            tokens=GridTokens(rows=grid[0], columns=grid[1]),
-            text=text,
-        )
-    except ValidationError as error:
-        raise UnsupportedModelError(f"the image processor's {first_fault(error)}") from error
+    return _program(
+        sizes=(AspectTiles(least=least, most=most) if cuts else FixedSize(height=height, width=width),),
+        cut=CutTiles(thumbnail="last", thumbnail_of="image") if cuts else None,
+        pixels=_pixel_values(raw),
+        feed=TileFeed(height=image_size[0], width=image_size[1]),
+        tokens=GridTokens(rows=grid[0], columns=grid[1]),
+        text=text,
+    )
+
+
+def read_patch_program(folder: Path, feed: PatchFeed, tokens: PatchTokens) -> ImageProgram:
+    """The program of a model that reads images of any size, within a budget of pixels.
+
+    Args:
+        folder: the model, in Hugging Face's layout; its processor is a Qwen2VLImageProcessor.
+        feed, tokens: as the model's config says.
+
+    Raises:
+        InputError, UnsupportedModelError: as `read_image_program`.
+    """
+    raw = _image_processor_json(folder)
+    _check_class(raw, "Qwen2VLImageProcessor")
+    for key, default, own in (
+        ("patch_size", 14, feed.size),
+        ("temporal_patch_size", 2, feed.frames),
+        ("merge_size", 2, tokens.side),
+    ):
+        if (found := raw.get(key, default)) != own:
+            raise UnsupportedModelError(
+                f"the image processor's {key} {found!r} is not that of config.json, {own}: correct one of "
+                "them"
+            )
+    size = raw.get("size") or {}
+    edges = (("min_pixels", "shortest_edge", 56 * 56), ("max_pixels", "longest_edge", 28 * 28 * 1280))
+    pixels = [
+        raw[key] if raw.get(key) is not None else size.get(edge, default) for key, edge, default in edges
+    ]
+    least, most = (_positive(edge[0], found) for edge, found in zip(edges, pixels, strict=True))
+    return _program(
+        sizes=(PixelBudget(least=least, most=most),), pixels=_pixel_values(raw), feed=feed, tokens=tokens
+    )
 
 
 def padding_mask_for(program: ImageProgram, method: str) -> PaddingMask:
@@ -196,6 +215,34 @@ def _class_name(raw: dict[str, Any]) -> str:
         old = str(raw.get("feature_extractor_type", "of no name"))
         name = old.replace("FeatureExtractor", "ImageProcessor")
     return str(name).removesuffix("Fast").removesuffix("Pil")
+
+
+def _check_class(raw: dict[str, Any], expected: str) -> None:
+    """Refuses another processor than the family's, and one that leaves a step out."""
+    if (name := _class_name(raw)) != expected:
+        raise UnsupportedModelError(
+            f"the image processor {name} is not supported here. Supported: {expected}"
+        )
+    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        if not raw.get(step, True):
+            raise _unsupported(f"{step} false")
+
+
+def _pixel_values(raw: dict[str, Any]) -> PixelValues:
+    """Of the processors whose defaults are CLIP's."""
+    return PixelValues(
+        resample=_resample(raw),
+        rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)),
+        mean=_channels("image_mean", raw.get("image_mean", OPENAI_CLIP_MEAN)),
+        std=_std(raw.get("image_std", OPENAI_CLIP_STD)),
+    )
+
+
+def _program(**fields: Any) -> ImageProgram:
+    try:
+        return ImageProgram(**fields)
+    except ValidationError as error:
+        raise UnsupportedModelError(f"the image processor's {first_fault(error)}") from error
 
 
 def _unsupported(what: str) -> UnsupportedModelError:

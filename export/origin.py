@@ -45,14 +45,16 @@ def fingerprint(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def origin(folder: Path, source: str, plan: PruningPlan, grid: tuple[int, int], images: int = 0) -> FittedTo:
+def origin(
+    folder: Path, source: str, plan: PruningPlan, grid: tuple[int, int] | None, images: int = 0
+) -> FittedTo:
     """What a curve for this model and the first stage of this plan is fitted to.
 
     Args:
         folder: the model.
         source: how the user calls it, a folder or a hub id.
         plan: with at least one stage.
-        grid: rows and columns of visual tokens of one image.
+        grid: rows and columns of visual tokens of a tile; None where images have no tiles.
         images: how many were measured.
     """
     return FittedTo(

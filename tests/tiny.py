@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from samples.processors import save_processor
 
@@ -108,6 +110,21 @@ INTERNVL_WORDS = [
 ]
 
 
+def save_tokenizer(folder: Path, words: Sequence[str], **special: str) -> None:
+    """A word-level tokenizer; `special` names further special tokens."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=special,
+        padding_side="left",
+    ).save_pretrained(folder)
+
+
 def save_internvl(folder: Path, kind: str = "qwen2", seed: int = 0, **processor: Any) -> Path:
     """Saves a random InternVL of tiles of 24 pixels and 3 x 3 visual tokens.
 
@@ -136,21 +153,13 @@ def save_internvl(folder: Path, kind: str = "qwen2", seed: int = 0, **processor:
     torch.manual_seed(seed)
     model = transformers.InternVLForConditionalGeneration._from_config(config, attn_implementation="eager")
     model.eval().save_pretrained(folder)
-    vocabulary = {word: number for number, word in enumerate(INTERNVL_WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-        },
-        padding_side="left",
-    ).save_pretrained(folder)
+    save_tokenizer(
+        folder,
+        INTERNVL_WORDS,
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+    )
     settings: dict[str, Any] = {
         "size": {"height": 24, "width": 24},
         "crop_to_patches": True,
@@ -161,4 +170,61 @@ def save_internvl(folder: Path, kind: str = "qwen2", seed: int = 0, **processor:
     }
     GotOcr2ImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(INTERNVL_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_WORDS = [
+    *("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|im_end|>", "user", "assistant", "system", "what", "colour", "is", "the", "big"),
+    *("small", "star", "box", "?", "."),
+]
+
+
+def save_qwen(folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, **processor: Any) -> Path:
+    """Saves a random Qwen-VL of patches of 4 pixels, 2 x 2 of them a visual token.
+
+    Args:
+        kind: "qwen2_vl", "qwen2_5_vl" (windows of 2 x 2 visual tokens) or "qwen3_vl" (3 levels of deepstack).
+        processor: changes of the image processor.
+    """
+    sections = [2, 2, 2] if kind == "qwen3_vl" else [1, 1, 2]
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
+    text = {
+        **text_config("qwen3" if kind == "qwen3_vl" else "qwen2", max_position_embeddings=1024).to_dict(),
+        "model_type": f"{kind}_text",
+        "rope_parameters": {**rope, "mrope_interleaved": True} if kind == "qwen3_vl" else rope,
+    }
+    vision: dict[str, Any] = {"depth": 4, "num_heads": 4, "patch_size": 4, "initializer_range": 0.3}
+    width = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+    vision |= {
+        "qwen2_vl": {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "hidden_act": "quick_gelu"},
+        "qwen2_5_vl": {**width, "window_size": 16, "fullatt_block_indexes": [1, 3]},
+        "qwen3_vl": {**width, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 1, 2]},
+    }[kind]
+    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[kind]
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=5,
+        video_token_id=6,
+        vision_start_token_id=7,
+        vision_end_token_id=8,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")._from_config(
+        config, attn_implementation="eager"
+    )
+    model.eval().save_pretrained(folder)
+    save_tokenizer(folder, QWEN_WORDS)
+    settings: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 256, "longest_edge": 4096}}
+    Qwen2VLImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE, encoding="utf-8")
     return folder

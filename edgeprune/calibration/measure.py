@@ -100,7 +100,7 @@ def subject_of(
         plan=plan,
         program=program,
         mask=padding_mask_for(program, method),
-        belongs=origin(folder, str(model), plan, program.tokens.grid, images),
+        belongs=origin(folder, str(model), plan, program.grid, images),
     )
 
 

@@ -80,11 +80,11 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
     if manifest.curve:
         print(f"weights by token, 0 to the largest: {summary.curve_plot(manifest.curve)}")
     model, program = manifest.model, manifest.image_program
-    rows, columns = program.tokens.grid
+    grid = "as many as it has squares" if program.grid is None else "{} x {}".format(*program.grid)
     tiles = "" if program.cut is None else f", in up to {program.most_tiles} tiles"
     print_fields(
         [
-            ("visual tokens", f"{program.most_tokens} an image ({rows} x {columns}{tiles})"),
+            ("visual tokens", f"{program.most_tokens} an image ({grid}{tiles})"),
             ("positions", str(model.max_positions)),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
             ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),

@@ -57,7 +57,7 @@ class FittedTo(Part):
         weights: a fingerprint of the model's weights.
         method: the pruning method whose scoring rows paid the attention.
         layer: of the pruning stage.
-        grid: (rows, cols) of visual tokens.
+        grid: (rows, cols) of visual tokens of a tile; null where an image has as many as its size says.
         images: how many were measured.
     """
 
@@ -65,7 +65,7 @@ class FittedTo(Part):
     weights: Line
     method: Line
     layer: Layer
-    grid: tuple[Pixels, Pixels]
+    grid: tuple[Pixels, Pixels] | None
     images: Count
 
 

@@ -70,7 +70,7 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
     comparison = _Comparison(manifest, backend.name)
     rng = np.random.default_rng(_SEED)
     program = manifest.image_program
-    noise = rng.integers(0, 256, size=(*program.feed.size, 3)).astype(np.uint8)
+    noise = rng.integers(0, 256, size=(*program.unit, 3)).astype(np.uint8)
     image = run_program(noise, program)
     pixels = {PIXEL_VALUES: image.pixel_values, **vision_inputs(program, [image.layout])}
     found = [side.load(bundle, manifest.vision) for side in (backend, reference)]

@@ -409,7 +409,7 @@ def _row_weights(rows: ScoringRows, is_visual: torch.Tensor, embeds: torch.Tenso
 def _random_case(manifest: Manifest, seed: int) -> Case:
     """A batch of two with left padding in one row and `seed + 1` images of noise each."""
     rng, batch = np.random.default_rng(seed), 2
-    side = max(manifest.image_program.feed.size)
+    side = max(manifest.image_program.unit)
     images = [rng.integers(0, 256, size=(side, side, 3)).astype(np.uint8) for _ in range(batch * (seed + 1))]
     text = rng.integers(0, manifest.model.vocab_size, size=(batch, 12))
     special = manifest.prompt.image_token_id
@@ -425,7 +425,7 @@ def _image_case(bundle: Path, manifest: Manifest) -> Case:
     """A drawn wide image in a prompt of the bundle's tokenizer."""
     from tokenizers import Tokenizer
 
-    height = width = max(manifest.image_program.feed.size)
+    height = width = max(manifest.image_program.unit)
     rows, columns = np.mgrid[0:height, 0 : 2 * width]
     disc = (rows - height / 2) ** 2 + (columns - width / 3) ** 2 < (height / 5) ** 2
     channels = np.stack([rows / height, columns / (2 * width), disc], axis=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,10 @@ class Family(ABC):
         """Which position each token of a prompt has."""
         return SequentialPositions()
 
+    def deepstack(self, config: PretrainedConfig) -> int:
+        """Behind how many of the first language layers outputs of the vision tower are added."""
+        return 0
+
     def image_arguments(
         self, pixel_values: torch.Tensor, layouts: Sequence[PromptLayout], config: PretrainedConfig
     ) -> dict[str, Any]:
@@ -126,14 +130,18 @@ def supported() -> str:
     return f"Supported: {architectures} with a text model of {', '.join(TEXT_MODELS.values())}."
 
 
-def check_text_config(config: Any) -> None:
+def check_text_config(config: Any, kinds: Mapping[str, str] = TEXT_MODELS) -> None:
     """Refuses text models, or features of theirs, that the pruned decoder does not reproduce.
+
+    Args:
+        config: of the text model.
+        kinds: the model types that the family takes, with their names.
 
     Raises:
         UnsupportedModelError: names the model type or the feature, and lists what works.
     """
     kind = config.model_type
-    if kind not in TEXT_MODELS:
+    if kind not in kinds:
         raise UnsupportedModelError(f"the text model {kind!r} is not supported. {supported()}")
     window = getattr(config, "sliding_window", None)
     windowed = getattr(config, "use_sliding_window", True) and window is not None

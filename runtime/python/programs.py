@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
-from edgeprune.image_program import ImageProgram, Letterbox, PixelValues
+from edgeprune.image_program import ImageProgram, Letterbox, PatchFeed, PixelValues
 from edgeprune.layout import ImageLayout
 from edgeprune.runtime.resizing import resize
+from edgeprune.vision_inputs import windows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +23,9 @@ class ImageInputs:
     """An image as the vision graph wants it.
 
     Attributes:
-        pixel_values: float32 [tiles, 3, h, w], (h, w) being the program's `feed.size`.
-        layout: its visual tokens, whose blocks are those tiles in order.
+        pixel_values: float32 [tiles, 3, h, w], (h, w) being the program's `feed.size`; or, of a program
+            that feeds patches, [visual tokens, patches of a square, values of a patch].
+        layout: its visual tokens. Tiles are its blocks in order.
     """
 
     pixel_values: NDArray[np.float32]
@@ -41,7 +43,10 @@ def run_program(image: NDArray[np.uint8], program: ImageProgram) -> ImageInputs:
         InputError: not such an array, or so elongated that an intermediate image would be huge.
     """
     values = pixel_values(image_tiles(image, program), program.pixels)
-    return ImageInputs(values, program.layout(image.shape[1], image.shape[0]))
+    layout = program.layout(image.shape[1], image.shape[0])
+    if isinstance(program.feed, PatchFeed):
+        values = _patches(values[0], program.feed, program.unit[0])
+    return ImageInputs(values, layout)
 
 
 def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint8]:
@@ -52,7 +57,8 @@ def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.u
         program: of the bundle.
 
     Returns:
-        uint8 [tiles, h, w, 3], (h, w) being the program's `feed.size`.
+        uint8 [tiles, h, w, 3], (h, w) being the program's `feed.size`; the whole resized image, [1, h, w, 3],
+        of a program that feeds patches.
 
     Raises:
         InputError: as `run_program`.
@@ -65,16 +71,16 @@ def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.u
     resized = _resized(image, program)
     if program.cut is None:
         return resized[None]
-    height, width = program.feed.size
+    height, width = program.unit
     rows, columns = resized.shape[0] // height, resized.shape[1] // width
     tiles = resized.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
     if program.cut.thumbnail is None or len(tiles) == 1:
         return tiles
     of_image = program.cut.thumbnail_of == "image"
     small = (
-        _step(image, program, program.feed.size, first=True)
+        _step(image, program, program.unit, first=True)
         if of_image
-        else _step(resized, program, program.feed.size, first=False)
+        else _step(resized, program, program.unit, first=False)
     )
     parts = [tiles, small[None]] if program.cut.thumbnail == "last" else [small[None], tiles]
     return np.concatenate(parts)
@@ -111,6 +117,18 @@ def _step(
         canvas = program.canvas(image.shape[1], image.shape[0])
         return resize(image, target, resample, canvas=canvas, color=fit.color, crop=crop)
     return resize(image, target, resample, crop=crop)
+
+
+def _patches(values: NDArray[np.float32], feed: PatchFeed, square: int) -> NDArray[np.float32]:
+    """Squares of patches, window by window: float32 [tokens, patches of a square, 3 * frames * size * size],
+    of an image [3, height, width] that is whole squares of so many pixels.
+    """
+    rows, columns, side = values.shape[1] // square, values.shape[2] // square, square // feed.size
+    parts = values.reshape(3, rows, side, feed.size, columns, side, feed.size)
+    parts = parts.transpose(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, side * side, 3, 1, feed.size**2)
+    order = np.concatenate(windows_of((rows, columns), feed.window))
+    repeated = np.repeat(parts[order], feed.frames, axis=3)
+    return repeated.reshape(len(order), side * side, -1)
 
 
 def _table(pixels: PixelValues) -> NDArray[np.float32]:
