@@ -223,7 +223,8 @@ def save_qwen(folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, **processor
         config, attn_implementation="eager"
     )
     model.eval().save_pretrained(folder)
-    save_tokenizer(folder, QWEN_WORDS)
+    special = [word for word in QWEN_WORDS if word.startswith("<|")]
+    save_tokenizer(folder, QWEN_WORDS, **{f"{word.strip('<|>')}_token": word for word in special})
     settings: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 256, "longest_edge": 4096}}
     Qwen2VLImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE, encoding="utf-8")

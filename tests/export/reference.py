@@ -7,7 +7,7 @@ layers on the whole sequence again, and drops the visual tokens by indexing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,16 @@ Step = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of prompts: ids and mask int64 [B, S], pixels [B * images, 3, H, W], valid float32 [B, V]."""
+    """A batch of prompts: ids and mask int64 [B, S], pixels [B * images, 3, H, W], valid float32 [B, V].
+
+    `further` is what Hugging Face's model takes of the images beside their pixels.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     pixel_values: torch.Tensor
     visual_valid: torch.Tensor
+    further: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def visual_index(self, image_token: int) -> torch.Tensor:
         """Positions of the visual tokens, int64 [B, V]."""
@@ -95,7 +99,7 @@ def huggingface(model: LlavaForConditionalGeneration, inputs: Inputs, steps: int
 
 @torch.no_grad()
 def fastv(
-    model: LlavaForConditionalGeneration,
+    model: Any,
     inputs: Inputs,
     steps: int,
     layer: int,
@@ -105,16 +109,19 @@ def fastv(
     """FastV before decoder layer `layer`, scored by eager `output_attentions` of the layer before it.
 
     Args:
+        model: of Hugging Face, with eager attention.
         kept: how many visual tokens stay.
         curve: float32 [V], the bias curve's weight of each visual token.
     """
     base, decoder, image = model.model, model.model.language_model, model.config.image_token_id
     mask, ids = inputs.attention_mask, inputs.input_ids
+    given = {"pixel_values": inputs.pixel_values.to(model.dtype), **inputs.further}
+    first = _positions(base, inputs, image)
     out = base(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        pixel_values=inputs.pixel_values.to(model.dtype),
+        position_ids=first,
+        **given,
         output_attentions=True,
         use_cache=False,
     )
@@ -126,7 +133,10 @@ def fastv(
             for row, visual, valid in zip(score, index, inputs.visual_valid, strict=True)
         ]
     )
-    visual = torch.cat(list(base.get_image_features(inputs.pixel_values.to(model.dtype)).pooler_output))
+    features = base.get_image_features(**given)
+    visual = torch.cat(list(features.pooler_output))
+    is_visual = inputs.input_ids == image
+    levels = [torch.cat(list(level)) for level in getattr(features, "deepstack_features", ())]
     tokens: list[torch.Tensor] = []
     logits = []
     for step in range(steps):
@@ -134,14 +144,23 @@ def fastv(
         mask = torch.cat([inputs.attention_mask, torch.ones(len(ids), step, dtype=torch.int64)], dim=1)
         hidden = model.get_input_embeddings()(ids).clone()
         prompt = hidden[:, : inputs.input_ids.shape[1]]
-        prompt[inputs.input_ids == image] = visual
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        prompt[is_visual] = visual
+        # What is added to the visual tokens behind the first layers, at their places.
+        added = [torch.zeros_like(hidden) for _ in levels]
+        for rows, level in zip(added, levels, strict=True):
+            rows[:, : inputs.input_ids.shape[1]][is_visual] = level
+        later = first.amax((0, 2) if first.dim() == 3 else 1)[:, None] + 1 + torch.arange(step)
+        positions = torch.cat([first, later.expand(*first.shape[:-1], -1)], dim=-1)
         new = torch.arange(inputs.input_ids.shape[1], ids.shape[1]).expand(len(ids), -1)
         stays = torch.cat([torch.from_numpy(chosen), new], dim=1)
         for number, block in enumerate(decoder.layers):
             if number == layer:
-                hidden = torch.stack([row[keep_row] for row, keep_row in zip(hidden, stays, strict=True)])
-                positions, mask = positions.gather(1, stays), mask.gather(1, stays)
+                hidden, *added = (
+                    torch.stack([row[keep_row] for row, keep_row in zip(rows, stays, strict=True)])
+                    for rows in (hidden, *added)
+                )
+                positions = positions.gather(-1, stays.expand(*positions.shape[:-1], -1))
+                mask = mask.gather(1, stays)
             size = hidden.shape[1]
             seen = torch.ones(size, size, dtype=torch.bool).tril() & mask.bool()[:, None, :]
             additive = torch.zeros(len(ids), 1, size, size, dtype=hidden.dtype)
@@ -149,12 +168,27 @@ def fastv(
             hidden = block(
                 hidden,
                 attention_mask=additive,
-                position_ids=positions,
+                position_ids=positions if positions.dim() == 2 else None,
                 position_embeddings=decoder.rotary_emb(hidden, positions),
             )
+            if number < len(added):
+                hidden = hidden + added[number]
         logits.append(model.lm_head(decoder.norm(hidden))[:, -1].float())
         tokens.append(logits[-1].argmax(-1, keepdim=True))
     return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), (chosen,), (score.numpy(),))
+
+
+def _positions(base: Any, inputs: Inputs, image: int) -> torch.Tensor:
+    """Hugging Face's own position ids, int64 [B, S] or [3, B, S]."""
+    if "image_grid_thw" not in inputs.further:
+        return (inputs.attention_mask.cumsum(1) - 1).clamp_min(0)
+    found: torch.Tensor = base.get_rope_index(
+        inputs.input_ids,
+        mm_token_type_ids=(inputs.input_ids == image).int(),
+        image_grid_thw=inputs.further["image_grid_thw"],
+        attention_mask=inputs.attention_mask,
+    )[0]
+    return found
 
 
 def _stays(
