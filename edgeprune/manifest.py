@@ -25,7 +25,7 @@ from edgeprune.fields import (
 )
 from edgeprune.image_program import ImageProgram
 from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
-from edgeprune.plans import Debias, PruningPlan
+from edgeprune.plans import Debias, Positions, PruningPlan
 from edgeprune.positions import PositionRule, SequentialPositions
 
 SCHEMA_VERSION = 2
@@ -213,6 +213,12 @@ class Manifest(Part):
             raise ValueError(f"there is {has}, and the plan is {self.plan.describe()}")
         if Debias.PADDING in planned and self.padding_mask.kind == "none":
             raise ValueError(f"there is no padding mask, and the plan is {self.plan.describe()}")
+        return self
+
+    @model_validator(mode="after")
+    def _positions_can_be_counted(self) -> Manifest:
+        if self.plan.positions is Positions.RENUMBERED and self.positions.axes > 1:
+            raise ValueError(f"the plan renumbers positions, which have {self.positions.axes} numbers each")
         return self
 
     @model_validator(mode="after")

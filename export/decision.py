@@ -27,7 +27,7 @@ from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
 from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo, curve_places
-from edgeprune.plans import Keep, method_by_name, read_debias
+from edgeprune.plans import Keep, Positions, method_by_name, read_debias
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -80,7 +80,14 @@ def decide(
         visual_tokens=program.fixed_tokens,
         seed=options.seed,
         tower_layers=family.tower_layers(config),
+        deepstack=info.deepstack,
     )
+    positions = family.positions(config)
+    if positions.axes > 1 and plan.positions is Positions.RENUMBERED:
+        raise InputError(
+            f"the method {options.method} counts the positions of what it keeps anew, and this model's "
+            f"positions have {positions.axes} numbers each, which leaves none to count: choose another method"
+        )
     curve = None
     if plan.prunes:
         debias = read_debias(options.debias)
@@ -90,7 +97,6 @@ def decide(
         check_curve(curve, origin(folder, source, plan, program.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
-    positions = family.positions(config)
     language = language_interface(info, plan, positions)
     vision = vision_interface(info, plan, program)
     decided = Manifest(

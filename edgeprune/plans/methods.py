@@ -73,6 +73,7 @@ class Method(Protocol):
         visual_tokens: int | None = None,
         seed: int = 0,
         tower_layers: int = 0,
+        deepstack: int = 0,
     ) -> PruningPlan:
         """The plan for a decoder; `PruningPlan.debiased` says what its first stage is debiased by.
 
@@ -85,6 +86,9 @@ class Method(Protocol):
             seed: of random pruning.
             tower_layers: layers of the vision tower in front of the visual tokens; 0 where these come from
                 several of them.
+            deepstack: behind how many of the first decoder layers features are added to the visual tokens.
+                The published layers then move behind them: earlier ones are correct, but throw away
+                tokens before all that is known of them was added.
 
         Raises:
             InputError: keep or layer is out of range or of another length than the method has stages; or
@@ -155,11 +159,17 @@ class StagedMethod:
         visual_tokens: int | None = None,
         seed: int = 0,
         tower_layers: int = 0,
+        deepstack: int = 0,
     ) -> PruningPlan:
         """See `Method.plan`."""
         # Before the layers: a wrong number is the likelier mistake.
         given = self._given_shares(keep)
-        at = self._layers(layers, layer)
+        at = self._layers(layers, layer, deepstack)
+        if self.merge is not Merge.DROP and at[0] < deepstack:
+            raise InputError(
+                f"{self.name} merges tokens before layer {at[0]}, and this model adds to them behind its "
+                f"first {deepstack} layers: expected `layer` from {deepstack} on"
+            )
         exact: Sequence[float | Fraction]  # in the shares' proportions, before rounding
         if isinstance(given, Fraction):
             # What a tower leaves is what the decoder sees from its first layer on.
@@ -173,7 +183,10 @@ class StagedMethod:
         tower: tuple[TowerStage, ...] = ()
         if self.tower:
             if visual_tokens is None:
-                raise ValueError(f"{self.name} needs the number of an image's visual tokens")
+                raise InputError(
+                    f"the method {self.name} merges as many tokens of every image inside the vision tower, "
+                    "and this model's images differ in their number: choose another method"
+                )
             tower = self._tower(tower_layers, visual_tokens, shares[0])
             # Of what the tower leaves, not of the image.
             shares = [read_share(min(1.0, share / exact[0])) for share in exact[1:]]
@@ -220,7 +233,7 @@ class StagedMethod:
             )
         return shares
 
-    def _layers(self, layers: int, layer: int | Sequence[int] | None) -> list[int]:
+    def _layers(self, layers: int, layer: int | Sequence[int] | None, deepstack: int = 0) -> list[int]:
         count = len(self.at)
         if layers <= count:
             has = f"{layers} decoder layer{'s' if layers > 1 else ''}"
@@ -228,7 +241,7 @@ class StagedMethod:
             where = "pruning happens between two" if count == 1 else several
             raise InputError(f"the model has {has}, and {where}: export it with `method='none'`")
         at = (
-            _scaled(self.at, self.depth, layers)
+            _behind(_scaled(self.at, self.depth, layers), deepstack, layers)
             if layer is None
             else list(layer)
             if isinstance(layer, Sequence) and not isinstance(layer, str)
@@ -298,6 +311,11 @@ def _scaled(at: Sequence[int], depth: int | None, layers: int, first: int = 1) -
     return found
 
 
+def _behind(at: Sequence[int], first: int, layers: int) -> list[int]:
+    """The layers, at least one apart, none of them before `first`, as far as there are so many."""
+    return [min(max(layer, first + number), layers - len(at) + number) for number, layer in enumerate(at)]
+
+
 def _part(reached: int, kept: int) -> int:
     """The share in ten-thousandths that keeps exactly `kept` of `reached` tokens.
 
@@ -356,6 +374,7 @@ class NoPruning:
         visual_tokens: int | None = None,
         seed: int = 0,
         tower_layers: int = 0,
+        deepstack: int = 0,
     ) -> PruningPlan:
         """A plan without stages, whatever is asked for."""
         for share in keep_ratios(keep):
