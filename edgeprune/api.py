@@ -27,6 +27,7 @@ def export(
     dtype: DType | None = None,
     opset: int = 18,
     seed: int = 0,
+    max_pixels: int | None = None,
     force: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
@@ -50,6 +51,8 @@ def export(
         dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
         opset: ONNX opset, 18 to 22.
         seed: of the method "random".
+        max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
+            the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
         force: replace an earlier bundle at `output`.
         verify: compare the result with the original model before it is put in place.
         progress: told the steps.
@@ -61,7 +64,7 @@ def export(
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
     pipeline = export_module("exporter.pipeline")
-    options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed)
+    options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed, max_pixels)
     written: Path = pipeline.export(
         model,
         options,

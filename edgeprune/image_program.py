@@ -16,6 +16,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.fields import Number, Part, Pixels, TokenText
 from edgeprune.image_sizes import (
@@ -247,6 +248,26 @@ class ImageProgram(Part):
         alike = isinstance(last, AspectTiles) and last.least == last.most
         whole = self.cut is None and self.grid is not None
         return self.most_tokens if whole or self._resized() or alike else None
+
+    def within(self, pixels: int) -> ImageProgram:
+        """The program whose images are resized to at most so many pixels, where they are to a budget of them.
+
+        Raises:
+            InputError: they are not, or that is less than one visual token's, or more than the program's own.
+        """
+        check_count("max_pixels", pixels)
+        *earlier, last = self.sizes or (None,)
+        if not isinstance(last, PixelBudget):
+            raise InputError(
+                "`max_pixels` was given, and this model's images have no budget of pixels: leave it out"
+            )
+        if not math.prod(self.unit) <= pixels <= last.most:
+            raise InputError(
+                f"`max_pixels` is {pixels}, and this model takes images of {math.prod(self.unit)} to "
+                f"{last.most} pixels: give a number between"
+            )
+        budget = PixelBudget(least=min(last.least, pixels), most=pixels)
+        return self.model_copy(update={"sizes": (*earlier, budget)})
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that an image is fitted to before it is resized: its own, or the square's."""

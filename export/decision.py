@@ -44,6 +44,7 @@ class ExportOptions:
     dtype: DType | None = None
     opset: int = 18
     seed: int = 0
+    max_pixels: int | None = None
 
 
 def decide(
@@ -70,6 +71,8 @@ def decide(
     dtype = TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
     with _values_of(folder):
         program = family.image_program(folder, config)
+        if options.max_pixels is not None:
+            program = program.within(options.max_pixels)
         info = _model_info(family, text, source, dtype, family.deepstack(config))
         prompt = read_prompt(folder, config, into)
         generation = read_generation(folder)

@@ -10,10 +10,12 @@ from edgeprune.image_program import (
     ImageProgram,
     ImageText,
     Letterbox,
+    PatchFeed,
+    PatchTokens,
     PixelValues,
     TileFeed,
 )
-from edgeprune.image_sizes import AspectTiles, LongestEdge, ShortestEdge, TileMultiples
+from edgeprune.image_sizes import AspectTiles, LongestEdge, PixelBudget, ShortestEdge, TileMultiples
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,5 +63,16 @@ def smolvlm(edge: int = 2048, side: int = 512, **changes: Any) -> ImageProgram:
             whole="<fake_token_around_image><global-img>",
             suffix="<fake_token_around_image>",
         ),
+    }
+    return ImageProgram(**{**fields, **changes})
+
+
+def qwen(size: int = 14, least: int = 3136, most: int = 12845056, **changes: Any) -> ImageProgram:
+    """Qwen2.5-VL: images of any size, as squares of 2 x 2 patches, in windows of 4 x 4 squares."""
+    fields: dict[str, Any] = {
+        "sizes": (PixelBudget(least=least, most=most),),
+        "pixels": PixelValues(mean=CLIP_MEAN, std=CLIP_STD),
+        "feed": PatchFeed(size=size, frames=2, window=4),
+        "tokens": PatchTokens(side=2),
     }
     return ImageProgram(**{**fields, **changes})

@@ -187,21 +187,26 @@ QWEN_WORDS = [
 ]
 
 
-def save_qwen(folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, **processor: Any) -> Path:
+def save_qwen(
+    folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, spread: float = 0.3, **processor: Any
+) -> Path:
     """Saves a random Qwen-VL of patches of 4 pixels, 2 x 2 of them a visual token.
 
     Args:
         kind: "qwen2_vl", "qwen2_5_vl" (windows of 2 x 2 visual tokens) or "qwen3_vl" (3 levels of deepstack).
+        spread: of the weights; large ones magnify what half precision rounds.
         processor: changes of the image processor.
     """
     sections = [2, 2, 2] if kind == "qwen3_vl" else [1, 1, 2]
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
     text = {
-        **text_config("qwen3" if kind == "qwen3_vl" else "qwen2", max_position_embeddings=1024).to_dict(),
+        **text_config(
+            "qwen3" if kind == "qwen3_vl" else "qwen2", max_position_embeddings=1024, initializer_range=spread
+        ).to_dict(),
         "model_type": f"{kind}_text",
         "rope_parameters": {**rope, "mrope_interleaved": True} if kind == "qwen3_vl" else rope,
     }
-    vision: dict[str, Any] = {"depth": 4, "num_heads": 4, "patch_size": 4, "initializer_range": 0.3}
+    vision: dict[str, Any] = {"depth": 4, "num_heads": 4, "patch_size": 4, "initializer_range": spread}
     width = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
     vision |= {
         "qwen2_vl": {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "hidden_act": "quick_gelu"},

@@ -27,8 +27,10 @@ def plot(calibration: Calibration, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _plot_stage(row: Any, stage: StageCalibration, grid: tuple[int, int], debiased: bool) -> None:
+def _plot_stage(row: Any, stage: StageCalibration, grid: tuple[int, int] | None, debiased: bool) -> None:
     fit, mean = stage.fit, stage.attention.mean
+    if grid is None or grid[0] * grid[1] != len(mean):
+        grid = (1, len(mean))  # places of images of any size have no grid of their own
     trends, *maps = row.subplots(1, 3, width_ratios=(2.2, 1, 1))
     _plot_trends(trends, stage)
     if fit is None:

@@ -35,6 +35,12 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset.")] = 18,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the method `random`.")] = 0,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Most pixels of an image, in models that take any size; by default their own."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +84,7 @@ def export(
             dtype=dtype.value if dtype else None,
             opset=opset,
             seed=seed,
+            max_pixels=max_pixels,
             force=force,
             verify=not no_verify,
             progress=progress,

@@ -241,7 +241,7 @@ class StagedMethod:
             where = "pruning happens between two" if count == 1 else several
             raise InputError(f"the model has {has}, and {where}: export it with `method='none'`")
         at = (
-            _behind(_scaled(self.at, self.depth, layers), deepstack, layers)
+            [max(at, deepstack + number) for number, at in enumerate(_scaled(self.at, self.depth, layers))]
             if layer is None
             else list(layer)
             if isinstance(layer, Sequence) and not isinstance(layer, str)
@@ -309,11 +309,6 @@ def _scaled(at: Sequence[int], depth: int | None, layers: int, first: int = 1) -
         lowest = found[-1] + 1 if found else first
         found.append(min(max(lowest, near), layers - len(at) + number))
     return found
-
-
-def _behind(at: Sequence[int], first: int, layers: int) -> list[int]:
-    """The layers, at least one apart, none of them before `first`, as far as there are so many."""
-    return [min(max(layer, first + number), layers - len(at) + number) for number, layer in enumerate(at)]
 
 
 def _part(reached: int, kept: int) -> int:

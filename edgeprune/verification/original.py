@@ -145,7 +145,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     tower = manifest.plan.tower
     received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
     parts = family.parts(model, tower)
-    seen_of = [_see(vision, parts.vision, case, dtype) for case in cases]
+    seen_of = [_see(vision, parts.vision, case) for case in cases]
     reference = [
         _huggingface(family, model, case, manifest, seen.embeds if tower else None)
         for case, seen in zip(cases, seen_of, strict=True)
@@ -184,13 +184,13 @@ class _Seen:
         return [value for name, value in self.expected.items() if interface.is_deepstack(name)]
 
 
-def _see(session: Any, module: Any, case: Case, dtype: torch.dtype) -> _Seen:
-    floats = {name for name, value in case.vision.items() if value.dtype == np.float32}
-    feeds = {name: v.astype(_numpy(dtype)) if name in floats else v for name, v in case.vision.items()}
+def _see(session: Any, module: Any, case: Case) -> _Seen:
+    half = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+    feeds = {name: v.astype(np.float16) if name in half else v for name, v in case.vision.items()}
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, feeds), strict=True))
     scores = [torch.from_numpy(value) for name, value in found.items() if interface.is_tower_score(name)]
-    given = [torch.from_numpy(v).to(dtype) if n in floats else torch.from_numpy(v) for n, v in feeds.items()]
+    given = [torch.from_numpy(value) for value in feeds.values()]
     with torch.no_grad():
         made = module(*given, scores) if scores else module(*given)
     expected = made if isinstance(made, tuple) else (made,)

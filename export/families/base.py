@@ -127,7 +127,8 @@ def supported() -> str:
     from edgeprune.exporter.families import FAMILIES
 
     architectures = ", ".join(sorted(family.architecture for family in FAMILIES))
-    return f"Supported: {architectures} with a text model of {', '.join(TEXT_MODELS.values())}."
+    texts = ", ".join(TEXT_MODELS.values())
+    return f"Supported: {architectures}; text models of LlavaForConditionalGeneration are {texts}."
 
 
 def check_text_config(config: Any, kinds: Mapping[str, str] = TEXT_MODELS) -> None:

@@ -21,23 +21,34 @@ from edgeprune.image_program import (
     ImageProgram,
     ImageText,
     Letterbox,
+    PatchFeed,
+    PatchTokens,
     PixelValues,
     TileFeed,
 )
-from edgeprune.image_sizes import AspectTiles, FixedSize, LongestEdge, ShortestEdge, TileMultiples
-from tests.programs import LETTERBOX, internvl, llava, smolvlm
+from edgeprune.image_sizes import (
+    AspectTiles,
+    FixedSize,
+    LongestEdge,
+    PixelBudget,
+    ShortestEdge,
+    TileMultiples,
+)
+from tests.programs import LETTERBOX, internvl, llava, qwen, smolvlm
 
 PROPERTY = settings(deadline=None, max_examples=200, derandomize=True)
 SIDES = st.one_of(st.integers(1, 4000), st.integers(1, 12))
 FEED = TileFeed(height=24, width=24)
+PATCHES = {"feed": PatchFeed(size=4), "tokens": PatchTokens(side=2)}
 
 
 def small(**changes: Any) -> ImageProgram:
     """A program for a vision tower of 24 x 24 pixels and 4 x 4 visual tokens."""
-    return ImageProgram(feed=FEED, tokens=GridTokens(rows=4, columns=4), **changes)
+    fields: dict[str, Any] = {"feed": FEED, "tokens": GridTokens(rows=4, columns=4)}
+    return ImageProgram(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("program", [llava(fit=LETTERBOX), llava(sizes=()), internvl(), smolvlm()])
+@pytest.mark.parametrize("program", [llava(fit=LETTERBOX), llava(sizes=()), internvl(), smolvlm(), qwen()])
 def test_programs_are_json(program: ImageProgram) -> None:
     assert ImageProgram.model_validate_json(program.model_dump_json()) == program
 
@@ -93,6 +104,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"cut": CutTiles(), "sizes": (AspectTiles(most=4),), "crop": (24, 24)},
         "crop_size beside tiles is not supported",
     ),
+    ({"tokens": PatchTokens(side=2)}, "feed of tiles with tokens by patches is not supported"),
+    (
+        {"feed": PatchFeed(size=4), "tokens": GridTokens(rows=4, columns=4)},
+        "feed of patches with tokens by grid is not supported",
+    ),
+    ({**PATCHES, "crop": (24, 24)}, "crop, cut or letterbox beside patches is not supported"),
+    ({**PATCHES, "sizes": ()}, "number of patches, which has no bound, is not supported"),
+    (
+        {**PATCHES, "sizes": (FixedSize(height=24, width=26),)},
+        "size of 24 x 26 pixels for squares of 8 x 8 is not supported",
+    ),
 ]
 
 
@@ -126,6 +148,7 @@ def test_a_grid_has_fewer_cells_than_pixels() -> None:
         (ShortestEdge, {"edge": 1 << 13}),
         (Letterbox, {"color": (0, 0, 256)}),
         (CutTiles, {"thumbnail": "middle"}),
+        (PixelBudget, {"least": 5, "most": 4}),
         (ImageText, {"prefix": "\x1b[2J"}),
     ],
 )
@@ -158,6 +181,10 @@ def test_unknown_steps_are_refused() -> None:
         (AspectTiles(most=12), 60, 60, (64, 64)),
         (AspectTiles(most=12), 30, 30, (32, 32)),  # of three squares the largest that is not half empty
         (AspectTiles(least=2, most=2), 1, 99, (64, 32)),
+        # Halves go to the even number: 1.5 tiles and 2.5.
+        (PixelBudget(least=1, most=1 << 20), 80, 48, (64, 64)),
+        (PixelBudget(least=1, most=9000), 100, 300, (160, 32)),
+        (PixelBudget(least=9000, most=9000), 10, 30, (192, 64)),
     ],
 )
 def test_sizes(step: Any, width: int, height: int, expected: tuple[int, int]) -> None:
@@ -223,11 +250,15 @@ def test_the_box_of_a_crop() -> None:
         st.builds(lambda most, least: internvl(most=most, least=min(least, most)), *[st.integers(1, 40)] * 2),
         st.builds(smolvlm, st.integers(8, 150), st.integers(12, 60)),
         st.just(llava(fit=LETTERBOX)),
+        st.builds(qwen, st.integers(1, 9), st.integers(1, 900), st.integers(900, 9000)),
     ),
 )
 def test_no_image_has_more_tokens_than_the_program_says(
     width: int, height: int, program: ImageProgram
 ) -> None:
+    if program.grid is None:
+        width = min(width, 200 * height)
+        height = min(height, 200 * width)
     layout = program.layout(width, height)
     assert len(layout.blocks) <= program.most_tiles
     assert layout.tokens <= program.most_tokens
@@ -244,6 +275,9 @@ def test_numbers_of_tokens() -> None:
     assert smolvlm(63, 21).most_tiles == 17
     assert smolvlm(512, 512).fixed_tokens is None
     assert smolvlm(512, 512).most_tiles == 1
+    # The budget, where no row of the most elongated image is longer.
+    assert (qwen().most_tokens, qwen().fixed_tokens, qwen().grid) == (16384, None, None)
+    assert qwen(sizes=(FixedSize(height=56, width=84),)).fixed_tokens == 6
 
 
 @pytest.mark.parametrize(
@@ -254,3 +288,23 @@ def test_sizes_are_whole_pixels(width: Any, height: Any) -> None:
         InputError, match=r"the image's (width|height) is .*: expected a whole number of pixels"
     ):
         llava().layout(width, height)
+
+
+def test_a_budget_of_pixels_can_be_lowered() -> None:
+    lower = qwen().within(1003520)
+    assert lower.most_tokens == 1280
+    assert qwen().within(1000).sizes == (PixelBudget(least=1000, most=1000),)
+
+
+@pytest.mark.parametrize(
+    ("program", "pixels", "message"),
+    [
+        (llava(), 1000, "`max_pixels` was given, and this model's images have no budget of pixels"),
+        (qwen(), 100, "`max_pixels` is 100, and this model takes images of 784 to 12845056 pixels"),
+        (qwen(), 1 << 29, "`max_pixels` is 536870912, and this model takes images of 784 to"),
+        (qwen(), 0, "`max_pixels` is 0"),
+    ],
+)
+def test_a_budget_that_cannot_be(program: ImageProgram, pixels: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        program.within(pixels)

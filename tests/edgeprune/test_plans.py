@@ -61,6 +61,13 @@ def test_a_plan_is_debiased_where_it_has_stages() -> None:
     assert unpruned.debiased(tuple(Debias)) == unpruned
 
 
+def test_published_layers_move_behind_deepstack_and_given_ones_stay() -> None:
+    assert METHODS["fastv"].plan(32, deepstack=3).stages[0].layer == 3
+    assert METHODS["fastv"].plan(32, layer=2, deepstack=3).stages[0].layer == 2
+    assert [stage.layer for stage in METHODS["himap"].plan(32, deepstack=9).stages] == [9, 10]
+    assert [stage.layer for stage in METHODS["himap"].plan(32, deepstack=3).stages] == [3, 8]
+
+
 @pytest.mark.parametrize("layer", [1, 7])
 def test_fastv_reaches_from_the_first_to_the_last_gap(layer: int) -> None:
     assert METHODS["fastv"].plan(8, 0.5, layer=layer).stages[0].layer == layer
@@ -416,6 +423,12 @@ def test_without_a_number_of_tokens_shares_are_kept() -> None:
         ("random", {"seed": 2**31}, "`seed` is 2147483648: expected a whole number from 0"),
         ("random", {"seed": 1.5}, "`seed` is 1.5"),
         ("none", {"keep": (0.5, 2)}, "the keep ratio is 2"),
+        ("illava", {}, "illava merges as many tokens of every image inside the vision tower"),
+        (
+            "tokencarve",
+            {"layer": 2, "deepstack": 3},
+            "tokencarve merges tokens before layer 2, and this model",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_why(method: str, arguments: dict[str, Any], message: str) -> None:

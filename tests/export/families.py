@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from edgeprune import export
+from edgeprune.bundle import read_manifest
+from edgeprune.cli.main import main
 from edgeprune.runtime import Model, load
 from tests.export.reference import Inputs, fastv
 
@@ -131,6 +135,47 @@ class Pair:
         for prompt, its, reply in zip(prompts, images, together, strict=True):
             alone = self.ours.generate(prompt, its, max_new_tokens=5, do_sample=False)
             assert reply.token_ids == alone.token_ids
+
+    def check_commands(self, place: Path, image: Image) -> None:
+        """What a user does with a bundle, by the command line: each command ends well.
+
+        Args:
+            place: an empty folder.
+            image: one that is divided into several rows and columns of visual tokens.
+        """
+        file, bundle = str(place / "image.png"), str(self.bundle)
+        PIL.Image.fromarray(image).save(file)
+        asking = [bundle, "--image", file, "--prompt", "what is the big star ?"]
+        drawn = place / "drawn.png"
+        for command in (
+            ["run", *asking, "--draw", str(drawn), "--max-new-tokens", "3"],
+            ["inspect", bundle],
+            ["inspect", *asking, "--draw", str(place / "inspected.png")],
+            ["verify", bundle, "--against", str(self.folder)],
+            ["bench", *asking, "--runs", "1", "--warmup", "0", "--max-new-tokens", "2"],
+        ):
+            assert main(command) == 0, command
+        assert drawn.stat().st_size > 0
+
+    def check_engines(self) -> None:
+        """TensorRT for RTX builds both engines."""
+        pytest.importorskip("tensorrt_rtx")
+        from edgeprune.runtime.backends.tensorrt import build
+
+        engines = build(
+            self.bundle, flavour="tensorrt-rtx", targets=["sm89"], max_images=2, max_new_tokens=32
+        )
+        assert (engines / "language.engine").stat().st_size > 0
+        assert (engines / "vision.engine").stat().st_size > 0
+
+
+def check_half_precision(folder: Path, place: Path) -> None:
+    """fp16 agrees with Hugging Face's own model within the limits of the export's comparison; bf16, which
+    ONNX Runtime's CPU kernels do not run, is traced and checked.
+    """
+    half = export(folder, keep=0.5, dtype="fp16", output=place / "fp16")
+    assert read_manifest(half).verification.checks
+    export(folder, keep=0.5, dtype="bf16", output=place / "bf16")
 
 
 def asked(question: str, images: int) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.export.families import Image, Pair, Seen, asked, noise
+from tests.export.families import Image, Pair, Seen, asked, check_half_precision, noise
 from tests.tiny import save_qwen
 
 pytestmark = pytest.mark.usefixtures("width_first")
@@ -92,3 +92,19 @@ def test_pruned_before_at_and_behind_the_last_level_of_deepstack(tmp_path: Path,
     pair = pair_of(tmp_path, "qwen3_vl", layer=layer)
     images = [noise(TALL), noise(SMALL)]
     pair.check_pruned(asked("is the box small ?", 2), images)
+
+
+@pytest.mark.slow
+def test_every_command_takes_it(windowed: Pair, tmp_path: Path) -> None:
+    windowed.check_commands(tmp_path, noise(WIDE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_half_precision(tmp_path: Path, kind: str) -> None:
+    check_half_precision(save_qwen(tmp_path / "model", kind, spread=0.15), tmp_path)
+
+
+@pytest.mark.slow
+def test_engines_build(windowed: Pair) -> None:
+    windowed.check_engines()

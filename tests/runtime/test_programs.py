@@ -12,17 +12,27 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
-from edgeprune.image_program import CutTiles, GridTokens, ImageProgram, Letterbox, PixelValues, TileFeed
-from edgeprune.image_sizes import FixedSize, LongestEdge, ShortestEdge
+from edgeprune.image_program import (
+    CutTiles,
+    GridTokens,
+    ImageProgram,
+    Letterbox,
+    PatchFeed,
+    PixelValues,
+    TileFeed,
+)
+from edgeprune.image_sizes import FixedSize, LongestEdge, PixelBudget, ShortestEdge
 from edgeprune.layout import PromptLayout
 from edgeprune.runtime import resizing
 from edgeprune.runtime.images import load_image
 from edgeprune.runtime.programs import image_tiles, run_program
+from edgeprune.vision_inputs import windows_of
 from tests.programs import (
     CLIP_MEAN,
     CLIP_STD,
@@ -31,6 +41,7 @@ from tests.programs import (
     LETTERBOX,
     internvl,
     llava,
+    qwen,
     smolvlm,
 )
 
@@ -211,6 +222,59 @@ def test_smolvlm_without_tiles() -> None:
         32, 32, sizes=(LongestEdge(edge=100, even=True), FixedSize(height=32, width=32)), cut=None
     )
     assert_same(noise(70, 50), processor, program)
+
+
+def assert_same_patches(size: tuple[int, int], program: ImageProgram, **settings: Any) -> None:
+    """The same numbers, rows in the order of the program's windows, and as many tokens as the grid says."""
+    image, feed = noise(*size), program.feed
+    assert isinstance(feed, PatchFeed)
+    budget = program.sizes[0]
+    assert isinstance(budget, PixelBudget)
+    limits = {"shortest_edge": budget.least, "longest_edge": budget.most}
+    processor = Qwen2VLImageProcessorPil(patch_size=feed.size, size=limits, **settings)
+    expected = processor(image, return_tensors="np")
+    ((_, rows, columns),) = expected["image_grid_thw"].tolist()
+    found = run_program(load_image(image), program)
+    (block,) = found.layout.blocks
+    assert block.grid == (rows // 2, columns // 2)
+    order = np.concatenate(windows_of(block.grid, feed.window))
+    squares = expected["pixel_values"].reshape(len(order), 4, -1)
+    np.testing.assert_array_equal(found.pixel_values, squares[order])
+
+
+@pytest.mark.parametrize(
+    "size", [(5000, 25), (25, 5000), (1, 1), (3, 2), (640, 480), (33, 32), (31, 80), (2000, 1500)]
+)
+def test_patches_of_qwen2_5_vl(size: tuple[int, int]) -> None:
+    assert_same_patches(size, qwen(most=1003520))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (33, 900)])
+def test_patches_of_qwen3_vl(size: tuple[int, int]) -> None:
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    program = qwen(
+        16,
+        65536,
+        1 << 20,
+        pixels=PixelValues(**half),
+        feed=PatchFeed(size=16, frames=2, table=48),
+    )
+    assert_same_patches(size, program, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+@given(st.integers(1, 99), st.integers(1, 99), st.integers(2, 6), st.integers(1, 900), st.integers(900, 9000))
+@settings(max_examples=40, deadline=None)
+def test_patches_at_any_size(width: int, height: int, size: int, least: int, most: int) -> None:
+    assert_same_patches((width, height), qwen(size, least, most, feed=PatchFeed(size=size, frames=2)))
+
+
+@pytest.mark.parametrize("size", [(700, 3), (2, 901)])
+def test_more_elongated_than_the_model_takes(size: tuple[int, int]) -> None:
+    message = f"the image has {size[0]} x {size[1]} pixels: expected one at most 200"
+    with pytest.raises(InputError, match=message):
+        run_program(load_image(noise(*size)), qwen())
+    with pytest.raises(ValueError, match="aspect ratio must be smaller than 200"):
+        Qwen2VLImageProcessorPil()(noise(*size))
 
 
 @pytest.mark.parametrize("size", [(70, 33), (33, 70)])

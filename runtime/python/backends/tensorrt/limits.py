@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeAlias
 
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
 from edgeprune.fields import Count, Part, Tokens
+from edgeprune.image_program import PatchFeed
+from edgeprune.image_sizes import MOST_ELONGATED
 from edgeprune.interface import kept_axis, past_axis
 from edgeprune.manifest import GraphSpec, Manifest
 
@@ -103,9 +106,29 @@ def language_profiles(manifest: Manifest, limits: Limits, plugin: bool) -> dict[
 
 
 def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
-    """The profile of the vision engine: the tiles of one batch's images."""
-    each = manifest.image_program.most_tiles
-    return _profile(manifest.vision, {"tiles": (1, each, max(1, limits.images) * each * limits.batch)})
+    """The profile of the vision engine: the tiles, or the squares of patches, of one batch's images."""
+    program, images = manifest.image_program, max(1, limits.images) * limits.batch
+    each = program.most_tiles
+    axes: _Axes = {"tiles": (1, each, images * each)}
+    if isinstance(program.feed, PatchFeed):
+        windows = _most_windows(each, program.feed.window or 1)
+        axes = {
+            "visual": (1, each, images * each),
+            "blocks": (1, 1, images),
+            "slots": (1, each, each),
+            "windows": (1, windows, images * windows),
+        }
+    return _profile(manifest.vision, axes)
+
+
+def _most_windows(tokens: int, window: int) -> int:
+    """The most windows of an image: along each edge one may be of fewer tokens than the others.
+
+    rows + columns is the greatest in the most elongated image.
+    """
+    edges = math.sqrt(tokens) * (math.sqrt(MOST_ELONGATED) + 1 / math.sqrt(MOST_ELONGATED))
+    ragged = tokens + (window - 1) * edges + (window - 1) ** 2
+    return min(tokens, math.ceil(ragged / window**2))
 
 
 _Axes: TypeAlias = "dict[str, tuple[int, int, int]]"

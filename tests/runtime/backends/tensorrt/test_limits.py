@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
+from edgeprune.image_program import PatchFeed
+from edgeprune.interface import vision_interface
+from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends.tensorrt.limits import (
     TOPK_LIMIT,
     language_profiles,
@@ -12,6 +17,8 @@ from edgeprune.runtime.backends.tensorrt.limits import (
     resolve_limits,
     vision_profile,
 )
+from edgeprune.vision_inputs import vision_inputs
+from tests.programs import qwen
 from tests.runtime.fakes import fake_manifest
 
 MANIFEST = fake_manifest()  # 16 visual tokens an image
@@ -92,3 +99,26 @@ def test_without_the_plugin_no_more_are_kept_than_topk_selects() -> None:
     prefill = language_profiles(roomy, limits, False)["prefill"]
     assert prefill["kept_slots.0"].most == (1, TOPK_LIMIT - 1)
     assert prefill["visual_index"].most == (1, TOPK_LIMIT + 32)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 8))
+def test_no_image_has_more_windows_than_the_profile_takes(width: int, height: int, window: int) -> None:
+    width, height = min(width, 200 * height), min(height, 200 * width)
+    program = qwen(2, 16, 4000, feed=PatchFeed(size=2, window=window))
+    image = program.layout(width, height)
+    manifest = MANIFEST.model_copy(
+        update={
+            "image_program": program,
+            "model": MANIFEST.model.model_copy(update={"max_positions": 4096}),
+            "vision": GraphSpec(
+                file="vision.onnx",
+                inputs=vision_interface(MANIFEST.model, MANIFEST.plan, program).inputs,
+                outputs=(),
+            ),
+        }
+    )
+    profile = vision_profile(manifest, resolve_limits(manifest))
+    for name, value in vision_inputs(program, [image]).items():
+        least, _, most = profile[name]
+        assert all(a <= b <= c for a, b, c in zip(least, value.shape, most, strict=True)), name
