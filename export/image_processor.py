@@ -35,7 +35,15 @@ from edgeprune.image_program import (
     Stretch,
     TileFeed,
 )
-from edgeprune.image_sizes import AspectTiles, FixedSize, PixelBudget, ShortestEdge, SizeStep
+from edgeprune.image_sizes import (
+    AspectTiles,
+    FixedSize,
+    LongestEdge,
+    PixelBudget,
+    ShortestEdge,
+    SizeStep,
+    TileMultiples,
+)
 from edgeprune.plans import method_by_name
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -158,6 +166,44 @@ def read_tile_program(
     )
 
 
+def read_split_program(folder: Path, processor: str, tile: int, side: int, text: ImageText) -> ImageProgram:
+    """The program of a model whose images grow to whole tiles, the resized image last as one more.
+
+    Args:
+        folder: the model, in Hugging Face's layout.
+        processor: the class of its image processor.
+        tile: pixels of a tile, each way.
+        side: visual tokens of a tile, each way.
+        text: around them in the prompt.
+
+    Raises:
+        InputError, UnsupportedModelError: as `read_image_program`.
+    """
+    raw = _image_processor_json(folder)
+    _check_class(raw, processor)
+    size, own = (
+        raw.get(key, {"longest_edge": edge}) for key, edge in (("size", 1456), ("max_image_size", 364))
+    )
+    if not isinstance(size, dict) or set(size) != {"longest_edge"}:
+        raise _unsupported(f"size {size!r}")
+    if own != {"longest_edge": tile}:
+        raise UnsupportedModelError(
+            f"the image processor's max_image_size {own!r} is not the vision tower's {tile} pixels: correct "
+            "one of them"
+        )
+    # The limit is the processor's own, whatever its settings.
+    edge = LongestEdge(edge=_positive("size", size["longest_edge"]), even=True, limit=4096)
+    splits = bool(raw.get("do_image_splitting", True))
+    return _program(
+        sizes=(edge, TileMultiples() if splits else FixedSize(height=tile, width=tile)),
+        cut=CutTiles(thumbnail="last", thumbnail_of="resized") if splits else None,
+        pixels=_pixel_values(raw, resample=1, mean=IMAGENET_STANDARD_MEAN, std=IMAGENET_STANDARD_STD),
+        feed=TileFeed(height=tile, width=tile),
+        tokens=GridTokens(rows=side, columns=side),
+        text=text,
+    )
+
+
 def read_patch_program(folder: Path, feed: PatchFeed, tokens: PatchTokens) -> ImageProgram:
     """The program of a model that reads images of any size, within a budget of pixels.
 
@@ -228,13 +274,18 @@ def _check_class(raw: dict[str, Any], expected: str) -> None:
             raise _unsupported(f"{step} false")
 
 
-def _pixel_values(raw: dict[str, Any]) -> PixelValues:
-    """Of the processors whose defaults are CLIP's."""
+def _pixel_values(
+    raw: dict[str, Any],
+    resample: int = 3,
+    mean: Sequence[float] = OPENAI_CLIP_MEAN,
+    std: Sequence[float] = OPENAI_CLIP_STD,
+) -> PixelValues:
+    """Of a processor that does all steps, with what it does where its JSON says nothing."""
     return PixelValues(
-        resample=_resample(raw),
+        resample=_resample(raw, resample),
         rescale_factor=_number("rescale_factor", raw.get("rescale_factor", 1 / 255)),
-        mean=_channels("image_mean", raw.get("image_mean", OPENAI_CLIP_MEAN)),
-        std=_std(raw.get("image_std", OPENAI_CLIP_STD)),
+        mean=_channels("image_mean", raw.get("image_mean", mean)),
+        std=_std(raw.get("image_std", std)),
     )
 
 
@@ -249,8 +300,8 @@ def _unsupported(what: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"the image processor's {what} is not supported. {_WHAT_WORKS}")
 
 
-def _resample(raw: dict[str, Any]) -> int:
-    value = raw.get("resample", 3)
+def _resample(raw: dict[str, Any], default: int = 3) -> int:
+    value = raw.get("resample", default)
     if not (isinstance(value, int) and value in _RESAMPLING):
         raise _unsupported(f"resample {value!r}")
     return value

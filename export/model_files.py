@@ -24,3 +24,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds {type(raw).__name__}: expected a JSON object; copy it again")
     return raw
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a model's tokenizer_config.json gives names to, in either of its forms."""
+    names = read_json(folder / "tokenizer_config.json") or {}
+    extra = names.get("extra_special_tokens")
+    named = {**names, **(extra if isinstance(extra, dict) else {})}
+    return {name: token for name, token in named.items() if isinstance(token, str)}

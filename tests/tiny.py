@@ -11,7 +11,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from samples.processors import save_processor
 
@@ -233,4 +235,64 @@ def save_qwen(
     settings: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 256, "longest_edge": 4096}}
     Qwen2VLImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+SMOLVLM_WORDS = [
+    *("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<image>"),
+    *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "\n"),
+    *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)),
+    *("User:", "Assistant:", "what", "colour", "is", "the", "big", "small", "star", "box", "?", "."),
+]
+
+
+def save_smolvlm(folder: Path, kind: str = "smolvlm", seed: int = 0, **processor: Any) -> Path:
+    """Saves a random SmolVLM, or an Idefics3, of tiles of 24 pixels and 3 x 3 visual tokens.
+
+    Args:
+        kind: "smolvlm" or "idefics3".
+        processor: changes of the image processor.
+    """
+    name, own = {
+        "smolvlm": ("SmolVLM", SmolVLMImageProcessorPil),
+        "idefics3": ("Idefics3", Idefics3ImageProcessorPil),
+    }[kind]
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "image_size": 24,
+        "patch_size": 4,
+        "initializer_range": 0.3,
+    }
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text_config("llama", max_position_embeddings=1024, pad_token_id=0).to_dict(),
+        vision_config=vision,
+        image_token_id=5,
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")._from_config(
+        config, attn_implementation="eager"
+    )
+    model.eval().save_pretrained(folder)
+    special = [word for word in SMOLVLM_WORDS if word.startswith("<") and "_col_" not in word]
+    names = {"<fake_token_around_image>": "fake_image_token", "<global-img>": "global_image_token"}
+    save_tokenizer(
+        folder, SMOLVLM_WORDS, **{names.get(word, f"{word.strip('<|>')}_token"): word for word in special[4:]}
+    )
+    sizes: dict[str, Any] = {"size": {"longest_edge": 72}, "max_image_size": {"longest_edge": 24}}
+    own(**{**sizes, **processor}).save_pretrained(folder)
+    (folder / "processor_config.json").write_text('{"image_seq_len": 9}', encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(SMOLVLM_TEMPLATE, encoding="utf-8")
     return folder

@@ -12,10 +12,19 @@ from edgeprune.exporter.families.base import Family, ModelParts, supported
 from edgeprune.exporter.families.internvl import InternVL
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
+from edgeprune.exporter.families.smolvlm import Idefics3, SmolVLM
 from edgeprune.fields import shown
 from edgeprune.json_file import read_json
 
-FAMILIES: tuple[Family, ...] = (Llava(), InternVL(), Qwen2VL(), Qwen25VL(), Qwen3VL())
+FAMILIES: tuple[Family, ...] = (
+    Llava(),
+    InternVL(),
+    SmolVLM(),
+    Idefics3(),
+    Qwen2VL(),
+    Qwen25VL(),
+    Qwen3VL(),
+)
 
 __all__ = ["FAMILIES", "Family", "ModelParts", "family_of", "read_config", "supported"]
 

@@ -13,7 +13,7 @@ from transformers import InternVLForConditionalGeneration, PretrainedConfig, Pre
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
 from edgeprune.exporter.image_processor import read_tile_program
-from edgeprune.exporter.model_files import read_json
+from edgeprune.exporter.model_files import special_tokens
 from edgeprune.image_program import ImageProgram, ImageText
 from edgeprune.plans import TowerStage
 
@@ -94,16 +94,13 @@ class InternVL(Family):
         raise AssertionError("no stage merges in this tower")
 
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
-        names = read_json(folder / "tokenizer_config.json") or {}
-        extra = names.get("extra_special_tokens")
-        named = {**names, **(extra if isinstance(extra, dict) else {})}
-        around = [named.get(f"{end}_image_token") for end in ("start", "end")]
-        if not all(isinstance(token, str) for token in around):
+        named = special_tokens(folder)
+        if not {"start_image_token", "end_image_token"} <= named.keys():
             raise InputError(
                 f"{folder / 'tokenizer_config.json'} names no start_image_token and end_image_token: "
                 "expected the tokenizer of an InternVL checkpoint in Hugging Face's form"
             )
-        text = ImageText(prefix=around[0], suffix=around[1])
+        text = ImageText(prefix=named["start_image_token"], suffix=named["end_image_token"])
         return read_tile_program(folder, self.image_size(config), self.grid(config), text)
 
     def image_size(self, config: PretrainedConfig) -> tuple[int, int]:

@@ -113,7 +113,8 @@ def fastv(
         kept: how many visual tokens stay.
         curve: float32 [V], the bias curve's weight of each visual token.
     """
-    base, decoder, image = model.model, model.model.language_model, model.config.image_token_id
+    base, image = model.model, model.config.image_token_id
+    decoder = base.text_model if hasattr(base, "text_model") else base.language_model
     mask, ids = inputs.attention_mask, inputs.input_ids
     given = {"pixel_values": inputs.pixel_values.to(model.dtype), **inputs.further}
     first = _positions(base, inputs, image)

@@ -19,7 +19,7 @@ from edgeprune.exporter.families.base import TEXT_MODELS
 from edgeprune.exporter.weights import buffer_values
 from tests.tiny import TEXT_CONFIGS, eager_llava, llava_config, tiny_llava
 
-LIST = "Supported: InternVLForConditionalGeneration, LlavaForConditionalGeneration, Qwen2VLFor"
+LIST = "Supported: Idefics3ForConditionalGeneration, InternVLForConditionalGeneration, LlavaFor"
 
 
 def with_text(text: transformers.PretrainedConfig) -> LlavaConfig:

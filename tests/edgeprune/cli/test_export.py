@@ -267,4 +267,4 @@ def test_a_text_model_with_a_sliding_window_is_refused_by_name(cli: Cli, tmp_pat
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     message = cli("export", tmp_path / "model", "--keep", "0.3", "-o", tmp_path / "out").message
     assert "'mistral' uses sliding-window attention (window 64)" in message
-    assert "Supported: InternVLForConditionalGeneration, LlavaForConditionalGeneration" in message
+    assert "Supported: Idefics3ForConditionalGeneration, InternVLForConditional" in message
