@@ -57,6 +57,7 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
         "dtype": None,
         "opset": 18,
         "seed": 0,
+        "max_pixels": None,
         "force": False,
         "verify": True,
     }
