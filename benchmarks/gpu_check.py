@@ -14,7 +14,9 @@ part failed.
 | kernel-times | the stage by CUDA events, beside the bandwidth bound and the same step in eager PyTorch |
 | sample | the sample model's engine, pruned and unpruned, against ONNX Runtime, output by output |
 | large | the same for a larger random LLaVA |
+| families | the same for a tiny random model of each architecture that the tests know, in fp32 |
 | first-token | `edgeprune bench` of it beside an export without pruning; Hugging Face's SDPA and FastV |
+| pixels | `edgeprune bench` of a Qwen2.5-VL at two sizes of image: vision tower and prefill |
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ KEEP = 0.3
 NEW_TOKENS = 16
 PROMPT = "What is in the image ?"
 FLAVOUR = "tensorrt-rtx"
+QWEN_SHAPE = "qwen-large"
+# Of QWEN_SHAPE's engines: images of up to 2,016 visual tokens of 28 x 28 pixels.
+QWEN_PIXELS = 2016 * 28 * 28
 # Where there is no GPU, engines are built for this one, only to see that they build.
 _DEFAULT_TARGET = "sm89"
 
@@ -209,7 +214,26 @@ def sample(place: Place) -> dict[str, Any]:
 
 def large(place: Place) -> dict[str, Any]:
     """The same for the larger random LLaVA, in fp16."""
-    return _engine(place, _random_llava(place), f"{place.shape}-pruned", "fp16")
+    return _engine(place, _random_model(place, place.shape), f"{place.shape}-pruned", "fp16")
+
+
+def families(place: Place) -> dict[str, Any]:
+    """The same for tiny random models of the other architectures, in fp32, where nothing is rounded away."""
+    from tests import tiny
+
+    def saved(name: str, save: Callable[..., Path], *kind: str) -> dict[str, Any]:
+        folder = place.work / f"{name}-model"
+        if not folder.exists():
+            save(folder, *kind)
+        return _engine(place, folder, name, "fp32")
+
+    makers: dict[str, tuple[Callable[..., Path], tuple[str, ...]]] = {
+        "internvl": (tiny.save_internvl, ()),
+        "smolvlm": (tiny.save_smolvlm, ()),
+        "qwen2.5-vl": (tiny.save_qwen, ("qwen2_5_vl",)),
+        "qwen3-vl": (tiny.save_qwen, ("qwen3_vl",)),
+    }
+    return _merged(saved(f"tiny-{name}", save, *kind) for name, (save, kind) in makers.items())
 
 
 def _engine(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
@@ -249,34 +273,51 @@ def _engine(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
 def first_token(place: Place) -> dict[str, Any]:
     """Seconds to the first token of the larger model: its engine in every form, an engine without pruning
     stages, and Hugging Face's own code."""
-    import numpy as np
+    _need_gpu(place)
+    model = _random_model(place, place.shape)
+    image = _noise(336, 336)
+    results: dict[str, Any] = {"bench": _bench(place, model, place.shape, image)}
+    torch = _torch_with_cuda()
+    if torch is None:
+        results["Hugging Face"] = "not measured: this PyTorch has no CUDA"
+        return results
+    return results | _hugging_face(torch, model, image, place.runs)
 
+
+def pixels(place: Place) -> dict[str, Any]:
+    """Seconds to the first token of a Qwen2.5-VL, for images of 1,008 and 2,016 visual tokens."""
+    _need_gpu(place)
+    model = _random_model(place, QWEN_SHAPE)
+    sizes = {"1,008 visual tokens": (784, 1008), "2,016 visual tokens": (1008, 1568)}
+    return {name: _bench(place, model, QWEN_SHAPE, _noise(*size)) for name, size in sizes.items()}
+
+
+def _bench(place: Place, model: Path, shape: str, image: Any) -> dict[str, Any]:
+    """`edgeprune bench` of a model's engines, pruned, beside an export without pruning stages."""
     from edgeprune.bench import run as bench
 
-    _need_gpu(place)
-    model = _random_llava(place)
-    picture = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
-    unpruned, _ = _bundle_with_engines(place, model, f"{place.shape}-unpruned", "fp16", None)
-    pruned, _ = _bundle_with_engines(place, model, f"{place.shape}-pruned", "fp16", KEEP)
+    unpruned, _ = _bundle_with_engines(place, model, f"{shape}-unpruned", "fp16", None)
+    pruned, _ = _bundle_with_engines(place, model, f"{shape}-pruned", "fp16", KEEP)
     report = bench.run(
         pruned,
         baselines=[unpruned],
         prompt=PROMPT,
-        images=[picture],
+        images=[image],
         runs=place.runs,
         warmup=2,
         max_new_tokens=NEW_TOKENS,
         backend=FLAVOUR,
     )
-    results: dict[str, Any] = {"bench": report.to_dict()}
-    torch = _torch_with_cuda()
-    if torch is None:
-        results["Hugging Face"] = "not measured: this PyTorch has no CUDA"
-        return results
-    return results | _hugging_face(torch, model, picture, place.runs)
+    return report.to_dict()
 
 
-def _hugging_face(torch: Any, folder: Path, picture: Any, runs: int) -> dict[str, Any]:
+def _noise(height: int, width: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _hugging_face(torch: Any, folder: Path, image: Any, runs: int) -> dict[str, Any]:
     """Vision tower and prefill of Hugging Face's own code, as benchmarks/prefill.py runs it, on the GPU."""
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -285,7 +326,7 @@ def _hugging_face(torch: Any, folder: Path, picture: Any, runs: int) -> dict[str
 
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float16).to("cuda").eval()
-    inputs = processor(images=picture, text=f"<image>\n{PROMPT}", return_tensors="pt").to("cuda")
+    inputs = processor(images=image, text=f"<image>\n{PROMPT}", return_tensors="pt").to("cuda")
     inputs["pixel_values"] = inputs["pixel_values"].half()
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     results: dict[str, Any] = {}
@@ -319,21 +360,20 @@ def _bundle_with_engines(
     from edgeprune import export
 
     bundle = place.work / name
+    max_pixels = QWEN_PIXELS if name.startswith(QWEN_SHAPE) else None
     if not bundle.exists():
-        pruning: dict[str, Any] = (
-            {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep, "curve": "fastv"}
-        )
-        export(model, **pruning, dtype=dtype, output=bundle, verify=False)
+        pruning: dict[str, Any] = {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep}
+        export(model, **pruning, dtype=dtype, output=bundle, verify=False, max_pixels=max_pixels)
     target = place.target or _DEFAULT_TARGET
     return bundle, build(bundle, flavour=FLAVOUR, targets=[target], max_images=1)
 
 
-def _random_llava(place: Place) -> Path:
+def _random_model(place: Place, shape: str) -> Path:
     from benchmarks.random_model import write
 
-    folder = place.work / f"{place.shape}-model"
+    folder = place.work / f"{shape}-model"
     if not folder.exists():
-        write(place.shape, folder, "fp16")
+        write(shape, folder, "fp16")
     return folder
 
 
@@ -400,7 +440,9 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "kernel-times": kernel_times,
     "sample": sample,
     "large": large,
+    "families": families,
     "first-token": first_token,
+    "pixels": pixels,
 }
 
 
@@ -462,9 +504,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = run_part(PARTS[name], place)
         report["parts"][name] = asdict(outcome)
         print(f"  {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}", file=sys.stderr)
+        if options.markdown:  # after each part: what ran stays told where a later one is cut off
+            options.markdown.write_text(markdown(report), encoding="utf-8")
     print(json.dumps(report, indent=2))
-    if options.markdown:
-        options.markdown.write_text(markdown(report), encoding="utf-8")
     return int(any(part["status"] == "failed" for part in report["parts"].values()))
 
 

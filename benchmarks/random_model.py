@@ -59,6 +59,72 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32064,
     },
 }
+# In transformers' own words.
+_QWEN_TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+_QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6}
+QWEN_SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5-vl-7b": {
+        "kind": "Qwen2_5_VL",
+        "vision": {**_QWEN_TOWER, "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31]},
+        "text": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rope_parameters": {**_QWEN_ROPE, "mrope_section": [16, 24, 24]},
+        },
+    },
+    "qwen3-vl-4b": {
+        "kind": "Qwen3VL",
+        "vision": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        "text": {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                **_QWEN_ROPE,
+                "rope_theta": 5e6,
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+            },
+        },
+    },
+    # Small enough for a CPU; the tower takes about the share of the time that it takes in Qwen2.5-VL-7B.
+    "qwen-large": {
+        "kind": "Qwen2_5_VL",
+        "vision": {
+            "depth": 8,
+            "hidden_size": 512,
+            "intermediate_size": 1368,
+            "num_heads": 8,
+            "out_hidden_size": 1024,
+            "fullatt_block_indexes": [3, 7],
+        },
+        "text": {
+            "hidden_size": 1024,
+            "intermediate_size": 5504,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "vocab_size": 32064,
+            "rope_parameters": {**_QWEN_ROPE, "mrope_section": [16, 24, 24]},
+        },
+    },
+}
 IMAGE_SIZE, PATCH = 336, 14
 """24 x 24 = 576 visual tokens, as in LLaVA-1.5."""
 _SHARD_BYTES = 4 << 30
@@ -90,10 +156,28 @@ def llava_config(spec: dict[str, Any]) -> Any:
     )
 
 
-def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
-    """Writes the model folder of one of SHAPES; returns the bytes of its weights."""
-    from samples.processors import save_processor
+def qwen_config(spec: dict[str, Any]) -> Any:
+    """The transformers config of a Qwen-VL of one of QWEN_SHAPES."""
+    import transformers
 
+    tokens = ("image", "video", "vision_start", "vision_end")
+    return getattr(transformers, f"{spec['kind']}Config")(
+        vision_config=spec["vision"],
+        text_config={**spec["text"], "max_position_embeddings": 32768},
+        tie_word_embeddings=spec["text"].get("tie_word_embeddings", False),
+        **{f"{name}_token_id": 5 + number for number, name in enumerate(tokens)},
+    )
+
+
+def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
+    """Writes the model folder of one of SHAPES or QWEN_SHAPES; returns the bytes of its weights."""
+    from samples.processors import save_processor, save_qwen_processor
+
+    if shape in QWEN_SHAPES:
+        config = qwen_config(QWEN_SHAPES[shape])
+        total = write_weights(config, folder, dtype, seed)
+        save_qwen_processor(folder, config.vision_config.patch_size)
+        return total
     config = llava_config(SHAPES[shape])
     total = write_weights(config, folder, dtype, seed)
     save_processor(folder, IMAGE_SIZE, PATCH)
@@ -167,7 +251,7 @@ def write_weights(config: Any, folder: Path, dtype: str = "fp16", seed: int = 0)
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Write a model with random weights.")
-    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
+    parser.add_argument("--shape", choices=sorted({*SHAPES, *QWEN_SHAPES}), required=True)
     parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)

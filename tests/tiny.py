@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from samples.processors import save_processor
+from samples.processors import save_processor, save_qwen_processor, save_tokenizer
 
 TEXT_CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (transformers.LlamaConfig, {}),
@@ -112,21 +109,6 @@ INTERNVL_WORDS = [
 ]
 
 
-def save_tokenizer(folder: Path, words: Sequence[str], **special: str) -> None:
-    """A word-level tokenizer; `special` names further special tokens."""
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=special,
-        padding_side="left",
-    ).save_pretrained(folder)
-
-
 def save_internvl(folder: Path, kind: str = "qwen2", seed: int = 0, **processor: Any) -> Path:
     """Saves a random InternVL of tiles of 24 pixels and 3 x 3 visual tokens.
 
@@ -175,20 +157,6 @@ def save_internvl(folder: Path, kind: str = "qwen2", seed: int = 0, **processor:
     return folder
 
 
-QWEN_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
-    "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN_WORDS = [
-    *("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>"),
-    *("<|vision_end|>", "<|im_end|>", "user", "assistant", "system", "what", "colour", "is", "the", "big"),
-    *("small", "star", "box", "?", "."),
-]
-
-
 def save_qwen(
     folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, spread: float = 0.3, **processor: Any
 ) -> Path:
@@ -230,11 +198,8 @@ def save_qwen(
         config, attn_implementation="eager"
     )
     model.eval().save_pretrained(folder)
-    special = [word for word in QWEN_WORDS if word.startswith("<|")]
-    save_tokenizer(folder, QWEN_WORDS, **{f"{word.strip('<|>')}_token": word for word in special})
     settings: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 256, "longest_edge": 4096}}
-    Qwen2VLImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE, encoding="utf-8")
+    save_qwen_processor(folder, **{**settings, **processor})
     return folder
 
 

@@ -87,7 +87,7 @@ def test_the_first_token_is_measured_by_bench(tmp_path: Path, monkeypatch: pytes
 
     kept: dict[str, float | None] = {}
     asked: list[Any] = []
-    monkeypatch.setattr(gpu_check, "_random_llava", lambda place: tmp_path)
+    monkeypatch.setattr(gpu_check, "_random_model", lambda place, shape: tmp_path)
     monkeypatch.setattr(gpu_check, "_bundle_with_engines", exported)
     monkeypatch.setattr(gpu_check, "_torch_with_cuda", lambda: None)
     monkeypatch.setattr(bench, "run", run)
