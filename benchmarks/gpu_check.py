@@ -2,17 +2,17 @@
 
     python benchmarks/gpu_check.py --markdown docs/gpu-results.md
 
-Needs the extras export, ort and rtx, CMake with CUDA for the kernels, and PyTorch with CUDA for what is
-compared with it. A part whose prerequisites are missing is skipped and says which; without a GPU what is left
-are the kernels' tests on the CPU, and the building of engines. Prints one JSON object; exits with 1 where a
-part failed.
+Needs the extras export, rtx and ort-gpu (or ort, for engines alone), CMake with CUDA for the kernels, and
+PyTorch with CUDA for what is compared with it. A part whose prerequisites are missing is skipped and says
+which; without a GPU what is left are the kernels' tests on the CPU, and the building of engines. Prints one
+JSON object; exits with 1 where a part failed.
 
 | part | shows |
 |---|---|
 | kernels | ctest: CUDA against the CPU reference, CUDA graphs, the plugin's contract |
 | sanitizer | compute-sanitizer's memcheck and racecheck over the kernels' tests |
 | kernel-times | the stage by CUDA events, beside the bandwidth bound and the same step in eager PyTorch |
-| sample | the sample model's engine, pruned and unpruned, against ONNX Runtime, output by output |
+| sample | the sample model on each back end, pruned and unpruned, against ONNX Runtime's CPU, every output |
 | large | the same for a larger random LLaVA |
 | families | the same for a tiny random model of each architecture that the tests know, in fp32 |
 | first-token | `edgeprune bench` of it beside an export without pruning; Hugging Face's SDPA and FastV |
@@ -68,12 +68,14 @@ class Place:
         target: the GPU's architecture, or None where there is none.
         shape: of the larger random LLaVA, see benchmarks/random_model.py.
         runs: measured runs.
+        backends: those that can run on this GPU; without one, that whose engines can be built.
     """
 
     work: Path
     target: str | None
     shape: str
     runs: int
+    backends: tuple[str, ...] = (FLAVOUR,)
 
 
 @dataclass
@@ -207,14 +209,14 @@ def _build_plugins(place: Place) -> Path:
 
 
 def sample(place: Place) -> dict[str, Any]:
-    """The sample model's engine against ONNX Runtime, in fp32 and fp16."""
+    """The sample model on each back end against ONNX Runtime's CPU, in fp32 and fp16."""
     model = ROOT / "samples" / "tiny-llava"
-    return _merged(_engine(place, model, f"sample-{dtype}", dtype) for dtype in ("fp32", "fp16"))
+    return _merged(_compared(place, model, f"sample-{dtype}", dtype) for dtype in ("fp32", "fp16"))
 
 
 def large(place: Place) -> dict[str, Any]:
     """The same for the larger random LLaVA, in fp16."""
-    return _engine(place, _random_model(place, place.shape), f"{place.shape}-pruned", "fp16")
+    return _compared(place, _random_model(place, place.shape), f"{place.shape}-pruned", "fp16")
 
 
 def families(place: Place) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def families(place: Place) -> dict[str, Any]:
         folder = place.work / f"{name}-model"
         if not folder.exists():
             save(folder, *kind)
-        return _engine(place, folder, name, "fp32")
+        return _compared(place, folder, name, "fp32")
 
     makers: dict[str, tuple[Callable[..., Path], tuple[str, ...]]] = {
         "internvl": (tiny.save_internvl, ()),
@@ -236,42 +238,47 @@ def families(place: Place) -> dict[str, Any]:
     return _merged(saved(f"tiny-{name}", save, *kind) for name, (save, kind) in makers.items())
 
 
-def _engine(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
-    """Builds an engine, and where there is a GPU compares it with ONNX Runtime."""
+def _compared(place: Place, model: Path, name: str, dtype: str) -> dict[str, Any]:
+    """Exports a model, builds its engines, and where there is a GPU compares each back end with the CPU."""
     from edgeprune.bundle import read_manifest
     from edgeprune.manifest import failures
-    from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
     from edgeprune.verification.backends import compare
 
-    bundle, folder = _bundle_with_engines(place, model, name, dtype, KEEP)
-    sidecar = read_sidecar(folder)
-    results: dict[str, Any] = {
-        name: {
-            "engines": {
-                which: {"bytes": entry.bytes, "build_seconds": entry.build_seconds}
-                for which, entry in sidecar.engines.items()
-            },
-            "flavour": f"{sidecar.flavour} {sidecar.version}",
-            "target": sidecar.targets[0],
-        }
-    }
+    bundle, engines = _bundle_with_engines(place, model, name, dtype, KEEP)
+    results: dict[str, Any] = {name: {} if engines is None else _told(engines)}
     if place.target is None:
         results[name]["compared"] = "not without a GPU"
         return results
     manifest = read_manifest(bundle)
     bad = []
-    # One engine runs both: how many tokens a stage keeps is told when it runs.
+    # One graph runs both: how many tokens a stage keeps is told when it runs.
     for form, plan in (("pruned", manifest.plan), ("unpruned", manifest.plan.keeping_all())):
-        checks = compare(bundle, manifest.model_copy(update={"plan": plan}), FLAVOUR)
-        results[name][f"compared, {form}"] = {check.name: check.value for check in checks}
-        bad += [f"{name}, {form}: {found}"] if (found := failures(checks)) else []
+        for backend in place.backends:
+            checks = compare(bundle, manifest.model_copy(update={"plan": plan}), backend)
+            results[name][f"{backend}, {form}"] = {check.name: check.value for check in checks}
+            bad += [f"{name}, {backend}, {form}: {found}"] if (found := failures(checks)) else []
     if bad:
         results["failed"] = "; ".join(bad)
     return results
 
 
+def _told(engines: Path) -> dict[str, Any]:
+    """What the builder wrote beside its engines."""
+    from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
+
+    sidecar = read_sidecar(engines)
+    return {
+        "engines": {
+            which: {"bytes": entry.bytes, "build_seconds": entry.build_seconds}
+            for which, entry in sidecar.engines.items()
+        },
+        "flavour": f"{sidecar.flavour} {sidecar.version}",
+        "target": sidecar.targets[0],
+    }
+
+
 def first_token(place: Place) -> dict[str, Any]:
-    """Seconds to the first token of the larger model: its engine in every form, an engine without pruning
+    """Seconds to the first token of the larger model: each back end in every form, an export without pruning
     stages, and Hugging Face's own code."""
     _need_gpu(place)
     model = _random_model(place, place.shape)
@@ -293,22 +300,24 @@ def pixels(place: Place) -> dict[str, Any]:
 
 
 def _bench(place: Place, model: Path, shape: str, image: Any) -> dict[str, Any]:
-    """`edgeprune bench` of a model's engines, pruned, beside an export without pruning stages."""
+    """`edgeprune bench` of a pruned model beside an export without pruning stages, by the back end."""
     from edgeprune.bench import run as bench
 
     unpruned, _ = _bundle_with_engines(place, model, f"{shape}-unpruned", "fp16", None)
     pruned, _ = _bundle_with_engines(place, model, f"{shape}-pruned", "fp16", KEEP)
-    report = bench.run(
-        pruned,
-        baselines=[unpruned],
-        prompt=PROMPT,
-        images=[image],
-        runs=place.runs,
-        warmup=2,
-        max_new_tokens=NEW_TOKENS,
-        backend=FLAVOUR,
-    )
-    return report.to_dict()
+    return {
+        backend: bench.run(
+            pruned,
+            baselines=[unpruned],
+            prompt=PROMPT,
+            images=[image],
+            runs=place.runs,
+            warmup=2,
+            max_new_tokens=NEW_TOKENS,
+            backend=backend,
+        ).to_dict()
+        for backend in place.backends
+    }
 
 
 def _noise(height: int, width: int) -> Any:
@@ -348,13 +357,10 @@ def _hugging_face(torch: Any, folder: Path, image: Any, runs: int) -> dict[str, 
 
 def _bundle_with_engines(
     place: Place, model: Path, name: str, dtype: str, keep: float | None
-) -> tuple[Path, Path]:
-    """A bundle, unpruned where keep is None, and the folder of its engines."""
-    from edgeprune.runtime.backends.tensorrt import build
-    from edgeprune.runtime.backends.tensorrt.flavours import FLAVOURS, is_installed
-
-    if not is_installed(FLAVOURS[FLAVOUR]):
-        raise SkippedError("TensorRT for RTX is not installed: pip install 'edgeprune[rtx]'")
+) -> tuple[Path, Path | None]:
+    """A bundle, unpruned where keep is None, and the folder of its engines where a back end needs them."""
+    if not place.backends:
+        raise SkippedError("no back end of a GPU can run here: pip install 'edgeprune[rtx,ort-gpu]'")
     if importlib.util.find_spec("onnxscript") is None:
         raise SkippedError("the exporter's packages are not installed: pip install 'edgeprune[export]'")
     from edgeprune import export
@@ -364,6 +370,10 @@ def _bundle_with_engines(
     if not bundle.exists():
         pruning: dict[str, Any] = {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep}
         export(model, **pruning, dtype=dtype, output=bundle, verify=False, max_pixels=max_pixels)
+    if FLAVOUR not in place.backends:
+        return bundle, None
+    from edgeprune.runtime.backends.tensorrt import build
+
     target = place.target or _DEFAULT_TARGET
     return bundle, build(bundle, flavour=FLAVOUR, targets=[target], max_images=1)
 
@@ -434,6 +444,22 @@ def machine() -> tuple[dict[str, Any], str | None]:
     return facts, None if gpu is None else gpu.target
 
 
+def backends_for(target: str | None) -> dict[str, str | None]:
+    """The back ends that run on a GPU, and why one is left out; without a GPU engines can only be built."""
+    from edgeprune.runtime.backends import available
+    from edgeprune.runtime.backends.ort import CUDA
+    from edgeprune.runtime.backends.tensorrt.flavours import FLAVOURS, load
+    from edgeprune.runtime.backends.tensorrt.targets import resolve_targets
+
+    reason = None
+    try:
+        module = load(FLAVOURS[FLAVOUR], "building engines")
+        resolve_targets(FLAVOURS[FLAVOUR], module, [target or _DEFAULT_TARGET])
+    except EdgepruneError as error:
+        reason = str(error)
+    return {FLAVOUR: reason, **{one.name: one.reason for one in available() if one.name == CUDA}}
+
+
 PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "kernels": kernels,
     "sanitizer": sanitizer,
@@ -459,6 +485,10 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{name}, driver {facts['driver']}, CUDA {facts['cuda_toolkit']}; {facts['cpu']}, {facts['system']}, "
         f"Python {facts['python']}; {versions}.",
+    ]
+    lines += [
+        "",
+        *(f"- {backend}: {reason or 'ran'}" for backend, reason in facts["backends"].items()),
     ]
     for part, outcome in report["parts"].items():
         lines += ["", f"## {part}: {outcome['status']}", ""]
@@ -491,12 +521,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     facts, target = machine()
-    place = Place(options.work.resolve(), target, options.shape, options.runs)
+    found = backends_for(target)
+    usable = tuple(name for name, reason in found.items() if reason is None)
+    place = Place(options.work.resolve(), target, options.shape, options.runs, usable)
     words = sys.argv[1:] if arguments is None else list(arguments)
     report: dict[str, Any] = {
         "command": " ".join(["python benchmarks/gpu_check.py", *words]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": facts,
+        "machine": {**facts, "backends": found},
         "parts": {},
     }
     for name in options.parts:

@@ -156,6 +156,11 @@ def llava_config(spec: dict[str, Any]) -> Any:
     )
 
 
+_ENDS = ("bos_token_id", "eos_token_id")  # the tokenizer's own, and not those of a larger vocabulary
+# Of Qwen2.5-VL's released processor.
+_QWEN_PIXELS = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}
+
+
 def qwen_config(spec: dict[str, Any]) -> Any:
     """The transformers config of a Qwen-VL of one of QWEN_SHAPES."""
     import transformers
@@ -163,7 +168,7 @@ def qwen_config(spec: dict[str, Any]) -> Any:
     tokens = ("image", "video", "vision_start", "vision_end")
     return getattr(transformers, f"{spec['kind']}Config")(
         vision_config=spec["vision"],
-        text_config={**spec["text"], "max_position_embeddings": 32768},
+        text_config={**spec["text"], "max_position_embeddings": 32768, **dict.fromkeys(_ENDS)},
         tie_word_embeddings=spec["text"].get("tie_word_embeddings", False),
         **{f"{name}_token_id": 5 + number for number, name in enumerate(tokens)},
     )
@@ -176,7 +181,7 @@ def write(shape: str, folder: Path, dtype: str = "fp16", seed: int = 0) -> int:
     if shape in QWEN_SHAPES:
         config = qwen_config(QWEN_SHAPES[shape])
         total = write_weights(config, folder, dtype, seed)
-        save_qwen_processor(folder, config.vision_config.patch_size)
+        save_qwen_processor(folder, config.vision_config.patch_size, size=_QWEN_PIXELS)
         return total
     config = llava_config(SHAPES[shape])
     total = write_weights(config, folder, dtype, seed)

@@ -24,6 +24,7 @@ FACTS = {
     "python": "3.11",
     "versions": {"edgeprune": "0.1.0"},
 }
+NO_GPU = {"tensorrt-rtx": None, "onnxruntime-cuda": "no NVIDIA GPU answers here"}
 
 
 def test_the_eager_step_is_the_same_step() -> None:
@@ -55,6 +56,7 @@ def test_every_part_ends_in_words_and_the_others_go_on(
         return {"rows": [{"visual": 576, "us": 1.25}]}
 
     monkeypatch.setattr(gpu_check, "machine", lambda: (FACTS, None))
+    monkeypatch.setattr(gpu_check, "backends_for", lambda target: NO_GPU)
     parts = {"sanitizer": gpu_check.sanitizer, "a": fails, "b": differs, "c": runs}
     monkeypatch.setattr(gpu_check, "PARTS", parts)
     page = tmp_path / "page.md"
@@ -70,6 +72,7 @@ def test_every_part_ends_in_words_and_the_others_go_on(
     assert report["parts"]["a"]["reason"] == "the engine does not fit"
     text = page.read_text(encoding="utf-8")
     assert f"`python benchmarks/gpu_check.py --work {tmp_path / 'work'}" in text
+    assert "- onnxruntime-cuda: no" in text
     assert "## sanitizer: skipped\n\nno NVIDIA GPU answers here" in text
     assert "| rows / 0 / us | 1.25 |" in text
     monkeypatch.setattr(gpu_check, "PARTS", {"c": runs})
@@ -79,7 +82,7 @@ def test_every_part_ends_in_words_and_the_others_go_on(
 def test_the_first_token_is_measured_by_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exported(place: gpu_check.Place, model: Path, name: str, dtype: str, keep: float | None) -> Any:
         kept[name] = keep
-        return tmp_path / name, tmp_path
+        return tmp_path / name, None
 
     def run(bundle: Path, **options: Any) -> Any:
         asked.append((bundle, options["baselines"], options["backend"], options["runs"]))
@@ -91,10 +94,12 @@ def test_the_first_token_is_measured_by_bench(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(gpu_check, "_bundle_with_engines", exported)
     monkeypatch.setattr(gpu_check, "_torch_with_cuda", lambda: None)
     monkeypatch.setattr(bench, "run", run)
-    results = gpu_check.first_token(gpu_check.Place(tmp_path, "sm89", "large", 3))
+    place = gpu_check.Place(tmp_path, "sm89", "large", 3, ("tensorrt-rtx", "onnxruntime-cuda"))
+    results = gpu_check.first_token(place)
     assert kept == {"large-unpruned": None, "large-pruned": gpu_check.KEEP}
-    assert asked == [(tmp_path / "large-pruned", [tmp_path / "large-unpruned"], "tensorrt-rtx", 3)]
-    assert results["bench"] == {"speed_ups": [2.0]}
+    expected = [tmp_path / "large-pruned", [tmp_path / "large-unpruned"]]
+    assert asked == [(*expected, "tensorrt-rtx", 3), (*expected, "onnxruntime-cuda", 3)]
+    assert results["bench"] == {name: {"speed_ups": [2.0]} for name in place.backends}
     assert "not measured" in results["Hugging Face"]
 
 
@@ -130,3 +135,12 @@ def test_no_two_tensors_of_a_random_model_are_equal(tmp_path: Path, monkeypatch:
     (file,) = (tmp_path / "model").glob("*.safetensors")
     contents = [array.tobytes() for array in load_file(file).values()]
     assert len(set(contents)) == len(contents)
+
+
+def test_a_back_end_that_cannot_run_says_why() -> None:
+    found = gpu_check.backends_for("sm90")
+    assert "cannot build for sm90" in (found["tensorrt-rtx"] or "")
+    assert found["onnxruntime-cuda"]
+    place = gpu_check.Place(Path("work"), "sm90", "large", 1, ())
+    with pytest.raises(gpu_check.SkippedError, match="no back end of a GPU can run here"):
+        gpu_check.large(place)
