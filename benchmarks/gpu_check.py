@@ -49,7 +49,7 @@ NEW_TOKENS = 16
 PROMPT = "What is in the image ?"
 FLAVOUR = "tensorrt-rtx"
 QWEN_SHAPE = "qwen-large"
-# Of QWEN_SHAPE's engines: images of up to 2,016 visual tokens of 28 x 28 pixels.
+# Of its engines: images of up to 2,016 visual tokens of 28 x 28 pixels.
 QWEN_PIXELS = 2016 * 28 * 28
 # Where there is no GPU, engines are built for this one, only to see that they build.
 _DEFAULT_TARGET = "sm89"
@@ -69,6 +69,7 @@ class Place:
         shape: of the larger random LLaVA, see benchmarks/random_model.py.
         runs: measured runs.
         backends: those that can run on this GPU; without one, that whose engines can be built.
+        qwen: of the random Qwen-VL.
     """
 
     work: Path
@@ -76,6 +77,7 @@ class Place:
     shape: str
     runs: int
     backends: tuple[str, ...] = (FLAVOUR,)
+    qwen: str = QWEN_SHAPE
 
 
 @dataclass
@@ -210,17 +212,20 @@ def _build_plugins(place: Place) -> Path:
 
 def sample(place: Place) -> dict[str, Any]:
     """The sample model on each back end against ONNX Runtime's CPU, in fp32 and fp16."""
+    _need_backend(place)
     model = ROOT / "samples" / "tiny-llava"
     return _merged(_compared(place, model, f"sample-{dtype}", dtype) for dtype in ("fp32", "fp16"))
 
 
 def large(place: Place) -> dict[str, Any]:
     """The same for the larger random LLaVA, in fp16."""
+    _need_backend(place)
     return _compared(place, _random_model(place, place.shape), f"{place.shape}-pruned", "fp16")
 
 
 def families(place: Place) -> dict[str, Any]:
     """The same for tiny random models of the other architectures, in fp32, where nothing is rounded away."""
+    _need_backend(place)
     from tests import tiny
 
     def saved(name: str, save: Callable[..., Path], *kind: str) -> dict[str, Any]:
@@ -281,6 +286,7 @@ def first_token(place: Place) -> dict[str, Any]:
     """Seconds to the first token of the larger model: each back end in every form, an export without pruning
     stages, and Hugging Face's own code."""
     _need_gpu(place)
+    _need_backend(place)
     model = _random_model(place, place.shape)
     image = _noise(336, 336)
     results: dict[str, Any] = {"bench": _bench(place, model, place.shape, image)}
@@ -294,21 +300,26 @@ def first_token(place: Place) -> dict[str, Any]:
 def pixels(place: Place) -> dict[str, Any]:
     """Seconds to the first token of a Qwen2.5-VL, for images of 1,008 and 2,016 visual tokens."""
     _need_gpu(place)
-    model = _random_model(place, QWEN_SHAPE)
+    _need_backend(place)
+    model = _random_model(place, place.qwen)
     sizes = {"1,008 visual tokens": (784, 1008), "2,016 visual tokens": (1008, 1568)}
-    return {name: _bench(place, model, QWEN_SHAPE, _noise(*size)) for name, size in sizes.items()}
+    return {
+        name: _bench(place, model, place.qwen, _noise(*size), beside=False) for name, size in sizes.items()
+    }
 
 
-def _bench(place: Place, model: Path, shape: str, image: Any) -> dict[str, Any]:
-    """`edgeprune bench` of a pruned model beside an export without pruning stages, by the back end."""
+def _bench(place: Place, model: Path, shape: str, image: Any, *, beside: bool = True) -> dict[str, Any]:
+    """`edgeprune bench` of a pruned model, and beside an export without pruning stages, by the back end."""
     from edgeprune.bench import run as bench
 
-    unpruned, _ = _bundle_with_engines(place, model, f"{shape}-unpruned", "fp16", None)
+    others = []
+    if beside:
+        others.append(_bundle_with_engines(place, model, f"{shape}-unpruned", "fp16", None)[0])
     pruned, _ = _bundle_with_engines(place, model, f"{shape}-pruned", "fp16", KEEP)
     return {
         backend: bench.run(
             pruned,
-            baselines=[unpruned],
+            baselines=others,
             prompt=PROMPT,
             images=[image],
             runs=place.runs,
@@ -359,14 +370,12 @@ def _bundle_with_engines(
     place: Place, model: Path, name: str, dtype: str, keep: float | None
 ) -> tuple[Path, Path | None]:
     """A bundle, unpruned where keep is None, and the folder of its engines where a back end needs them."""
-    if not place.backends:
-        raise SkippedError("no back end of a GPU can run here: pip install 'edgeprune[rtx,ort-gpu]'")
     if importlib.util.find_spec("onnxscript") is None:
         raise SkippedError("the exporter's packages are not installed: pip install 'edgeprune[export]'")
     from edgeprune import export
 
     bundle = place.work / name
-    max_pixels = QWEN_PIXELS if name.startswith(QWEN_SHAPE) else None
+    max_pixels = QWEN_PIXELS if name.startswith(place.qwen) else None
     if not bundle.exists():
         pruning: dict[str, Any] = {"keep": 1.0, "method": "none"} if keep is None else {"keep": keep}
         export(model, **pruning, dtype=dtype, output=bundle, verify=False, max_pixels=max_pixels)
@@ -406,6 +415,11 @@ def _need_gpu(place: Place) -> None:
         raise SkippedError("no NVIDIA GPU answers here")
 
 
+def _need_backend(place: Place) -> None:
+    if not place.backends:
+        raise SkippedError("no back end of a GPU can run here: pip install 'edgeprune[rtx,ort-gpu]'")
+
+
 def _torch_with_cuda() -> Any:
     """PyTorch; None where it is missing or runs on the CPU only."""
     if importlib.util.find_spec("torch") is None:
@@ -427,7 +441,15 @@ def machine() -> tuple[dict[str, Any], str | None]:
     found = read_machine()
     gpu = device.read_gpu(device.runtime("the GPU check", "rtx")) if device.is_installed() else None
     versions = {}
-    for package in ("edgeprune", "tensorrt-rtx-cu13", "tensorrt", "onnxruntime", "torch", "transformers"):
+    for package in (
+        "edgeprune",
+        "tensorrt-rtx-cu13",
+        "tensorrt",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "torch",
+        "transformers",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -502,7 +524,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _rows(value: Any, label: str = "") -> Any:
     """Every leaf with the path that leads to it."""
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list, tuple)):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for name, below in pairs:
             yield from _rows(below, f"{label} / {name}" if label else str(name))
@@ -515,6 +537,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check and measure what only a GPU can show.")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--shape", default="large", help="of the larger model: 7b or large")
+    parser.add_argument("--qwen", default=QWEN_SHAPE, help="of the Qwen-VL: qwen-large or qwen2.5-vl-7b")
     parser.add_argument("--runs", type=int, default=10, help="measured runs")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check", help="folder to work in")
     parser.add_argument("--markdown", type=Path, help="also write the report as a page")
@@ -523,7 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts, target = machine()
     found = backends_for(target)
     usable = tuple(name for name, reason in found.items() if reason is None)
-    place = Place(options.work.resolve(), target, options.shape, options.runs, usable)
+    place = Place(options.work.resolve(), target, options.shape, options.runs, usable, options.qwen)
     words = sys.argv[1:] if arguments is None else list(arguments)
     report: dict[str, Any] = {
         "command": " ".join(["python benchmarks/gpu_check.py", *words]),

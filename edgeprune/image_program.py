@@ -213,6 +213,13 @@ class ImageProgram(Part):
         return (self.feed.size * side,) * 2
 
     @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The axes of `pixel_values` behind the first: of a tile, or of the patches of a visual token."""
+        if isinstance(self.feed, TileFeed):
+            return (3, *self.feed.size)
+        return ((self.unit[0] // self.feed.size) ** 2, 3 * self.feed.frames * self.feed.size**2)
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """(rows, columns) of visual tokens of a tile; None where images are not cut into tiles."""
         return self.tokens.grid if isinstance(self.tokens, GridTokens) else None

@@ -205,11 +205,11 @@ def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) 
     dtype, places = _ELEMENTS[info.dtype], program.tokens_per_tile
     feed = program.feed
     if feed.kind == "tiles":
-        inputs = [_spec(PIXEL_VALUES, dtype, "tiles", 3, *feed.size)]
+        inputs = [_spec(PIXEL_VALUES, dtype, "tiles", *program.row_shape)]
     else:
-        patches = (program.unit[0] // feed.size) ** 2
+        patches = program.row_shape[0]
         inputs = [
-            _spec(PIXEL_VALUES, dtype, "visual", patches, 3 * feed.frames * feed.size**2),
+            _spec(PIXEL_VALUES, dtype, "visual", *program.row_shape),
             _spec(PATCH_POSITION, "int64", "visual", patches, 2),
             _spec(BLOCK_SLOTS, "int64", "blocks", "slots"),
             _spec(BLOCK_PLACE, "int64", "visual"),

@@ -18,15 +18,13 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.debias.curves import Coordinate
 from edgeprune.debias.masks import PaddingMask, letterbox_valid_bilinear
 from edgeprune.errors import InputError
 
 _Element = TypeVar("_Element", bound=np.generic)
 
 BlockKind = Literal["tile", "thumbnail", "frame"]
-
-Coordinate = Literal["image", "block", "row"]
-"""Where a bias curve begins anew: at every image, at every block, or at every row of a block."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from edgeprune.debias.curves import BiasCurve, TabulatedCurve
@@ -25,6 +27,7 @@ from edgeprune.fields import (
 )
 from edgeprune.image_program import ImageProgram
 from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
+from edgeprune.layout import PromptLayout
 from edgeprune.plans import Debias, Positions, PruningPlan
 from edgeprune.positions import PositionRule, SequentialPositions
 
@@ -151,7 +154,7 @@ def curve_places(curve: BiasCurve | None, plan: PruningPlan, program: ImageProgr
     """See `Manifest.curve_places`."""
     if curve is None:
         return 0
-    if program.fixed_tokens is None:
+    if program.fixed_tokens is None or curve.coordinate != "image":
         return curve.num_tokens
     return program.fixed_tokens // program.tokens_per_tile * plan.tokens_per_tile(program.tokens_per_tile)
 
@@ -196,10 +199,16 @@ class Manifest(Part):
     def curve_places(self) -> int:
         """N of the language graph's bias curve, float32 [1 + N], the constant that `curve_place` points into.
 
-        As many as the visual tokens of an image where all images have as many, else as many as the curve was
-        fitted to.
+        As many as the visual tokens of an image where all images have as many and the curve begins anew with
+        each, else as many as the curve was fitted to.
         """
         return curve_places(self.curve, self.plan, self.image_program)
+
+    def curve_place(self, layout: PromptLayout) -> NDArray[np.int64]:
+        """Which entry of the bias curve each visual token of a layout reads, int64 [V]; 0, which is no bias,
+        for all where there is no curve.
+        """
+        return layout.places(self.curve_places, "image" if self.curve is None else self.curve.coordinate)
 
     def tower_tokens(self, tokens: int) -> int:
         """Of so many visual tokens of whole tiles, how many leave the vision tower."""

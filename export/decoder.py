@@ -170,9 +170,7 @@ class PrunedDecoder(nn.Module):
             if number in self.score_layers:
                 tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
             tokens.hidden = self._run(layer, tokens, tokens.mask, caches, tap)
-            if number < len(tokens.deepstack):
-                visual = tokens.deepstack[number].to(tokens.hidden.dtype)
-                tokens.hidden = tokens.hidden + spread(visual, tokens.visual_index, tokens.attention_mask)
+            self._deepen(tokens, number)
         logits = self.lm_head(self.text_model.norm(tokens.hidden[:, -1])).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
 
@@ -214,6 +212,12 @@ class PrunedDecoder(nn.Module):
             **{self.cache_keyword: caches},
         )
         return found
+
+    def _deepen(self, tokens: _Sequence, layer: int) -> None:
+        """Adds a level of deepstack behind a layer that has one."""
+        if layer < len(tokens.deepstack):
+            visual = tokens.deepstack[layer].to(tokens.hidden.dtype)
+            tokens.hidden = tokens.hidden + spread(visual, tokens.visual_index, tokens.attention_mask)
 
     def _tap(self, stage: int, tokens: _Sequence) -> ScoreTap:
         return score_tap(

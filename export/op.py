@@ -124,7 +124,9 @@ def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 # The K-th best score comes from a TopK whose own order among equals does not matter: tokens above that
-# threshold are kept, and of those equal to it the first ones by index. A sentinel of +inf in front keeps
+# threshold are kept, and of those equal to it the first ones by index. Tokens of weight 0 count as the lowest
+# finite score there, not as -inf, which ONNX Runtime's CUDA kernel takes for less than what it fills up with;
+# among those equal to the threshold they stand behind the others. A sentinel of +inf in front keeps
 # TopK and the threshold defined for V = 0, where nothing is selected and the node is the identity. The
 # kept positions come from scattering 0..S-1 by a permutation (kept first, dropped after) and cutting it
 # to S': every index stays inside its tensor, which some runtimes insist on.
@@ -141,7 +143,6 @@ DebiasedTokenPrune (hidden_states, score, visual_index, weight, kept_slots)
     zero_f = Constant <value_float: float = 0.0> ()
     one_f = Constant <value_float: float = 1.0> ()
     infinity = Div (one_f, zero_f)
-    minus_infinity = Neg (infinity)
 
     batch = Shape <start: int = 0, end: int = 1> (score)
     sequence = Shape <start: int = 1, end: int = 2> (score)
@@ -158,10 +159,13 @@ DebiasedTokenPrune (hidden_states, score, visual_index, weight, kept_slots)
     from_below = Max (numbers, lowest)
     clamped = Min (from_below, largest)
     weightless = Equal (weight, zero_f)
-    weighted = Where (weightless, minus_infinity, clamped)
+    weighted = Where (weightless, lowest, clamped)
     last = Sub (sequence, one)
     is_last = Equal (visual_index, last)
     effective = Where (is_last, infinity, weighted)
+    not_last = Not (is_last)
+    behind = And (weightless, not_last)
+    ahead = Not (behind)
 
     sentinel_shape = Concat <axis: int = 0> (batch, one)
     sentinel = Expand (infinity, sentinel_shape)
@@ -174,9 +178,16 @@ DebiasedTokenPrune (hidden_states, score, visual_index, weight, kept_slots)
     above_count = ReduceSum <keepdims: int = 1> (above_count_in, one)
     places_left = Sub (kept, above_count)
     equal = Equal (effective, threshold)
-    equal_int = Cast <to: int = 7> (equal)
     axis_one = Squeeze (one)
-    equal_rank = CumSum (equal_int, axis_one)
+    first = And (equal, ahead)
+    first_int = Cast <to: int = 7> (first)
+    first_rank = CumSum (first_int, axis_one)
+    first_count = ReduceSum <keepdims: int = 1> (first_int, one)
+    later = And (equal, behind)
+    later_int = Cast <to: int = 7> (later)
+    later_rank_in = CumSum (later_int, axis_one)
+    later_rank = Add (later_rank_in, first_count)
+    equal_rank = Where (behind, later_rank, first_rank)
     in_time = LessOrEqual (equal_rank, places_left)
     equal_kept = And (equal, in_time)
     visual_kept = Or (above, equal_kept)

@@ -7,16 +7,34 @@ images that show something there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.debias.curves import Coordinate
 from edgeprune.errors import InputError
 
 Floats = NDArray[np.float64]
 
 FOLDS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Paid:
+    """What one sample's scoring rows pay.
+
+    Attributes:
+        paid: float32 [stages, V], to each visual token. Where images differ in their number, it is given in
+            times of an even share of 1 / V, as attention is spread over more tokens in a larger image.
+        valid: float32 [V], their padding mask.
+        places: for each coordinate the place of each, int64 [V], from 0.
+    """
+
+    paid: NDArray[np.float32]
+    valid: NDArray[np.float32]
+    places: Mapping[Coordinate, NDArray[np.int64]]
 
 
 @dataclass
@@ -26,6 +44,7 @@ class Attention:
     Attributes:
         sums: float64 [FOLDS, places], attention paid to tokens that show the image.
         counts: float64 [FOLDS, places], how many tokens of samples show something there.
+        squares: sum of the squares of what `sums` adds up.
         padding_paid, total_paid: attention paid to padded tokens, and to all visual tokens.
         padded, tokens: how many padded tokens, and visual tokens, there were.
         samples: how many rows were added; an image may be in several, with other questions.
@@ -34,6 +53,7 @@ class Attention:
 
     sums: Floats
     counts: Floats
+    squares: float = 0.0
     padding_paid: float = 0.0
     total_paid: float = 0.0
     padded: int = 0
@@ -72,6 +92,7 @@ class Attention:
         shown = valid != 0
         at = ((image % len(self.sums))[:, None], place)
         np.add.at(self.sums, at, np.where(shown, paid, 0))
+        self.squares += float((paid[shown].astype(np.float64) ** 2).sum())
         np.add.at(self.counts, at, shown)
         self.samples += len(paid)
         self.images = max(self.images, 1 + int(image.max(initial=-1)))
@@ -82,8 +103,14 @@ class Attention:
 
     @property
     def mean(self) -> Floats:
-        """float64 [V], the mean over all samples that show something at an index; NaN where none does."""
+        """float64 [places], the mean over all samples that show something there; NaN where none does."""
         return mean_of(self.sums.sum(0), self.counts.sum(0))
+
+    @property
+    def variance(self) -> float:
+        """Of the attention paid to single tokens that show something."""
+        count = self.counts.sum()
+        return float(self.squares / count - (self.sums.sum() / count) ** 2) if count else 0.0
 
     @property
     def padding_share_of_tokens(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from transformers import AutoProcessor
 
+from edgeprune.calibration.attention import Paid
 from edgeprune.calibration.samples import Sample
-from edgeprune.debias.curves import FittedTo
+from edgeprune.debias.curves import Coordinate, FittedTo
 from edgeprune.debias.masks import PaddingMask
-from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.errors import InputError
 from edgeprune.exporter.attention import PassingCache
 from edgeprune.exporter.decision import stored_dtype
 from edgeprune.exporter.decoder import PrunedDecoder
@@ -26,14 +26,18 @@ from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.indexing import take
 from edgeprune.exporter.origin import origin
 from edgeprune.exporter.pipeline import resolve_model
+from edgeprune.exporter.processor import read_prompt
 from edgeprune.image_program import ImageProgram
-from edgeprune.layout import PromptLayout
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress
-from edgeprune.runtime.images import load_image
+from edgeprune.runtime.batching import PromptInputs, batches, padded
+from edgeprune.runtime.messages import PromptLike
+from edgeprune.runtime.preparing import Preparation
+from edgeprune.runtime.prompt import PromptEncoder
+from edgeprune.vision_inputs import vision_inputs
 
-# Of a curve for images whose numbers of visual tokens differ.
-_PLACES = 256
+# Of a curve where it is read by relative position, as images' numbers of visual tokens differ.
+_PLACES: dict[Coordinate, int] = {"image": 256, "block": 256, "row": 64}
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,18 @@ class Subject:
     belongs: FittedTo
 
     @property
-    def places(self) -> int:
-        """Places of the curve: an image's visual tokens, where all images have as many."""
-        return self.program.fixed_tokens or _PLACES
+    def places(self) -> dict[Coordinate, int]:
+        """The coordinates that a curve may go by, and its places in each.
+
+        Where all images have as many visual tokens, in one grid, a place is one of them: row and column are
+        told apart already. Where they differ, a curve may begin anew with an image, a block or a row.
+        """
+        fixed, program = self.program.fixed_tokens, self.program
+        if fixed is not None:
+            return {"image": fixed}
+        if program.grid is None:  # each image is one block
+            return {"image": _PLACES["image"], "row": _PLACES["row"]}
+        return {"image": _PLACES["image"], "block": program.tokens_per_tile, "row": program.grid[1]}
 
 
 def subject_of(
@@ -82,18 +95,13 @@ def subject_of(
     config = read_config(folder)
     family = family_of(config)
     program = family.image_program(folder, config)
-    if program.fixed_tokens is None:
-        raise UnsupportedModelError(
-            f"{family.architecture} gives images of different sizes different numbers of visual tokens: "
-            "calibration measures models whose images have one number, such as LLaVA-1.5; export it with "
-            "`debias` padding or none, or give a `curve` fitted elsewhere"
-        )
     plan = scoring_plan(
         method,
         config.get_text_config().num_hidden_layers,
         layer,
         program.most_tokens,
         family.tower_layers(config),
+        family.deepstack(config),
     )
     return Subject(
         folder=folder,
@@ -105,14 +113,21 @@ def subject_of(
 
 
 def scoring_plan(
-    method: str, layers: int, layer: int | Sequence[int] | None, places: int, tower_layers: int
+    method: str,
+    layers: int,
+    layer: int | Sequence[int] | None,
+    places: int,
+    tower_layers: int,
+    deepstack: int = 0,
 ) -> PruningPlan:
     """The method's plan, whose stages are measured whatever share they keep, and whatever a tower merges.
 
     Raises:
         InputError: the method is unknown or pays no attention, or the layer is out of range.
     """
-    plan = method_by_name(method).plan(layers, layer=layer, visual_tokens=places, tower_layers=tower_layers)
+    plan = method_by_name(method).plan(
+        layers, layer=layer, visual_tokens=places, tower_layers=tower_layers, deepstack=deepstack
+    )
     if not plan.stages or any(stage.score_layer is None for stage in plan.stages):
         raise InputError(
             f"the method {method} does not select by attention: there is no bias to measure; choose another"
@@ -143,7 +158,9 @@ class MeasuringDecoder(PrunedDecoder):
         input_ids: torch.Tensor,
         visual_embeds: torch.Tensor,
         visual_index: torch.Tensor,
+        position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        deepstack: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """The attention that each stage's scoring rows pay the visual tokens.
 
@@ -151,14 +168,15 @@ class MeasuringDecoder(PrunedDecoder):
             input_ids, attention_mask: int64 [B, S], padding on the left.
             visual_embeds: [B, V, D] in the model's dtype.
             visual_index: int64 [B, V].
+            position_ids: int64 [B, S], or [axes, B, S] where a position has several numbers.
+            deepstack: what is added behind each of the first layers, [B, V, D].
 
         Returns:
             float32 [stages, B, V].
         """
-        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
         nothing_past = attention_mask[:, :0]
         tokens, _ = self._begin(
-            input_ids, visual_embeds, visual_index, positions, attention_mask, (), nothing_past
+            input_ids, visual_embeds, visual_index, position_ids, attention_mask, deepstack, nothing_past
         )
         paid: list[torch.Tensor] = []
         for number, layer in enumerate(self.text_model.layers):
@@ -166,6 +184,7 @@ class MeasuringDecoder(PrunedDecoder):
             # reaches it sees the same as one whose attention is looked at.
             tap = self._tap(self.scored[number], tokens) if number in self.scored else None
             tokens.hidden = self._run(layer, tokens, tokens.mask, PassingCache(), tap)
+            self._deepen(tokens, number)
             if tap is not None:
                 assert tap.score is not None
                 paid.append(take(tap.score, visual_index))
@@ -189,42 +208,68 @@ class Scorer:
         decoder = MeasuringDecoder(parts.text_model, subject.plan, parts.image_token_id)
         self._vision = parts.vision.to(self._device).eval()
         self._decoder = decoder.to(self._device).eval()
-        self._image_token_id = parts.image_token_id
-        self._program, self._mask, self._places = subject.program, subject.mask, subject.places
-        self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        self._processor.tokenizer.padding_side = "left"
+        self._subject, self._program = subject, subject.program
+        with tempfile.TemporaryDirectory() as place:
+            prompt = read_prompt(folder, config, Path(place))
+            encoder = PromptEncoder(place, prompt)
+        self._preparation = Preparation(
+            encoder=encoder,
+            program=self._program,
+            mask=subject.mask,
+            positions=family.positions(config),
+            tower_tokens=lambda tokens: tokens,
+        )
 
-    def attention(
-        self, samples: Sequence[Sample]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """The attention that the scoring rows pay, float32 [stages, N, V], the tokens' padding masks, float32
-        [N, V], and their places, int64 [N, V], from 0.
+    def attention(self, samples: Sequence[Sample]) -> list[Paid]:
+        """What the scoring rows of each sample pay.
 
         Raises:
             InputError: an image cannot be read.
         """
-        shown = [Image.fromarray(load_image(sample.image)) for sample in samples]
-        given = self._processor(
-            images=shown,
-            text=[self._text(sample.prompt) for sample in samples],
-            padding=True,
-            return_tensors="pt",
-        ).to(self._device)
-        ids, mask = given["input_ids"], given["attention_mask"]
-        visual = (ids == self._image_token_id).nonzero()[:, 1].view(len(samples), -1)
-        with torch.no_grad():
-            embeds = self._vision(given["pixel_values"].to(self._dtype)).unflatten(0, visual.shape)
-            paid = self._decoder.measure(ids, embeds, visual, mask)
-        layouts = [PromptLayout((self._program.layout(*image.size),)) for image in shown]
-        valid = np.stack([layout.valid(self._mask) for layout in layouts])
-        place = np.stack([layout.places(self._places) for layout in layouts]) - 1
-        return paid.float().cpu().numpy(), valid, place
+        prompts = [
+            self._preparation.prepare(self._asked(sample.prompt), [sample.image]) for sample in samples
+        ]
+        found: dict[int, Paid] = {}
+        for numbers in batches([prompt.layout.tokens for prompt in prompts], len(prompts)):
+            found |= zip(numbers, self._paid([prompts[number] for number in numbers]), strict=True)
+        return [found[number] for number in range(len(samples))]
 
-    def _text(self, prompt: str) -> str:
-        if self._processor.chat_template is None:
-            return f"{self._processor.image_token}\n{prompt}"
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text: str = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return text
+    def _paid(self, prompts: Sequence[PromptInputs]) -> list[Paid]:
+        """Of prompts with as many visual tokens."""
+        batch = padded(prompts, self._preparation.encoder.prompt, self._subject.plan)
+        images = [image for prompt in prompts for image in prompt.layout.images]
+        pixels = self._tensor(np.concatenate([prompt.pixel_values for prompt in prompts])).to(self._dtype)
+        further = map(self._tensor, vision_inputs(self._program, images).values())
+        with torch.no_grad():
+            seen = self._vision(pixels, *further)
+            embeds, *levels = [
+                rows.unflatten(0, batch.visual_index.shape)
+                for rows in (seen if isinstance(seen, tuple) else (seen,))
+            ]
+            paid = self._decoder.measure(
+                self._tensor(batch.input_ids),
+                embeds,
+                self._tensor(batch.visual_index),
+                self._tensor(batch.position_ids),
+                self._tensor(batch.attention_mask),
+                levels,
+            )
+        even = 1.0 if self._program.fixed_tokens is not None else float(paid.shape[2])
+        by_sample = (paid.float() * even).cpu().numpy().swapaxes(0, 1)
+        return [
+            Paid(of_sample, prompt.visual_valid, self._places(prompt))
+            for of_sample, prompt in zip(by_sample, prompts, strict=True)
+        ]
+
+    def _places(self, prompt: PromptInputs) -> dict[Coordinate, NDArray[np.int64]]:
+        places = self._subject.places
+        return {name: prompt.layout.places(count, name) - 1 for name, count in places.items()}
+
+    def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+    def _asked(self, prompt: str) -> PromptLike:
+        described = self._preparation.encoder.prompt
+        if described.chat_template is None:
+            return f"{described.image_token}\n{prompt}"
+        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]

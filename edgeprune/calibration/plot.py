@@ -71,7 +71,7 @@ def _plot_trends(panel: Any, stage: StageCalibration) -> None:
             linestyle="-" if used else "--",
             label=f"{kind}, R² {trend.r_squared:.2f}{', chosen' if used else ''}",
         )
-    panel.set_xlabel("visual token's index")
+    panel.set_xlabel("place on the curve")
     panel.set_ylabel("attention")
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.25)

@@ -18,7 +18,7 @@ from edgeprune.calibration.report import Calibration, calibration_of
 from edgeprune.calibration.samples import Sample, digest, image_numbers, read_samples
 from edgeprune.calibration.state import State
 from edgeprune.checks import check_count
-from edgeprune.debias.curves import save_curve
+from edgeprune.debias.curves import COORDINATES, Coordinate, save_curve
 from edgeprune.errors import InputError
 from edgeprune.files import only_writer, write_text
 from edgeprune.optional import export_module
@@ -41,6 +41,7 @@ def calibrate(
     method: str = "fastv",
     layer: int | Sequence[int] | None = None,
     trend: TrendKind | None = None,
+    coordinate: Coordinate | None = None,
     limit: int | None = None,
     batch: int = 8,
     restart: bool = False,
@@ -60,6 +61,9 @@ def calibrate(
         output: the curve's file, which ends in .json; what an unfinished run gathered lies beside it.
         method, layer: as for `export`.
         trend: the kind to use; None for the one that errs least on images it has not seen.
+        coordinate: where the curve begins anew, "image", "block" or "row"; None for what explains most of the
+            attention of images it has not seen. Where all images have as many visual tokens, there is "image"
+            alone.
         batch: images that run together.
         restart: begin anew rather than go on with an unfinished run.
         plot: draw the plot as well, which needs matplotlib.
@@ -71,6 +75,8 @@ def calibrate(
     check_count("batch", batch)
     if trend is not None and trend not in KINDS:
         raise InputError(f"unknown `trend` {trend!r}: choose one of {', '.join(KINDS)}")
+    if coordinate is not None and coordinate not in COORDINATES:
+        raise InputError(f"unknown `coordinate` {coordinate!r}: choose one of {', '.join(COORDINATES)}")
     listener = progress or Silent()
     outputs = Outputs.beside(Path(output))
     outputs.check_folder()
@@ -91,7 +97,7 @@ def calibrate(
             listener.step("measuring attention", len(samples))
             _gather(scorer, samples, numbers, state, batch, listener)
         listener.step("fitting trends")
-        found = calibration_of(subject.belongs, subject.plan.stages, state.attention, trend)
+        found = calibration_of(subject.belongs, subject.plan.stages, state.attention, trend, coordinate)
         write(found, outputs, plot)
         state.remove()
     return found
@@ -126,7 +132,8 @@ def _gather(
         except InputError:  # a damaged image: once it is mended, the run goes on from here
             state.save()
             raise
-        state.add(*measured, numbers[start : start + batch])
+        for sample, number in zip(measured, numbers[start : start + batch], strict=True):
+            state.add(sample, int(number))
         if turn % _SAVE_EVERY == 0:
             state.save()
         listener.advance(len(part))

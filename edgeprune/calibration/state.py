@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeprune.calibration.attention import Attention
+from edgeprune.calibration.attention import Attention, Paid
+from edgeprune.debias.curves import Coordinate
 from edgeprune.errors import InputError
 from edgeprune.files import open_regular, write_bytes
 from edgeprune.settings import changes
 
-_SCALARS = ("padding_paid", "total_paid", "padded", "tokens", "samples", "images")
+_SCALARS = ("squares", "padding_paid", "total_paid", "padded", "tokens", "samples", "images")
 _SUMS = ("sums", "counts")
 
 
@@ -26,12 +26,12 @@ class State:
     Args:
         path: the file.
         settings: everything the sums depend on, JSON values.
-        places: of the curve.
+        places: of the curve, by each coordinate that is measured.
         stages: pruning stages that are measured.
         restart: begin anew whatever is there.
 
     Attributes:
-        attention: the sums of every stage.
+        attention: for each coordinate the sums of every stage.
 
     Raises:
         InputError: the file is none of this kind, or of a run with other settings.
@@ -41,39 +41,40 @@ class State:
         self,
         path: Path,
         settings: Mapping[str, Any],
-        places: int,
+        places: Mapping[Coordinate, int],
         stages: int = 1,
         restart: bool = False,
     ) -> None:
         self.path = path
         self._settings = json.dumps(dict(settings), sort_keys=True)
-        self.attention = [Attention.empty(places) for _ in range(stages)]
+        self.attention = {
+            coordinate: [Attention.empty(count) for _ in range(stages)]
+            for coordinate, count in places.items()
+        }
         if path.exists() and not restart:
             self._read()
 
     @property
     def samples(self) -> int:
         """How many were added; as many to every stage."""
-        return self.attention[0].samples
+        first, *_ = self.attention.values()
+        return first[0].samples
 
-    def add(
-        self,
-        paid: NDArray[np.float32],
-        valid: NDArray[np.float32],
-        place: NDArray[np.int64],
-        image: NDArray[np.int64],
-    ) -> None:
-        """Adds samples to every stage.
+    def add(self, sample: Paid, image: int) -> None:
+        """Adds a sample to every stage.
 
         Args:
-            paid: float32 [stages, N, V].
-            valid, place, image: as for `Attention.add`.
+            sample: what its rows pay.
+            image: its image's number, as for `Attention.add`.
 
         Raises:
             InputError: a value is negative or no number.
         """
-        for stage, to_stage in zip(self.attention, paid, strict=True):
-            stage.add(to_stage, valid, place, image)
+        valid, number = sample.valid[None], np.array([image])
+        for coordinate, stages in self.attention.items():
+            place = sample.places[coordinate][None]
+            for stage, to_stage in zip(stages, sample.paid, strict=True):
+                stage.add(to_stage[None], valid, place, number)
 
     def save(self) -> None:
         """Writes the sums; the file is complete or as it was before.
@@ -83,7 +84,9 @@ class State:
         """
         content = io.BytesIO()
         arrays: dict[str, Any] = {
-            name: np.array([getattr(stage, name) for stage in self.attention]) for name in (*_SUMS, *_SCALARS)
+            f"{coordinate} {name}": np.array([getattr(stage, name) for stage in stages])
+            for coordinate, stages in self.attention.items()
+            for name in (*_SUMS, *_SCALARS)
         }
         np.savez(content, settings=np.array(self._settings), **arrays)
         write_bytes(self.path, content.getvalue(), "what was measured so far")
@@ -96,7 +99,7 @@ class State:
         try:
             with open_regular(self.path) as file, np.load(file, allow_pickle=False) as found:
                 settings = json.loads(str(found["settings"]))
-                arrays = {name: np.array(found[name]) for name in (*_SUMS, *_SCALARS)}
+                arrays = {name: np.array(found[name]) for name in found.files if name != "settings"}
             if not isinstance(settings, dict):
                 raise ValueError("its settings are no object")
         except Exception as error:  # numpy and zipfile raise errors of many kinds on damaged files
@@ -109,16 +112,25 @@ class State:
                 f"{self.path} is an unfinished calibration with other settings ({changed}): "
                 "expected the same to go on; give another `output`, or begin anew with `restart=True`"
             )
-        stages = len(self.attention)
-        shapes = dict.fromkeys(_SUMS, (stages, *self.attention[0].sums.shape))
-        if any(arrays[name].shape != shapes.get(name, (stages,)) for name in arrays):
+        if {name: array.shape for name, array in arrays.items()} != self._shapes():
             raise InputError(
                 f"{self.path} is of another number of visual tokens or stages: begin anew with `restart=True`"
             )
-        self.attention = [
-            Attention(
-                **{name: arrays[name][number] for name in _SUMS},
-                **{name: arrays[name][number].item() for name in _SCALARS},
-            )
-            for number in range(stages)
-        ]
+        self.attention = {
+            coordinate: [
+                Attention(
+                    **{name: arrays[f"{coordinate} {name}"][number] for name in _SUMS},
+                    **{name: arrays[f"{coordinate} {name}"][number].item() for name in _SCALARS},
+                )
+                for number in range(len(stages))
+            ]
+            for coordinate, stages in self.attention.items()
+        }
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what `save` writes."""
+        return {
+            f"{coordinate} {name}": (len(stages), *(stages[0].sums.shape if name in _SUMS else ()))
+            for coordinate, stages in self.attention.items()
+            for name in (*_SUMS, *_SCALARS)
+        }

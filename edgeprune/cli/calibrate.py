@@ -24,6 +24,15 @@ class TrendName(str, Enum):
     SMOOTH = "smooth"
 
 
+class CoordinateName(str, Enum):
+    """The coordinates of a curve, and the choice among them."""
+
+    AUTO = "auto"
+    IMAGE = "image"
+    BLOCK = "block"
+    ROW = "row"
+
+
 def calibrate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model folder in Hugging Face's layout, or a hub id.")
@@ -46,6 +55,10 @@ def calibrate(
     trend: Annotated[
         TrendName, typer.Option(help="The trend to use; auto takes what errs least on unseen images.")
     ] = TrendName.AUTO,
+    coordinate: Annotated[
+        CoordinateName,
+        typer.Option(help="Where the curve begins anew; auto takes what explains most on unseen images."),
+    ] = CoordinateName.AUTO,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The curve, for `export --curve`.")
     ] = Path("curve.json"),
@@ -76,6 +89,7 @@ def calibrate(
             method=method,
             layer=read_layers(layer),
             trend=None if trend is TrendName.AUTO else trend.value,
+            coordinate=None if coordinate is CoordinateName.AUTO else coordinate.value,
             limit=limit,
             batch=batch,
             restart=restart,
@@ -108,6 +122,7 @@ def _print(found: Calibration) -> None:
     print_fields(
         [
             ("curve", found.curve.describe()),
+            *([("begins anew", _coordinates(found))] if len(found.explained) > 1 else []),
             (
                 "b",
                 f"{fit.slope.b:.3e} ± {fit.slope.error:.1e} per token, p = {fit.slope.p:.2g}, {significant}",
@@ -128,6 +143,15 @@ def _print(found: Calibration) -> None:
         _print_stages(found.stages)
     if fit.advice is not None:
         print_reason("note", fit.advice)
+
+
+def _coordinates(found: Calibration) -> str:
+    """The coordinates, and what each explains."""
+    shares = (
+        f"{name} nothing fits" if share is None else f"{name} {share:.1%}"
+        for name, share in found.explained.items()
+    )
+    return f"at every {found.curve.coordinate}; explained of unseen attention: by {', '.join(shares)}"
 
 
 def _print_stages(stages: tuple[StageCalibration, ...]) -> None:

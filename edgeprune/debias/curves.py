@@ -14,7 +14,7 @@ import statistics
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 # Far more than any image has; keeps a wrong number in a file from asking for all memory.
 _MOST_TOKENS = 1 << 20
+
+
+Coordinate = Literal["image", "block", "row"]
+"""Where a bias curve begins anew: at every image, at every block, or at every row of a block."""
+COORDINATES: tuple[Coordinate, ...] = get_args(Coordinate)
 
 
 class _InvalidCurveError(InputError, ValueError):
@@ -70,10 +75,13 @@ class FittedTo(Part):
 
 
 class _Curve(BaseModel):
-    """What the kinds have in common: `source` for people, `fitted_to` where the curve was measured."""
+    """What the kinds have in common: `coordinate` says where the curve begins anew, `source` is for people,
+    `fitted_to` says where it was measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    coordinate: Coordinate = "image"
     source: Line | None = None
     fitted_to: FittedTo | None = None
 
@@ -111,7 +119,8 @@ class _Curve(BaseModel):
         """The curve in one line, for people."""
         last = float(self._at(np.array([self._fitted() - 1.0]))[0])
         origin = f" ({self.source})" if self.source else ""
-        return f"{self._shape()} over {self._fitted()} visual tokens, weights from 1 to {last:.3g}{origin}"
+        what = "visual tokens" if self.coordinate == "image" else f"places of a {self.coordinate}"
+        return f"{self._shape()} over {self._fitted()} {what}, weights from 1 to {last:.3g}{origin}"
 
     def _fitted(self) -> int:
         """The number of visual tokens the curve was fitted to."""

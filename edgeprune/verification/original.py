@@ -157,7 +157,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     ).eval()
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
-        case = _after_tower(case, seen)
+        case = _after_tower(case, seen, manifest)
         _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
     return figures.checks
 
@@ -226,7 +226,7 @@ def _compare_vision(
     record("tower score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
 
 
-def _after_tower(case: Case, seen: _Seen) -> Case:
+def _after_tower(case: Case, seen: _Seen, manifest: Manifest) -> Case:
     """The case with the padding mask of the tokens that the tower left."""
     if interface.VISUAL_PLACE not in seen.found:
         return case
@@ -234,11 +234,10 @@ def _after_tower(case: Case, seen: _Seen) -> Case:
     tiles = place.reshape(batch, -1, place.shape[1])
     each = case.layout.tokens // tiles.shape[1]
     taken = (tiles + each * np.arange(tiles.shape[1])[:, None]).reshape(batch, -1)
-    count = int(case.curve_place.max(initial=0))
     return replace(
         case,
         visual_valid=np.take_along_axis(case.visual_valid, taken, axis=1),
-        curve_place=np.stack([case.layout.take(row).places(count) for row in taken]),
+        curve_place=np.stack([manifest.curve_place(case.layout.take(row)) for row in taken]),
     )
 
 
@@ -467,7 +466,7 @@ def _case(
         **vision_inputs(program, [one.layout for one in seen]),
     }
     valid = np.stack([layout.valid(manifest.padding_mask)] * batch)
-    place = np.stack([layout.places(manifest.curve_places)] * batch)
+    place = np.stack([manifest.curve_place(layout)] * batch)
     following = np.array([of_row.following for of_row in found], dtype=np.int64)
     return Case(name, ids, mask, positions, following, vision, layout, valid, place)
 

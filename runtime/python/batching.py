@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.layout import PromptLayout
-from edgeprune.manifest import Manifest
+from edgeprune.manifest import Prompt
 from edgeprune.plans import Debias, PruningPlan
 from edgeprune.positions import Positions
 
@@ -20,7 +20,8 @@ class PromptInputs:
 
     Attributes:
         input_ids: int64 [S], with one image token for every visual token.
-        pixel_values: float32, of all its images, [tiles, 3, height, width] or as the program's feed says.
+        pixel_values: of all its images, float32 or float16, [tiles, 3, height, width] or as the program's
+            feed says.
         layout: its visual tokens, V of them as long as the vision tower merges none.
         visual_valid: float32 [V], their padding mask. It says what they are; the plan says whether that
             counts.
@@ -58,8 +59,8 @@ class Batch:
     selectable: NDArray[np.float32]
 
 
-def padded(prompts: Sequence[PromptInputs], manifest: Manifest, plan: PruningPlan) -> Batch:
-    image, fill = manifest.prompt.image_token_id, manifest.prompt.pad_token_id
+def padded(prompts: Sequence[PromptInputs], described: Prompt, plan: PruningPlan) -> Batch:
+    image, fill = described.image_token_id, described.pad_token_id
     if fill == image:  # padding that looked like visual tokens would take their embeddings
         fill = 1 if image == 0 else 0
     longest = max(len(prompt.input_ids) for prompt in prompts)

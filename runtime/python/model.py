@@ -6,28 +6,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from edgeprune.bundle import read_manifest
 from edgeprune.choices import run_plan
 from edgeprune.errors import InputError
-from edgeprune.interface import TensorSpec
-from edgeprune.layout import PromptLayout
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep, PruningPlan
-from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.batching import PromptInputs
 from edgeprune.runtime.growing import FinishReason
-from edgeprune.runtime.images import ImageLike, load_image
+from edgeprune.runtime.images import ImageLike
 from edgeprune.runtime.messages import Message, PromptLike
-from edgeprune.runtime.programs import run_program
+from edgeprune.runtime.preparing import Preparation
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings
 from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
 from edgeprune.runtime.session import DEFAULT_BATCH, Session
@@ -96,6 +91,15 @@ class Model:
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
         self._encoder = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
+        self._preparation = Preparation(
+            encoder=self._encoder,
+            program=manifest.image_program,
+            mask=manifest.padding_mask,
+            positions=manifest.positions,
+            tower_tokens=manifest.tower_tokens,
+            # Converting millions of numbers takes longer than reading them from a table in the right type.
+            dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
+        )
         self.session = Session(backend, folder, manifest)
 
     @overload
@@ -219,24 +223,7 @@ class Model:
         Raises:
             InputError: an image or the prompt cannot be used.
         """
-        started = perf_counter()
-        manifest, feed = self.manifest, self.manifest.vision.inputs[0]
-        pictures = [load_image(picture) for picture in _checked_images(images)]
-        seen = [run_program(picture, manifest.image_program) for picture in pictures]
-        layout = PromptLayout(tuple(one.layout for one in seen))
-        token = manifest.prompt.image_token
-        texts = [image.text(token, manifest.tower_tokens) for image in layout.images]
-        input_ids = np.array(self._encoder.encode(prompt, texts), dtype=np.int64)
-        return PromptInputs(
-            input_ids=input_ids,
-            pixel_values=np.concatenate([_no_rows(feed), *(one.pixel_values for one in seen)]),
-            layout=layout,
-            visual_valid=layout.valid(manifest.padding_mask),
-            positions=prompt_positions(
-                manifest.positions, input_ids == manifest.prompt.image_token_id, layout
-            ),
-            preprocess_seconds=perf_counter() - started,
-        )
+        return self._preparation.prepare(prompt, _checked_images(images))
 
 
 class _Writer:
@@ -303,11 +290,6 @@ def load(
     elif options:
         raise InputError(f"options ({', '.join(options)}) go with a back end's name, not with an opened one")
     return Model(Path(bundle), manifest, backend)
-
-
-def _no_rows(spec: TensorSpec) -> NDArray[np.float32]:
-    """An input whose first axis, which counts, is 0 long."""
-    return np.empty([axis if isinstance(axis, int) else 0 for axis in spec.shape], dtype=np.float32)
 
 
 def _is_conversation(prompt: object) -> bool:

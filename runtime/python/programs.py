@@ -7,6 +7,7 @@ same integer roundings, so that pixel values agree to float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,36 +18,43 @@ from edgeprune.layout import ImageLayout
 from edgeprune.runtime.resizing import resize
 from edgeprune.vision_inputs import windows_of
 
+Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageInputs:
     """An image as the vision graph wants it.
 
     Attributes:
-        pixel_values: float32 [tiles, 3, h, w], (h, w) being the program's `feed.size`; or, of a program
-            that feeds patches, [visual tokens, patches of a square, values of a patch].
+        pixel_values: float32 or float16, [tiles, 3, h, w], (h, w) being the program's `feed.size`; or, of a
+            program that feeds patches, [visual tokens, patches of a square, values of a patch].
         layout: its visual tokens. Tiles are its blocks in order.
     """
 
-    pixel_values: NDArray[np.float32]
+    pixel_values: Floats
     layout: ImageLayout
 
 
-def run_program(image: NDArray[np.uint8], program: ImageProgram) -> ImageInputs:
+def run_program(
+    image: NDArray[np.uint8], program: ImageProgram, dtype: type[np.float32 | np.float16] = np.float32
+) -> ImageInputs:
     """Carries out a program on an image.
 
     Args:
         image: uint8 [H, W, 3] in RGB, as `load_image` gives it.
         program: of the bundle.
+        dtype: of the pixel values; float16 are those of float32, each rounded to the nearest.
 
     Raises:
         InputError: not such an array, or so elongated that an intermediate image would be huge.
     """
-    values = pixel_values(image_tiles(image, program), program.pixels)
+    tiles = image_tiles(image, program)
+    # Rescaling and normalising are functions of one byte: a table per channel gives the same floats.
+    table = cast(Floats, _table(program.pixels).astype(dtype))
     layout = program.layout(image.shape[1], image.shape[0])
     if isinstance(program.feed, PatchFeed):
-        values = _patches(values[0], program.feed, program.unit[0])
-    return ImageInputs(values, layout)
+        return ImageInputs(_patches(tiles[0], table, program.feed, program.unit[0]), layout)
+    return ImageInputs(np.stack([table[color][tiles[..., color]] for color in range(3)], axis=1), layout)
 
 
 def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint8]:
@@ -86,13 +94,6 @@ def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.u
     return np.concatenate(parts)
 
 
-def pixel_values(tiles: NDArray[np.uint8], pixels: PixelValues) -> NDArray[np.float32]:
-    """The numbers that the vision tower reads, float32 [tiles, 3, h, w], of uint8 [tiles, h, w, 3]."""
-    # Rescaling and normalising are functions of one byte: a table per channel gives the same floats.
-    table = _table(pixels)
-    return np.stack([table[channel][tiles[..., channel]] for channel in range(3)], axis=1)
-
-
 def _resized(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint8]:
     """The image after fit, sizes and crop."""
     height, width = image.shape[:2]
@@ -119,16 +120,19 @@ def _step(
     return resize(image, target, resample, crop=crop)
 
 
-def _patches(values: NDArray[np.float32], feed: PatchFeed, square: int) -> NDArray[np.float32]:
-    """Squares of patches, window by window: float32 [tokens, patches of a square, 3 * frames * size * size],
-    of an image [3, height, width] that is whole squares of so many pixels.
+def _patches(image: NDArray[np.uint8], table: Floats, feed: PatchFeed, square: int) -> Floats:
+    """Squares of patches, window by window: [tokens, patches of a square, 3 * frames * size * size], of an
+    image, uint8 [height, width, 3], that is whole squares of so many pixels, by a table of values [3, 256].
     """
-    rows, columns, side = values.shape[1] // square, values.shape[2] // square, square // feed.size
-    parts = values.reshape(3, rows, side, feed.size, columns, side, feed.size)
-    parts = parts.transpose(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, side * side, 3, 1, feed.size**2)
+    rows, columns, side = image.shape[0] // square, image.shape[1] // square, square // feed.size
+    parts = image.reshape(rows, side, feed.size, columns, side, feed.size, 3)
+    parts = parts.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, side * side, 3, feed.size**2)
     order = np.concatenate(windows_of((rows, columns), feed.window))
-    repeated = np.repeat(parts[order], feed.frames, axis=3)
-    return repeated.reshape(len(order), side * side, -1)
+    parts = parts[order]
+    values = np.empty((*parts.shape[:3], feed.frames, feed.size**2), dtype=table.dtype)
+    for color in range(3):
+        values[:, :, color] = table[color][parts[:, :, color]][:, :, None]
+    return values.reshape(len(order), side * side, -1)
 
 
 def _table(pixels: PixelValues) -> NDArray[np.float32]:

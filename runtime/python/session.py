@@ -191,7 +191,7 @@ class Session:
 
     def _prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan) -> Decoding:
         """`prefill` of prompts that were checked."""
-        batch = padded(prompts, self.manifest, plan)
+        batch = padded(prompts, self.manifest.prompt, plan)
         started = perf_counter()
         embeds, levels, places = self._see(prompts)
         self.backend.synchronize()
@@ -232,9 +232,10 @@ class Session:
         self, prompts: Sequence[PromptInputs], places: NDArray[np.int64], plan: PruningPlan
     ) -> NDArray[np.int64]:
         """Which entry of the bias curve each visual token reads, int64 [B, V]."""
-        count = self.manifest.curve_places if Debias.POSITION in plan.debias else 0
-        rows = [prompt.layout.take(row).places(count) for prompt, row in zip(prompts, places, strict=True)]
-        return np.stack(rows)
+        if Debias.POSITION not in plan.debias:
+            return np.zeros_like(places)
+        layouts = [prompt.layout.take(row) for prompt, row in zip(prompts, places, strict=True)]
+        return np.stack([self.manifest.curve_place(layout) for layout in layouts])
 
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""

@@ -137,10 +137,12 @@ def test_no_two_tensors_of_a_random_model_are_equal(tmp_path: Path, monkeypatch:
     assert len(set(contents)) == len(contents)
 
 
-def test_a_back_end_that_cannot_run_says_why() -> None:
+def test_a_back_end_that_cannot_run_says_why(tmp_path: Path) -> None:
     found = gpu_check.backends_for("sm90")
     assert "cannot build for sm90" in (found["tensorrt-rtx"] or "")
     assert found["onnxruntime-cuda"]
-    place = gpu_check.Place(Path("work"), "sm90", "large", 1, ())
-    with pytest.raises(gpu_check.SkippedError, match="no back end of a GPU can run here"):
-        gpu_check.large(place)
+    place = gpu_check.Place(tmp_path, "sm90", "large", 1, ())
+    for name in ("sample", "large", "families", "first-token", "pixels"):
+        with pytest.raises(gpu_check.SkippedError, match="no back end of a GPU can run here"):
+            gpu_check.PARTS[name](place)
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, defs, helper
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from edgeprune.debias.selection import select
 from edgeprune.exporter import op
@@ -200,6 +202,28 @@ def test_keeping_none_and_all(stage: Stage, end: str) -> None:
     else:
         rows = zip(found[1], stage["visual_index"], strict=True)
         assert not any(np.isin(kept, of_row).any() for kept, of_row in rows)
+
+
+class TopK(OpRun):
+    """As ONNX Runtime's CUDA kernel: it fills rows up with the lowest finite number, which is above -inf."""
+
+    def _run(self, values: Array, count: Array, **_: Any) -> tuple[Array, Array]:
+        length = 1 << values.shape[1].bit_length()
+        filled = np.full((values.shape[0], length), np.finfo(values.dtype).min, dtype=values.dtype)
+        filled[:, : values.shape[1]] = values
+        best = np.argsort(-filled, axis=1, kind="stable")[:, : int(count[0])]
+        return np.take_along_axis(filled, best, axis=1), best
+
+
+@PROPERTY
+@given(stage=stages(), end=st.sampled_from(["some", "all"]))
+def test_the_body_does_not_lean_on_minus_infinity_in_topk(stage: Stage, end: str) -> None:
+    if end == "all":
+        stage = {**stage, "kept": stage["visual_index"].shape[1]}
+    inputs = feeds(stage)
+    inlined = inline_local_functions(one_node())
+    found = ReferenceEvaluator(inlined, new_ops=[TopK]).run(None, inputs)
+    assert_same((found[0], found[1]), expected(stage, inputs))
 
 
 @PROPERTY

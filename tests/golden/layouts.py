@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeprune.debias.curves import Coordinate
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.image_program import (
     CutTiles,
@@ -65,7 +66,7 @@ PROGRAMS = {
 }
 # (width, height)
 SIZES = ((16, 16), (40, 17), (13, 31), (7, 100), (97, 33), (1, 1))
-CURVE_PLACES = (16, 11)
+CURVE_PLACES: tuple[tuple[Coordinate, int], ...] = (("image", 11), ("block", 11), ("row", 7))
 
 
 def gradient(width: int, height: int) -> np.ndarray:
@@ -93,7 +94,10 @@ def layout_case(name: str, program: ImageProgram, width: int, height: int) -> di
         "padding_masks": [
             {**mask.model_dump(), "valid": prompt.valid(mask).astype(int).tolist()} for mask in masks
         ],
-        "curve_places": [{"places": count, "of": prompt.places(count).tolist()} for count in CURVE_PLACES],
+        "curve_places": [
+            {"places": count, "coordinate": coordinate, "of": prompt.places(count, coordinate).tolist()}
+            for coordinate, count in CURVE_PLACES
+        ],
     }
 
 

@@ -151,7 +151,8 @@ def recorded(model: Model, case: dict[str, Any]) -> dict[str, Any]:
     tiles = [
         image_tiles(load_image(GOLDEN / "images" / name), manifest.image_program) for name in case["images"]
     ]
-    places = manifest.curve_places if "position" in plan.debias else 0
+    debiased = "position" in plan.debias
+    places = manifest.curve_place(prompt.layout) if debiased else prompt.layout.places(0)
     (found,) = results(model, [(prompt, plan)])
     return {
         **case,
@@ -160,7 +161,7 @@ def recorded(model: Model, case: dict[str, Any]) -> dict[str, Any]:
         "tiles_sha256": [hashlib.sha256(one.tobytes()).hexdigest() for one in tiles],
         "padding_mask": prompt.visual_valid.astype(int).tolist(),
         # By number of the layout; where the tower merges, only those of the tokens that are left are fed.
-        "curve_place": prompt.layout.places(places).tolist(),
+        "curve_place": places.tolist(),
         "debiased_by": [one.value for one in plan.debias],
         "kept_slots": [counts.kept for counts in plan.counts(visual)],
         "cache_lengths": list(plan.cache_lengths(len(prompt.input_ids), visual)),

@@ -16,7 +16,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from tests.golden.reader_images import SeenImage, Size
+from tests.golden.reader_images import SeenImage, Size, curve_place
 
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
@@ -29,12 +29,6 @@ def counts(visual: int, stage: dict[str, Any]) -> Size:
         return kept, 0
     recycled = min(dropped, 3 * dropped // 10 + 1)
     return kept, min(recycled, recycled // 10 + 1)
-
-
-def curve_place(tokens: int, places: int) -> list[int]:
-    """Of one image."""
-    last = tokens - 1
-    return [1 + (2 * i * (places - 1) + last) // max(2 * last, 1) for i in range(tokens)]
 
 
 class Reader:

@@ -102,6 +102,12 @@ def _longest(h: int, w: int, edge: int, even: bool) -> Size:
     return (short, edge) if w >= h else (edge, short)
 
 
+def curve_place(tokens: int, places: int) -> list[int]:
+    """Of one image, block or row."""
+    last = tokens - 1
+    return [1 + (2 * i * (places - 1) + last) // max(2 * last, 1) for i in range(tokens)]
+
+
 class SeenImage:
     """An image after an image program: its tiles, the text in its place, its visual tokens' boxes."""
 
@@ -161,6 +167,17 @@ class SeenImage:
         target = tuple(slice(max(-s, 0), max(-s, 0) + n) for s, n in zip(start, length, strict=True))
         result[target] = image[source]
         return result
+
+    def curve_places(self, places: int, coordinate: str) -> list[int]:
+        """Which entry of a curve each visual token reads."""
+        rows, columns = self.grid
+        tiles = len(self.tiles)
+        length, runs = {
+            "image": (tiles * rows * columns, 1),
+            "block": (rows * columns, tiles),
+            "row": (columns, tiles * rows),
+        }[coordinate]
+        return curve_place(length, places) * runs
 
     def _pieces(self, text: dict[str, str], thumbnail_first: bool | None) -> list[str | int]:
         tokens, (rows, columns) = self.grid[0] * self.grid[1], self.tile_grid

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.golden.layouts import CURVE_PLACES, gradient
 from tests.golden.make import BUNDLES, GOLDEN, NEW_TOKENS
-from tests.golden.reader import Reader, counts, curve_place
+from tests.golden.reader import Reader, counts
 from tests.golden.reader_images import SeenImage
 from tests.golden.test_golden import EVERY, LIMITS, cases_of
 
@@ -73,5 +73,5 @@ def test_the_image_program_is_that_of_the_document(case: dict[str, Any]) -> None
     for mask in case["padding_masks"]:
         assert seen.valid(mask) == mask["valid"]
     for curve in case["curve_places"]:
-        assert curve_place(len(curve["of"]), curve["places"]) == curve["of"]
-    assert tuple(curve["places"] for curve in case["curve_places"]) == CURVE_PLACES
+        assert seen.curve_places(curve["places"], curve["coordinate"]) == curve["of"]
+    assert tuple((one["coordinate"], one["places"]) for one in case["curve_places"]) == CURVE_PLACES

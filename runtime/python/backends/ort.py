@@ -6,7 +6,9 @@ Tensors are bound to graphs as they are (I/O binding), so caches pass from one s
 from __future__ import annotations
 
 import ctypes
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields
 from importlib import metadata
 from importlib.util import find_spec
@@ -82,7 +84,21 @@ def open_backend(name: str, options: Mapping[str, Any]) -> OrtBackend:
     reason = _why_not(name)
     if reason is not None:
         raise BackendError(f"the back end {name} cannot run here: {reason}")
+    if name == CUDA:
+        _load_cuda()
     return OrtBackend(name, chosen)
+
+
+def _load_cuda() -> None:
+    """Loads CUDA and cuDNN from NVIDIA's Python packages where these are installed, which ONNX Runtime does
+    not look into by itself.
+    """
+    import onnxruntime
+
+    with redirect_stdout(io.StringIO()):  # it prints what it does not find; loading a graph tells of that
+        onnxruntime.preload_dlls()
+    # Of each graph it warns of ScatterND, whose indices are never twice the same here, and of plug-ins.
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
 
 
 def _version() -> str | None:
@@ -263,15 +279,17 @@ class OrtBackend:
         if self.name == CUDA and _CUDA_PROVIDER not in active:
             raise BackendError(
                 f"CUDA was asked for, but ONNX Runtime runs {path.name} with {', '.join(active)}: it could "
-                "not load CUDA or cuDNN in the versions it was built for; install those, or choose the back "
-                f"end {CPU}"
+                "not load CUDA or cuDNN in the versions it was built for; install those (pip install "
+                f"'onnxruntime-gpu[cuda,cudnn]' brings them), or choose the back end {CPU}"
             )
         return OrtGraph(session, self._device, path.name)
 
     def _providers(self) -> list[Any]:
         if self.name != CUDA:
             return ["CPUExecutionProvider"]
-        return [(_CUDA_PROVIDER, {"device_id": self.options.device}), "CPUExecutionProvider"]
+        # Products in TF32, ONNX Runtime's default, round fp32 to 10 bits, and other tokens would be kept.
+        settings = {"device_id": self.options.device, "use_tf32": 0}
+        return [(_CUDA_PROVIDER, settings), "CPUExecutionProvider"]
 
     def synchronize(self) -> None:
         """Nothing to wait for: a run of ONNX Runtime ends when its results are there."""

@@ -18,7 +18,8 @@ from edgeprune.calibration import calibrate
 from edgeprune.calibration.measure import Scorer, Subject, scoring_plan, subject_of
 from edgeprune.calibration.samples import Sample
 from edgeprune.debias.masks import PaddingMask
-from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.errors import InputError
+from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.image_processor import padding_mask_for, read_image_program
 from edgeprune.image_program import ImageProgram
@@ -27,7 +28,7 @@ from edgeprune.plans import PruningPlan
 from edgeprune.progress import Silent
 from tests.edgeprune.calibration.conftest import SIZES
 from tests.export.method_reference import find_raters
-from tests.tiny import save_internvl
+from tests.tiny import save_internvl, save_qwen
 
 LAYERS, GRID, IMAGE_TOKEN = 4, (6, 6), 5
 
@@ -93,9 +94,10 @@ def test_the_attention_is_that_of_every_stage_in_the_unpruned_model(
     """Also in a batch of prompts of different length, which are padded."""
     prompts = ("what is in the image ?", "what colour ?", "star")
     samples = [Sample(path, prompt) for path, prompt in zip(sorted(images.iterdir()), prompts, strict=False)]
-    paid, _, place = scorer(model, method, layer).attention(samples)
+    found = scorer(model, method, layer).attention(samples)
+    paid = np.stack([one.paid for one in found], axis=1)
     assert paid.shape == (len(stages), 3, 36)
-    assert np.array_equal(place, [range(36)] * 3)
+    assert all(np.array_equal(one.places["image"], range(36)) for one in found)
     assert paid == pytest.approx(huggingface(model, samples, stages), rel=2e-6, abs=1e-6)
 
 
@@ -103,7 +105,7 @@ def test_the_attention_is_that_of_every_stage_in_the_unpruned_model(
 def test_padding_is_found_as_the_runtime_finds_it(model: Path, images: Path, method: str) -> None:
     found = scorer(model, method)
     samples = [Sample(path, "?") for path in sorted(images.iterdir())[:4]]
-    _, valid, _ = found.attention(samples)
+    valid = np.stack([one.valid for one in found.attention(samples)])
     program = read_image_program(model, (24, 24), GRID)
     assert np.array_equal(valid, masks(program, padding_mask_for(program, method)))
     assert 0 < valid.mean() < 1
@@ -131,7 +133,8 @@ def test_padding_moves_with_a_crop(model: Path, images: Path, tmp_path: Path) ->
     cropping, program = with_processor(model, tmp_path / "crops", size={"shortest_edge": 36})
     mask = PaddingMask(kind="share")
     found = Scorer(replace(subject(cropping), mask=mask))
-    _, valid, _ = found.attention([Sample(path, "?") for path in sorted(images.iterdir())[:4]])
+    samples = [Sample(path, "?") for path in sorted(images.iterdir())[:4]]
+    valid = np.stack([one.valid for one in found.attention(samples)])
     # 36 x 12 fills rows 12 to 24 of 36, which are 6 to 18 of the crop's 24: a token and a half are padding.
     assert valid[1].reshape(GRID)[:, 0].tolist() == [0, 1, 1, 1, 1, 0]
     assert np.array_equal(valid, masks(program, mask))
@@ -147,8 +150,9 @@ def test_the_usual_crop_without_letterboxing(model: Path, images: Path, tmp_path
     assert attention.padding_share_of_tokens == attention.padding_share_of_attention == 0
     assert attention.counts.sum(0).tolist() == [44] * 36
     samples = [Sample(path, "what colour ?") for path in sorted(images.iterdir())[:4]]
-    paid, valid, _ = scorer(usual, "fastv").attention(samples)
-    assert valid.all()
+    measured = scorer(usual, "fastv").attention(samples)
+    assert all(one.valid.all() for one in measured)
+    paid = np.stack([one.paid for one in measured], axis=1)
     assert paid == pytest.approx(huggingface(usual, samples, [(1, "last")]), abs=1e-6)
 
 
@@ -165,7 +169,37 @@ def test_methods_that_pay_no_attention(method: str) -> None:
         plan_of(method)
 
 
-def test_images_of_different_numbers_of_visual_tokens_are_refused(tmp_path: Path) -> None:
-    folder = save_internvl(tmp_path / "model")
-    with pytest.raises(UnsupportedModelError, match=r"different numbers.*such as LLaVA-1\.5"):
-        subject(folder)
+@pytest.mark.parametrize("kind", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+def test_images_of_different_sizes(kind: str, tmp_path: Path) -> None:
+    """Each prompt's attention is what Hugging Face's own model pays, in times of an even share."""
+    folder = save_internvl(tmp_path / "m") if kind == "internvl" else save_qwen(tmp_path / "m", kind)
+    about = subject(folder, layer=3)
+    blocks = {} if about.program.grid is None else {"block": 9, "row": 3}
+    assert about.places == {"image": 256, "row": 64, **blocks}
+    samples = []
+    for number, (width, height) in enumerate([(40, 24), (24, 40), (64, 20), (40, 24)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        samples.append(
+            Sample(tmp_path / f"{number}.png", ("what colour", "star", "is the box big")[number % 3])
+        )
+    scorer = Scorer(about)
+    found = scorer.attention(samples)
+    assert len({one.paid.shape[1] for one in found}) > 1
+    config = read_config(folder)
+    family = family_of(config)
+    hf = family.load(folder, torch.float32)
+    for sample, one in zip(samples, found, strict=True):
+        inputs = scorer._preparation.prepare(scorer._asked(sample.prompt), [sample.image])
+        given = family.image_arguments(torch.from_numpy(inputs.pixel_values), [inputs.layout], config)
+        ids = torch.from_numpy(inputs.input_ids)[None]
+        if kind != "internvl":  # by which it finds positions on three axes
+            given["mm_token_type_ids"] = (ids == config.image_token_id).int()
+        with torch.no_grad():
+            seen = hf(input_ids=ids, **given, output_attentions=True)
+        visual = np.flatnonzero(inputs.input_ids == config.image_token_id)
+        expected = seen.attentions[2][0].mean(0)[-1].numpy()[visual] * len(visual)
+        assert one.paid[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert one.valid.all()
+        for name, count in about.places.items():
+            assert np.array_equal(one.places[name], inputs.layout.places(count, name) - 1)

@@ -14,6 +14,7 @@ import pytest
 
 from edgeprune.calibration import calibrate
 from edgeprune.calibration import run as running
+from edgeprune.calibration.attention import Paid
 from edgeprune.calibration.measure import Scorer
 from edgeprune.debias.curves import ExponentialCurve, load_curve
 from edgeprune.errors import InputError, OutputError
@@ -91,8 +92,8 @@ def test_a_known_growth_at_each_stage_is_recovered_within_a_percent(
         noise = rng.gamma(400, 1 / 400, (3, len(samples), 36))
         valid = np.ones((len(samples), 36), dtype=np.float32)
         valid[::2, :6] = 0
-        paid = np.array(trends)[:, None] * noise * np.where(valid == 0, 10, 1)
-        return paid.astype(np.float32), valid, np.tile(np.arange(36), (len(samples), 1))
+        paid = (np.array(trends)[:, None] * noise * np.where(valid == 0, 10, 1)).astype(np.float32)
+        return [Paid(paid[:, n], valid[n], {"image": np.arange(36)}) for n in range(len(samples))]
 
     monkeypatch.setattr(Scorer, "attention", made)
     output = tmp_path / "curve.json"
@@ -128,7 +129,7 @@ def test_what_was_measured_before_a_damaged_image_is_not_lost(
     with pytest.raises(InputError, match="is not an image"):
         run(model, copies, output, trend="exponential")
     with np.load(tmp_path / "curve.json.unfinished.npz") as found:
-        assert found["samples"].tolist() == [40]
+        assert found["image samples"].tolist() == [40]
     damaged.write_bytes(whole)
     again = run(model, copies, output, trend="exponential")
     assert again.stages[0].attention.samples == 44

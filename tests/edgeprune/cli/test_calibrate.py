@@ -38,7 +38,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
         options.pop("progress")
         made.append({"model": model, "images": images, **options})
         stages = method_by_name(options["method"]).plan(32, layer=options["layer"]).stages
-        found = calibration_of(ABOUT, stages, [noise(seed) for seed in range(len(stages))], "exponential")
+        found = calibration_of(
+            ABOUT, stages, {"image": [noise(seed) for seed in range(len(stages))]}, "exponential"
+        )
         run.write(found, Outputs.beside(output), options["plot"])
         return found
 
@@ -66,6 +68,7 @@ def test_figures_and_files(cli: Cli, calls: list[dict[str, Any]]) -> None:
             "method": "fastv",
             "layer": None,
             "trend": None,
+            "coordinate": None,
             "limit": None,
             "batch": 8,
             "restart": False,

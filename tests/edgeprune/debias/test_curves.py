@@ -268,6 +268,7 @@ def test_the_file_of_a_table_calls_its_weights_weights(tmp_path: Path) -> None:
     save_curve(TABLE, tmp_path / "curve.json")
     assert json.loads((tmp_path / "curve.json").read_text()) == {
         "kind": "tabulated",
+        "coordinate": "image",
         "weights": [1, 0.5, 0.3],
     }
 

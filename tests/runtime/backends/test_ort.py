@@ -233,8 +233,27 @@ def test_cuda_that_silently_became_the_cpu_is_an_error(
     backend = OrtBackend("onnxruntime-cuda", Options(device=1))
     with pytest.raises(BackendError, match=r"CUDA was asked for, but ONNX Runtime runs graph\.onnx with CPU"):
         backend.load(Path("anywhere"), SPEC)
-    assert asked[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    assert asked[0] == ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})
     assert "host alone" in backend.peak_memory().metric
+
+
+def test_cuda_is_loaded_from_the_packages_that_bring_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+
+    def preload() -> None:
+        calls.append("preload")
+        print("Failed to load libcudnn.so.9")
+
+    monkeypatch.setattr(ort, "_why_not", lambda name: None)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", lambda level: calls.append(str(level)))
+    open_backend("onnxruntime")
+    assert calls == []
+    open_backend("onnxruntime-cuda")
+    assert calls == ["preload", "3"]
+    assert capsys.readouterr().out == ""
 
 
 def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,9 +124,11 @@ def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
 def _most_windows(tokens: int, window: int) -> int:
     """The most windows of an image: along each edge one may be of fewer tokens than the others.
 
-    rows + columns is the greatest in the most elongated image.
+    rows + columns is the greatest in the most elongated image; rounding to whole tokens makes a grid at most
+    1.5 times as long and 1.5 times as narrow as the image, cutting off at most half as wide.
     """
-    edges = math.sqrt(tokens) * (math.sqrt(MOST_ELONGATED) + 1 / math.sqrt(MOST_ELONGATED))
+    elongated = math.sqrt(1.5**2 * MOST_ELONGATED)
+    edges = math.sqrt(tokens) * (elongated + 1 / elongated)
     ragged = tokens + (window - 1) * edges + (window - 1) ** 2
     return min(tokens, math.ceil(ragged / window**2))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
@@ -103,6 +103,7 @@ def test_without_the_plugin_no_more_are_kept_than_topk_selects() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 8))
+@example(5, 939, 6)  # 235 x 1 tokens
 def test_no_image_has_more_windows_than_the_profile_takes(width: int, height: int, window: int) -> None:
     width, height = min(width, 200 * height), min(height, 200 * width)
     program = qwen(2, 16, 4000, feed=PatchFeed(size=2, window=window))
