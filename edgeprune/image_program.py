@@ -10,6 +10,7 @@ Sizes are in pixels, (height, width) in fields and (width, height) where an imag
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from fractions import Fraction
 from itertools import groupby
 from typing import Annotated, Literal, TypeAlias
@@ -275,6 +276,45 @@ class ImageProgram(Part):
             )
         budget = PixelBudget(least=min(last.least, pixels), most=pixels)
         return self.model_copy(update={"sizes": (*earlier, budget)})
+
+    def shrunken(self, width: int, height: int, tokens: int) -> ImageProgram | None:
+        """The program that resizes an image to less, until it has at most so many visual tokens.
+
+        Of the sizes that this program could have been made for, a smaller budget of pixels, fewer tiles or a
+        shorter edge, the one with the most tokens up to `tokens`; the least one where all have more. None
+        where every image has as many visual tokens, whatever its size.
+        """
+        if self.fixed_tokens is not None:
+            return None
+        number, step = next(
+            (number, step) for number, step in enumerate(self.sizes) if not isinstance(step, TileMultiples)
+        )
+
+        def variant(step: SizeStep) -> tuple[int, ImageProgram]:
+            program = self.model_copy(
+                update={"sizes": (*self.sizes[:number], step, *self.sizes[number + 1 :])}
+            )
+            return program.layout(width, height).tokens, program
+
+        if isinstance(step, PixelBudget):
+            unit = math.prod(self.unit)
+            budgets = range(1, min(tokens, step.most // unit) + 1)
+            # Images are only made smaller: one below the least would be enlarged, to more than asked for.
+            fitting = bisect_right(
+                budgets,
+                tokens,
+                key=lambda most: variant(PixelBudget(least=unit, most=most * unit))[0],
+            )
+            return variant(PixelBudget(least=unit, most=max(1, fitting) * unit))[1]
+        steps: list[SizeStep] = []
+        if isinstance(step, AspectTiles):
+            tiles = range(1, step.most + 1)
+            steps = [AspectTiles(least=min(step.least, most), most=most) for most in tiles]
+        elif isinstance(step, LongestEdge):
+            edges = range(max(self.unit), step.edge + 1, max(self.unit))
+            steps = [step.model_copy(update={"edge": edge}) for edge in edges]
+        found = [variant(one) for one in steps]
+        return max(found, key=lambda pair: (pair[0] <= tokens, pair[0] if pair[0] <= tokens else -pair[0]))[1]
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that an image is fitted to before it is resized: its own, or the square's."""

@@ -52,6 +52,10 @@ def run(
     ] = False,
     keep: RunKeep = None,
     debias: RunDebias = None,
+    share_by_image: Annotated[
+        bool,
+        typer.Option("--share-by-image", help="Every image keeps at least its part of the visual tokens."),
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="End the answer after so many tokens.")
     ] = 128,
@@ -111,6 +115,7 @@ def run(
         {
             "keep": read_shares(keep),
             "debias": debias,
+            "share_by_image": share_by_image,
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "stop": [typed(one, "--stop") for one in stop or ()],
@@ -275,6 +280,9 @@ def _print_statistics(reply: Reply, backend: str, brief: bool = False) -> None:
     if found.kept:
         kept = ", ".join(map(str, found.kept))
         visual += f", kept {kept} (padding among them: {', '.join(map(str, found.padded_kept))})"
+    if len(found.image_tokens) > 1 and found.image_kept:
+        each = zip(found.image_kept[-1], found.image_tokens, strict=True)
+        visual += f"; by image {', '.join(f'{kept} of {tokens}' for kept, tokens in each)}"
     speed = "" if found.tokens_per_second is None else f", {digits(found.tokens_per_second)} tokens/s"
     first = seconds_text(found.time_to_first_token_seconds)
     parts = f"vision {seconds_text(found.vision_seconds)}, prefill {seconds_text(found.prefill_seconds)}"

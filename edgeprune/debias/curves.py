@@ -62,16 +62,16 @@ class FittedTo(Part):
         weights: a fingerprint of the model's weights.
         method: the pruning method whose scoring rows paid the attention.
         layer: of the pruning stage.
-        grid: (rows, cols) of visual tokens of a tile; null where an image has as many as its size says.
         images: how many were measured.
+        grid: (rows, cols) of visual tokens of a tile; none where images are not cut into tiles.
     """
 
     model: Line
     weights: Line
     method: Line
     layer: Layer
-    grid: tuple[Pixels, Pixels] | None
     images: Count
+    grid: tuple[Pixels, Pixels] | None = None
 
 
 class _Curve(BaseModel):

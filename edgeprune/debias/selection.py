@@ -153,6 +153,40 @@ def effective_score(
     return effective.astype(np.float32)
 
 
+def select_by_image(
+    effective: NDArray[np.float32], image: NDArray[np.int64], kept: int
+) -> NDArray[np.int64] | None:
+    """The kept visual tokens of one prompt if every image keeps at least its part of them.
+
+    An image's part is K times its share of the tokens, rounded down, of those whose effective score is above
+    -inf; its best tokens fill it, and the best of all others what is left of K.
+
+    Args:
+        effective: float32 [V], of `effective_score`.
+        image: int64 [V], the number of the image that each belongs to.
+        kept: K, from 0 to V.
+
+    Returns:
+        int64 [K], ascending; None where the best K give every image its part already.
+    """
+    order = np.argsort(-effective, kind="stable")
+    counts = np.bincount(image)
+    part = np.minimum(
+        counts * kept // max(len(image), 1), np.bincount(image[effective > -np.inf], minlength=len(counts))
+    )
+    best = order[:kept]
+    if (np.bincount(image[best], minlength=len(counts)) >= part).all():
+        return None
+    ordered = image[order]
+    # How many of its image's tokens are better than each.
+    ahead = np.empty_like(ordered)
+    for number in range(len(counts)):
+        ahead[ordered == number] = np.arange(counts[number])
+    first = ahead < part[ordered]
+    rest = order[~first][: kept - int(first.sum())]
+    return np.sort(np.concatenate([order[first], rest])).astype(np.int64)
+
+
 def select_visual(
     score_v: NDArray[np.float32],
     weight: NDArray[np.float32],

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from edgeprune.bundle import read_manifest
 from edgeprune.checks import check_count
+from edgeprune.debias.selection import kept_count
 from edgeprune.errors import InputError
 from edgeprune.evaluation.benchmarks import Benchmark
 from edgeprune.evaluation.predictions import Prediction, PredictionFile
 from edgeprune.files import read_regular
+from edgeprune.image_program import ImageProgram
 from edgeprune.manifest import MANIFEST_NAME
 from edgeprune.plans import Keep, PruningPlan
 from edgeprune.progress import Progress, Silent
@@ -28,6 +30,7 @@ from edgeprune.questions.question import EncodedImage, Question
 if TYPE_CHECKING:
     from edgeprune.runtime.batching import PromptInputs
     from edgeprune.runtime.growing import Picker
+    from edgeprune.runtime.images import ImageLike
     from edgeprune.runtime.model import Model
     from edgeprune.runtime.session import Generated
 
@@ -93,11 +96,14 @@ class Choice:
     Attributes:
         keep, debias: as for `edgeprune.choices.run_plan`.
         mask: puts another padding mask in the place of an image's own; None leaves it.
+        resize: the share, in steps of 1/10000, of its visual tokens that an image is resized to; None leaves
+            its size.
     """
 
     keep: Keep = None
     debias: str | None = None
     mask: Mask | None = None
+    resize: int | None = None
 
 
 class Bundle:
@@ -131,7 +137,7 @@ class Bundle:
         how = chosen_by(manifest.generation, {"do_sample": False})
         self._picker: Callable[[PromptInputs], Picker] = lambda prompt: Sampler(how, prompt.input_ids).pick
         chosen = choice or Choice()
-        self._asking, self._mask = asking, chosen.mask
+        self._asking, self._mask, self._resize = asking, chosen.mask, chosen.resize
         self._plan = self._model.plan(chosen.keep, chosen.debias)
 
     def answer(self, numbered: Sequence[tuple[int, Question]]) -> list[tuple[int, Prediction]]:
@@ -164,16 +170,35 @@ class Bundle:
             places = f"{self._image_token}\n" * len(images)
             prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
         try:
-            prepared = self._model.prepare(prompt, images)
+            prepared = self._model.prepare(prompt, *self._sized(images))
         except InputError as error:
             raise InputError(f"{question.where}: {error}") from error
-        asked, visual = question.asked_token, len(prepared.visual_valid)
+        asked, visual = self._asked(question), len(prepared.visual_valid)
         if asked is not None and not 0 <= asked < visual:
             raise InputError(
                 f"{question.where}: asked_token is {asked}: expected a number from 0 to {visual - 1}, as the "
                 "images have so many visual tokens; correct the file, or leave it out"
             )
         return prepared
+
+    def _asked(self, question: Question) -> int | None:
+        """The asked token; of an image that is resized it is another one, which nobody names."""
+        return question.asked_token if self._resize is None else None
+
+    def _sized(self, images: Sequence[ImageLike]) -> tuple[Sequence[ImageLike], list[ImageProgram] | None]:
+        """Images, and the programs that resize them where they are to have fewer visual tokens."""
+        if self._resize is None:
+            return images, None
+        from edgeprune.runtime.images import load_image
+
+        program = self._model.manifest.image_program
+        loaded = [load_image(image) for image in images]
+        programs = []
+        for image in loaded:
+            height, width = image.shape[:2]
+            fewer = kept_count(program.layout(width, height).tokens, self._resize)
+            programs.append(program.shrunken(width, height, fewer) or program)
+        return loaded, programs
 
     def _prediction(self, question: Question, valid: NDArray[np.float32], reply: Generated) -> Prediction:
         # By the image's own mask: an imposed one says nothing about padding.
@@ -185,8 +210,8 @@ class Bundle:
             padded_kept=padded,
             new_tokens=len(reply.token_ids),
             asked_kept=None
-            if question.asked_token is None
-            else tuple(question.asked_token in stage.kept_visual for stage in reply.stages),
+            if (asked := self._asked(question)) is None
+            else tuple(asked in stage.kept_visual for stage in reply.stages),
         )
 
 
@@ -195,7 +220,7 @@ def settings_of(
     questions: Sequence[Question],
     asking: Asking,
     plan: PruningPlan | None = None,
-    drawn: str | None = None,
+    selection: str = "by the plan",
 ) -> dict[str, Setting]:
     """Everything an answer depends on, for the header of its file.
 
@@ -203,7 +228,7 @@ def settings_of(
         bundle: its folder.
         questions, asking: what is asked, and how.
         plan: the one that runs; None for the bundle's.
-        drawn: how tokens are selected at random; None where they are not.
+        selection: how tokens are selected.
 
     The bundle counts by its manifest, which holds the hashes of all its files; questions by their texts.
     """
@@ -216,7 +241,7 @@ def settings_of(
         "model": manifest.model.source,
         "plan": (plan or manifest.plan).describe(),
         "bundle": hashlib.sha256(read_regular(bundle / MANIFEST_NAME)).hexdigest()[:16],
-        "selection": "by the plan" if drawn is None else f"random among {drawn}",
+        "selection": selection,
         "questions": len(questions),
         "question_texts": texts.hexdigest()[:16],
         "template": asking.template,

@@ -1,4 +1,5 @@
-"""Ways to select visual tokens, asked the same questions: none, random, methods, debiased methods.
+"""Ways to select visual tokens, asked the same questions: none, random, methods, debiased methods; and the
+image resized until it has as many tokens, with nothing pruned.
 
 Every way answers from a graph that the exporter wrote, one for each method: keep ratio and debias are choices
 of a run. A random selection is imposed through the padding mask, since where exactly K tokens are marked
@@ -32,7 +33,8 @@ from edgeprune.plans import PruningPlan, Ranking, method_by_name
 from edgeprune.progress import Progress, Silent
 from edgeprune.questions.question import Question
 
-UNPRUNED, RANDOM, RANDOM_CONTENT = "unpruned", "random", "random among content"
+UNPRUNED, RESIZE = "unpruned", "resize"
+RANDOM, RANDOM_CONTENT = "random", "random among content"
 DEBIAS = ("none", "position", "padding", "both")
 _RANDOM_METHOD = "fastv"
 
@@ -96,6 +98,7 @@ class Way:
         debias: one of `DEBIAS`.
         drawn: where a random selection is drawn from: "all" tokens, or the "content", those that show the
             image; None for no random selection.
+        resized: whether the image is resized until it has as many visual tokens, and nothing is pruned.
         baseline: the way that it is compared with, or None.
         beside: another one that it is compared with too, or None.
     """
@@ -105,6 +108,7 @@ class Way:
     keep: float | None = None
     debias: str = "none"
     drawn: str | None = None
+    resized: bool = False
     baseline: str | None = None
     beside: str | None = None
 
@@ -158,8 +162,10 @@ class Comparison:
 def ways(grid: Grid) -> Iterator[Way]:
     """Every way of a grid, baselines before what is compared with them."""
     free = [method for method in grid.methods if method_by_name(method).keep_is_free]
-    yield Way(UNPRUNED, free[0] if free else _RANDOM_METHOD)
+    unpruned = free[0] if free else _RANDOM_METHOD
+    yield Way(UNPRUNED, unpruned)
     for keep in grid.keeps:
+        yield Way(RESIZE, unpruned, keep, resized=True)
         if grid.random:
             yield Way(RANDOM, _RANDOM_METHOD, keep, drawn="all")
             yield Way(RANDOM_CONTENT, _RANDOM_METHOD, keep, drawn="content")
@@ -192,12 +198,12 @@ class Needs:
 
 def needs_of(way: Way, grid: Grid) -> Needs:
     """Which bundle a way needs, and what is chosen when it runs."""
-    keep = 1.0 if way.keep is None else way.keep
+    keep = 1.0 if way.keep is None or way.resized else way.keep
     debias = "position,padding" if way.debias == "both" else way.debias
     # A keep ratio that is part of the graph is exported, and no choice of a run.
     free = method_by_name(way.method).keep_is_free
     pruning = Pruning(way.method, None if free else keep, grid.layer, grid.curve)
-    return Needs(pruning, Choice(keep if free else None, debias, _mask(way, grid.seed)))
+    return Needs(pruning, Choice(keep if free else None, debias, _mask(way, grid.seed), _resize(way)))
 
 
 def comparison_of(
@@ -239,14 +245,14 @@ def comparison_of(
         listener.step(way.name if way.keep is None else f"{way.name} at {way.keep:g}", len(questions))
         path = output / _file_name(way)
         plan = run_plan(manifest, needs.choice.keep, needs.choice.debias)
-        drawn = None if way.drawn is None else f"{way.drawn}, seed {grid.seed}"
-        settings = settings_of(folder, questions, asking, plan, drawn)
+        settings = settings_of(folder, questions, asking, plan, _selection(way, grid.seed))
         with PredictionFile(path, settings, questions, restart) as file:
             ask(folder, questions, file, asking, needs.choice, listener)
         tally = benchmark.metric(questions, file.texts())
         tallies[way.name, way.keep] = tally
         found = [file.done[number] for number in range(len(questions))]
-        visual = sum(one.visual_tokens for one in found) / len(found)
+        if way.name == UNPRUNED:
+            visual = sum(one.visual_tokens for one in found) / len(found)
         others = [
             None if name is None else tallies.get((name, way.keep)) for name in (way.baseline, way.beside)
         ]
@@ -313,10 +319,23 @@ def _pointless(way: Way, manifest: Manifest) -> str | None:
             f"no bias curve of {way.method} is fitted to this model, so position debiasing is left out: give "
             "`curve`"
         )
+    if way.resized and manifest.image_program.fixed_tokens is not None:
+        return "images of every size have as many visual tokens, so resizing them is left out"
     padding = way.debias in ("padding", "both") or way.drawn == "content"
     if padding and manifest.padding_mask.kind == "none":
         return "the model does not letterbox images, so what concerns padding is left out"
     return None
+
+
+def _selection(way: Way, seed: int) -> str:
+    """How visual tokens are selected, for the header of a file of answers."""
+    if way.drawn is not None:
+        return f"random among {way.drawn}, seed {seed}"
+    return "by the plan" if way.keep is None or not way.resized else f"images resized to {way.keep:g}"
+
+
+def _resize(way: Way) -> int | None:
+    return keep_per_10000(way.keep) if way.resized and way.keep is not None else None
 
 
 def _mask(way: Way, seed: int) -> Mask | None:

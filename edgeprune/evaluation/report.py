@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.evaluation.bootstrap import Interval
-from edgeprune.evaluation.comparison import RANDOM, RANDOM_CONTENT, UNPRUNED, Comparison, Outcome
+from edgeprune.evaluation.comparison import RANDOM, RANDOM_CONTENT, RESIZE, UNPRUNED, Comparison, Outcome
 from edgeprune.files import write_text
 from edgeprune.plotting import new_figure, save_figure
 
 _COLORS = {"none": "tab:red", "position": "tab:orange", "padding": "tab:blue", "both": "tab:green"}
+_BASELINES = {RESIZE: ("tab:purple", "x"), RANDOM: ("0.6", "s"), RANDOM_CONTENT: ("0.35", "s")}
 _MARKERS = {"none": "o", "position": "^", "padding": "v", "both": "P"}
 _LINES = {"none": "-", "position": ":", "padding": "--", "both": "-."}
 
@@ -113,7 +114,7 @@ def plot(comparison: Comparison, path: Path) -> None:
         dict.fromkeys(
             outcome.way.method
             for outcome in comparison.outcomes
-            if outcome.way.name not in (UNPRUNED, RANDOM, RANDOM_CONTENT)
+            if outcome.way.name not in (UNPRUNED, *_BASELINES)
         )
     )
     columns = min(3, len(methods))
@@ -138,8 +139,7 @@ def _panel(panel: Any, comparison: Comparison, method: str) -> dict[str, Any]:
     """Draws one method beside the baselines; returns what the legend names."""
     handles: dict[str, Any] = {}
     names = [
-        RANDOM,
-        RANDOM_CONTENT,
+        *_BASELINES,
         *(f"{method}{end}" for end in ("", " + position", " + padding", " + both")),
     ]
     for name in names:
@@ -149,14 +149,15 @@ def _panel(panel: Any, comparison: Comparison, method: str) -> dict[str, Any]:
         )
         if not found:
             continue
-        is_random = name in (RANDOM, RANDOM_CONTENT)
-        debias = name.removeprefix(method).removeprefix(" + ") or "none"
+        debias = "none" if name in _BASELINES else name.removeprefix(method).removeprefix(" + ") or "none"
         style = {
-            "color": {RANDOM: "0.6", RANDOM_CONTENT: "0.35"}[name] if is_random else _COLORS[debias],
-            "marker": "s" if is_random else _MARKERS[debias],
-            "linestyle": ":" if is_random else _LINES[debias],
+            "color": _COLORS[debias],
+            "marker": _MARKERS[debias],
+            "linestyle": _LINES[debias],
         }
-        label = name if is_random else "method" if debias == "none" else f"method + {debias}"
+        if name in _BASELINES:
+            style = dict(zip(style, (*_BASELINES[name], ":"), strict=True))
+        label = name if name in _BASELINES else "method" if debias == "none" else f"method + {debias}"
         middle = [outcome.main.value for outcome in found]
         handles[label] = panel.errorbar(
             [outcome.way.keep for outcome in found],

@@ -284,6 +284,14 @@ class PruningPlan(Part):
         return any(stage.needs_text_behind_images for stage in self.stages)
 
     @property
+    def selects_once(self) -> bool:
+        """Whether at most one stage selects, and what it drops is merged into nothing."""
+        plain = all(
+            stage.merge is Merge.DROP and stage.ranking is not Ranking.RANK_FUSION for stage in self.stages
+        )
+        return len(self.stages) <= 1 and plain and not self.tower
+
+    @property
     def prunes(self) -> bool:
         """Whether the language model has pruning stages."""
         return bool(self.stages)

@@ -14,6 +14,7 @@ from PIL import Image
 from edgeprune.bundle import read_manifest
 from edgeprune.choices import run_plan
 from edgeprune.errors import InputError
+from edgeprune.image_program import ImageProgram
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep, PruningPlan
@@ -57,7 +58,7 @@ class Reply:
 
     @property
     def kept_visual(self) -> tuple[tuple[int, ...], ...]:
-        """Per pruning stage, the kept visual tokens as ascending indices 0..V-1."""
+        """Per pruning stage, the numbers of the kept visual tokens, 0..V-1; see `StageResult.kept_visual`."""
         return tuple(tuple(int(index) for index in stage.kept_visual) for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +111,7 @@ class Model:
         *,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
+        share_by_image: bool = False,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = (),
@@ -126,6 +128,7 @@ class Model:
         *,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
+        share_by_image: bool = False,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = (),
@@ -141,6 +144,7 @@ class Model:
         *,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
+        share_by_image: bool = False,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         seed: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = (),
@@ -158,6 +162,9 @@ class Model:
                 unpruned model. None is what the bundle was exported with.
             debias: what the selection is debiased by: "position" (where the bundle has a bias curve),
                 "padding", both, or "none"; None is what the bundle was exported with.
+            share_by_image: whether every image keeps at least its part of the visual tokens that stay, which
+                a small one beside a large one may lose: for a method that selects once. Where an image would
+                not, the language graph reads the prompt twice.
             max_new_tokens: generate at most so many tokens; fewer where the position range ends.
             seed: makes drawing repeatable, whatever else is in the batch; for a list of prompts one for all
                 or one for each. None draws anew each time.
@@ -196,12 +203,14 @@ class Model:
             lambda number, token: writers[number].take(token),
             batch_size,
             plan,
+            share_by_image,
         )
         replies = []
         for writer, result in zip(writers, generated, strict=True):
             text = writer.finish()
             reason = "stop_string" if writer.stopped else result.finish_reason
             replies.append(Reply(text, result.token_ids, reason, plan, result.stages, result.statistics))
+            _note_starved(result.statistics)
         return replies[0] if single else replies
 
     def plan(self, keep: Keep = None, debias: str | Sequence[str] | None = None) -> PruningPlan:
@@ -217,13 +226,28 @@ class Model:
         if template is not None and any(isinstance(one, str) and token in one for one in prompts):
             note(f"a prompt that holds {token} is used as it stands, without the chat template")
 
-    def prepare(self, prompt: PromptLike, images: Sequence[ImageLike] = ()) -> PromptInputs:
-        """A prompt and its images as the session takes them.
+    def prepare(
+        self,
+        prompt: PromptLike,
+        images: Sequence[ImageLike] = (),
+        programs: Sequence[ImageProgram] | None = None,
+    ) -> PromptInputs:
+        """A prompt and its images as the session takes them; `programs` resize each image otherwise than the
+        bundle's, see `ImageProgram.shrunken`.
 
         Raises:
             InputError: an image or the prompt cannot be used.
         """
-        return self._preparation.prepare(prompt, _checked_images(images))
+        return self._preparation.prepare(prompt, _checked_images(images), programs)
+
+
+def _note_starved(found: Statistics) -> None:
+    for image in found.starved:
+        note(
+            f"of image {image + 1} of {len(found.image_tokens)}, {found.image_kept[-1][image]} of "
+            f"{found.image_tokens[image]} visual tokens are left: the model hardly sees it; give every image "
+            "its part with `share_by_image`, or keep more"
+        )
 
 
 class _Writer:

@@ -39,14 +39,28 @@ class Preparation:
     tower_tokens: Callable[[int], int]
     dtype: type[np.float32 | np.float16] = np.float32
 
-    def prepare(self, prompt: PromptLike, images: Sequence[ImageLike]) -> PromptInputs:
+    def prepare(
+        self,
+        prompt: PromptLike,
+        images: Sequence[ImageLike],
+        programs: Sequence[ImageProgram] | None = None,
+    ) -> PromptInputs:
         """A prompt and its images as the session takes them.
+
+        Args:
+            prompt: a string or messages.
+            images: in the order of its image places.
+            programs: of each image, where it is to be resized otherwise than `program` says.
 
         Raises:
             InputError: an image or the prompt cannot be used.
         """
         started = perf_counter()
-        seen = [run_program(load_image(image), self.program, self.dtype) for image in images]
+        each = [self.program] * len(images) if programs is None else programs
+        seen = [
+            run_program(load_image(image), program, self.dtype)
+            for image, program in zip(images, each, strict=True)
+        ]
         layout = PromptLayout(tuple(one.layout for one in seen))
         nothing = np.empty((0, *self.program.row_shape), dtype=self.dtype)
         described = self.encoder.prompt

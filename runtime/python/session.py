@@ -7,9 +7,10 @@ can be replaced by the C++ core.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,8 @@ from edgeprune.runtime.statistics import Statistics
 from edgeprune.vision_inputs import vision_inputs
 
 DEFAULT_BATCH = 8
+
+_Seen: TypeAlias = "tuple[Tensor | Array, Sequence[Tensor | Array], NDArray[np.int64]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +141,7 @@ class Session:
         listener: Listener | None = None,
         batch_size: int = DEFAULT_BATCH,
         plan: PruningPlan | None = None,
+        share_by_image: bool = False,
     ) -> list[Generated]:
         """Generates a reply to every prompt.
 
@@ -150,12 +154,15 @@ class Session:
             listener: see `Listener`.
             batch_size: how many run together at most.
             plan: the manifest's with other keep ratios or another debias; None for the manifest's.
+            share_by_image: whether every image keeps at least its part of the tokens, see `select_by_image`.
+                Where one would not, the language graph reads the prompts of its batch twice.
 
         Returns:
             One result per prompt, in their order.
 
         Raises:
-            InputError: a prompt cannot be taken, or a number is not a whole one of at least 1.
+            InputError: a prompt cannot be taken, or a number is not a whole one of at least 1; or images are
+                to keep their parts, and the plan does not just select once.
             PruningError: a stage did not keep what the plan says.
         """
         check_count("max_new_tokens", max_new_tokens)
@@ -163,13 +170,20 @@ class Session:
         plan = plan or self.manifest.plan
         for prompt in prompts:
             self.check(prompt, plan)
+        if share_by_image and not plan.selects_once:
+            raise InputError(
+                f"`share_by_image` was given, and the plan ({plan.describe()}) selects several times or "
+                "merges what it drops: leave it out, or take a method that selects once, such as fastv"
+            )
         results: dict[int, Generated] = {}
         for numbers in batches([self._visual(prompt) for prompt in prompts], batch_size):
             replies = [
                 Growing(number, pickers[number], self._limit(prompts[number], max_new_tokens))
                 for number in numbers
             ]
-            results |= self._run([prompts[number] for number in numbers], replies, listener, plan)
+            results |= self._run(
+                [prompts[number] for number in numbers], replies, listener, plan, share_by_image
+            )
         return [results[number] for number in range(len(prompts))]
 
     def prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan | None = None) -> Decoding:
@@ -189,13 +203,31 @@ class Session:
             )
         return self._prefill(prompts, plan)
 
-    def _prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan) -> Decoding:
+    def _prefill(
+        self, prompts: Sequence[PromptInputs], plan: PruningPlan, share_by_image: bool = False
+    ) -> Decoding:
         """`prefill` of prompts that were checked."""
-        batch = padded(prompts, self.manifest.prompt, plan)
         started = perf_counter()
-        embeds, levels, places = self._see(prompts)
+        seen = self._see(prompts)
         self.backend.synchronize()
-        seen = perf_counter()
+        vision_seconds = perf_counter() - started
+        state = self._read(prompts, plan, seen, vision_seconds)
+        if not share_by_image:
+            return state
+        shared = [_shared(prompt, stages) for prompt, stages in zip(prompts, state.stages, strict=True)]
+        if all(before is after for before, after in zip(prompts, shared, strict=True)):
+            return state
+        again = self._read(shared, plan, seen, vision_seconds)
+        again.prefill_seconds += state.prefill_seconds
+        return again
+
+    def _read(
+        self, prompts: Sequence[PromptInputs], plan: PruningPlan, seen: _Seen, vision_seconds: float
+    ) -> Decoding:
+        """Runs the language graph on prompts whose images were seen."""
+        batch = padded(prompts, self.manifest.prompt, plan)
+        embeds, levels, places = seen
+        started = perf_counter()
         selectable = np.take_along_axis(batch.selectable, places, axis=1)
         curve_place = self._curve_place(prompts, places, plan)
         feeds = first_feeds(
@@ -226,7 +258,7 @@ class Session:
         caches = {name: found[name] for name in self._present}
         self._check_caches(caches, batch.input_ids.shape[1], places.shape[1], plan)
         following = np.array([prompt.positions.following for prompt in prompts], dtype=np.int64)
-        return Decoding(self, caches, following, logits, stages, seen - started, read - seen)
+        return Decoding(self, caches, following, logits, stages, vision_seconds, read - started)
 
     def _curve_place(
         self, prompts: Sequence[PromptInputs], places: NDArray[np.int64], plan: PruningPlan
@@ -250,9 +282,10 @@ class Session:
         replies: Sequence[Growing],
         listener: Listener | None,
         plan: PruningPlan,
+        share_by_image: bool,
     ) -> dict[int, Generated]:
         started = perf_counter()
-        state = self._prefill(prompts, plan)
+        state = self._prefill(prompts, plan, share_by_image)
         ends = self.manifest.prompt.eos_token_ids
         while True:
             for reply, logits in zip(replies, state.logits, strict=True):
@@ -283,6 +316,8 @@ class Session:
             tower_tokens=self._visual(prompt),
             kept=tuple(stage.kept for stage in state.stages[row]),
             padded_kept=tuple(stage.padded_kept for stage in state.stages[row]),
+            image_tokens=tuple(image.tokens for image in prompt.layout.images),
+            image_kept=tuple(_by_image(prompt, stage.kept_visual) for stage in state.stages[row]),
             prompt_tokens=len(prompt.input_ids),
             new_tokens=len(reply.token_ids),
             batch=len(state.logits),
@@ -297,9 +332,7 @@ class Session:
             peak_memory_metric=memory.metric,
         )
 
-    def _see(
-        self, prompts: Sequence[PromptInputs]
-    ) -> tuple[Tensor | Array, Sequence[Tensor | Array], NDArray[np.int64]]:
+    def _see(self, prompts: Sequence[PromptInputs]) -> _Seen:
         """visual_embeds and the levels of deepstack, [B, V, D], and which of the layout's tokens each is,
         int64 [B, V].
         """
@@ -354,6 +387,22 @@ class Session:
                     f"the caches of layer group {group} hold {found} tokens: expected {expected} "
                     f"of {sequence}, as the plan says ({plan.describe()}); export again"
                 )
+
+
+def _by_image(prompt: PromptInputs, visual: NDArray[np.int64]) -> tuple[int, ...]:
+    """How many of some visual tokens belong to each image of a prompt."""
+    images = len(prompt.layout.images)
+    return tuple(np.bincount(prompt.layout.image_of[visual], minlength=images).tolist())
+
+
+def _shared(prompt: PromptInputs, stages: Sequence[StageResult]) -> PromptInputs:
+    """The prompt itself where every image kept its part, or one that imposes what gives it to each."""
+    chosen = stages[0].shared(prompt.layout.image_of) if stages else None
+    if chosen is None:
+        return prompt
+    imposed = np.zeros_like(prompt.visual_valid)
+    imposed[chosen] = 1.0
+    return replace(prompt, imposed=imposed)
 
 
 class Decoding:

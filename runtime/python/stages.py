@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune import interface as names
-from edgeprune.debias.selection import select_visual
+from edgeprune.debias.selection import effective_score, select_by_image, select_visual
 from edgeprune.errors import PruningError
 from edgeprune.plans import Debias, PruningPlan, PruningStage
 
@@ -25,7 +25,8 @@ class StageResult:
     Attributes:
         planned: the stage of the plan that ran.
         debias: what acted on its selection.
-        kept_visual: int64 [K], ascending, the numbers of the visual tokens that stayed.
+        kept_visual: int64 [K], the numbers of the visual tokens that stayed, in the order of the positions:
+            ascending, but for a mean that an earlier stage appended, which has its middle token's number.
         candidates: int64 [C], the visual tokens that reached the stage, likewise.
         score: float32 [C], the attention that the scoring rows pay each of them, before any debiasing.
         weight: float32 [C], what each score was multiplied by.
@@ -67,6 +68,19 @@ class StageResult:
     def without_debias(self) -> NDArray[np.int64]:
         """The visual tokens that the same scores select without bias curve and padding mask, int64 [K]."""
         return self.selected_by(np.ones_like(self.weight))
+
+    def shared(self, image_of: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The visual tokens that stay if every image keeps at least its part, see `select_by_image`; None
+        where it did.
+
+        Args:
+            image_of: int64 [V], the number of the image that each visual token belongs to, by its number.
+        """
+        stays = np.zeros((1, len(self.weight)), dtype=bool)
+        stays[:, -1:] = self.ends_prompt
+        effective = effective_score(self.score[None], self.weight[None], stays)[0]
+        found = select_by_image(effective, image_of[self.candidates], self.kept)
+        return None if found is None else self.candidates[found]
 
     def selected_by(self, weight: NDArray[np.float32]) -> NDArray[np.int64]:
         """The visual tokens that the scores select with other weights, float32 [C], as numpy has it."""

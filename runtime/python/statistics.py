@@ -17,6 +17,8 @@ class Statistics:
         tower_tokens: how many of them the vision tower leaves: all, unless it merges.
         kept: per pruning stage, how many visual tokens stayed.
         padded_kept: per pruning stage, how many of those are padding.
+        image_tokens: visual tokens of each image.
+        image_kept: per pruning stage, how many of each image stayed.
         prompt_tokens: tokens of the prompt, visual ones included, batch padding not.
         new_tokens: tokens that were generated, the ending one included.
         batch: prompts that ran together.
@@ -35,6 +37,8 @@ class Statistics:
     tower_tokens: int
     kept: tuple[int, ...]
     padded_kept: tuple[int, ...]
+    image_tokens: tuple[int, ...]
+    image_kept: tuple[tuple[int, ...], ...]
     prompt_tokens: int
     new_tokens: int
     batch: int
@@ -47,6 +51,17 @@ class Statistics:
     cache_bytes: int
     peak_memory_bytes: int | None
     peak_memory_metric: str
+
+    @property
+    def starved(self) -> tuple[int, ...]:
+        """The images, by their numbers from 0, of which less than a tenth of their part is left: of as many
+        tokens as the last stage keeps of an image of their size on average.
+        """
+        if not self.image_kept or not sum(self.image_tokens):
+            return ()
+        share = sum(self.image_kept[-1]) / sum(self.image_tokens)
+        pairs = enumerate(zip(self.image_tokens, self.image_kept[-1], strict=True))
+        return tuple(number for number, (tokens, kept) in pairs if kept < 0.1 * share * tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name, ready for JSON."""

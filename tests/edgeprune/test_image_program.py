@@ -308,3 +308,33 @@ def test_a_budget_of_pixels_can_be_lowered() -> None:
 def test_a_budget_that_cannot_be(program: ImageProgram, pixels: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         program.within(pixels)
+
+
+@PROPERTY
+@given(
+    program=st.sampled_from([internvl(), smolvlm(), qwen()]),
+    width=st.integers(20, 2000),
+    height=st.integers(20, 2000),
+    share=st.floats(0.01, 1),
+)
+def test_a_shrunken_image_has_at_most_so_many_tokens(
+    program: ImageProgram, width: int, height: int, share: float
+) -> None:
+    whole = program.layout(width, height).tokens
+    most = max(1, int(share * whole))
+    smaller = program.shrunken(width, height, most)
+    assert smaller is not None
+    found = smaller.layout(width, height).tokens
+    least = program.shrunken(width, height, 1)
+    assert least is not None
+    assert found <= max(most, least.layout(width, height).tokens)
+    assert found <= whole
+    if (
+        program.grid is None and whole > 100
+    ):  # of whole pixels, as near as rounding to a row or a column lets it be
+        assert found > most - (width + height) / min(width, height) * most**0.5 - 2
+    assert smaller.model_copy(update={"sizes": program.sizes}) == program
+
+
+def test_images_of_one_number_of_tokens_cannot_be_shrunken() -> None:
+    assert llava().shrunken(640, 480, 100) is None

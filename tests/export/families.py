@@ -6,10 +6,11 @@ the model's `generate`, and the loop of `tests.export.reference`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -21,6 +22,12 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.cli.main import main
+from edgeprune.debias.curves import load_curve
+from edgeprune.evaluation.answering import Asking
+from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
+from edgeprune.evaluation.comparison import Grid, comparison_of
+from edgeprune.exporter.origin import check_curve, origin
+from edgeprune.questions.llava import Files
 from edgeprune.runtime import Model, load
 from tests.export.reference import Inputs, fastv
 
@@ -128,6 +135,29 @@ class Pair:
         assert list(reply.kept_visual[0]) == np.flatnonzero(np.isin(index, wanted.kept[0][0])).tolist()
         assert list(reply.token_ids) == wanted.tokens[0].tolist()
 
+    def check_share_by_image(self, images: Sequence[Image]) -> None:
+        """Every image keeps at least its part, whatever the scores say; alone nothing changes.
+
+        Args:
+            images: of which one loses its part if the best tokens are kept.
+        """
+        messages = asked("what colour is the box ?", len(images))
+        plain, shared = (
+            self.ours.generate(messages, list(images), share_by_image=share, max_new_tokens=2)
+            for share in (False, True)
+        )
+        tokens, (kept,) = np.array(shared.statistics.image_tokens), shared.statistics.image_kept
+        part = tokens * sum(kept) // tokens.sum()
+        assert (np.array(plain.statistics.image_kept[0]) < part).any()
+        assert (np.array(kept) >= part).all()
+        assert sum(kept) == plain.statistics.kept[0]
+        one = asked("what colour is the box ?", 1)
+        found = [
+            self.ours.generate(one, [images[0]], share_by_image=share, max_new_tokens=5, do_sample=False)
+            for share in (False, True)
+        ]
+        assert found[0].token_ids == found[1].token_ids
+
     def check_batch(self, images: list[list[Image]], question: str) -> None:
         """Prompts of different images answer together as they do alone."""
         prompts = [asked(question, len(its)) for its in images]
@@ -153,9 +183,66 @@ class Pair:
             ["inspect", *asking, "--draw", str(place / "inspected.png")],
             ["verify", bundle, "--against", str(self.folder)],
             ["bench", *asking, "--runs", "1", "--warmup", "0", "--max-new-tokens", "2"],
+            [
+                "eval",
+                bundle,
+                "--data",
+                self._questions(place),
+                "--metric",
+                "exact",
+                "-o",
+                str(place / "eval"),
+            ],
         ):
             assert main(command) == 0, command
         assert drawn.stat().st_size > 0
+        self._check_calibration(place)
+
+    def _questions(self, place: Path) -> str:
+        lines = [
+            {
+                "question_id": number,
+                "image": "image.png",
+                "text": f"what colour is the {word} ?",
+                "answer": word,
+            }
+            for number, word in enumerate(("big", "small", "star"))
+        ]
+        path = place / "questions.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        return str(path)
+
+    def _check_calibration(self, place: Path) -> None:
+        """A curve is measured on images of many sizes, and it fits the model that it was measured on."""
+        images = place / "images"
+        images.mkdir()
+        for number in range(40):
+            image = noise((16 + 8 * (number % 7), 16 + 8 * (number % 5)))
+            PIL.Image.fromarray(image).save(images / f"{number:02}.png")
+        curve = place / "curve.json"
+        command = ["calibrate", str(self.folder), "--images", str(images), "-o", str(curve), "--no-plot"]
+        assert main(command) == 0
+        found, manifest = load_curve(curve), self.ours.manifest
+        check_curve(found, origin(self.folder, self.folder.name, manifest.plan, manifest.image_program.grid))
+
+    def check_comparison(self, place: Path, image: Image) -> None:
+        """An image that is resized to as many visual tokens as the method keeps is asked about too."""
+        PIL.Image.fromarray(image).save(place / "image.png")
+        benchmark = benchmark_by_name("exact")
+        questions = read_questions(benchmark, Files(Path(self._questions(place))))
+        found = comparison_of(
+            cast(Any, _OneBundle(self.bundle)),
+            benchmark,
+            questions,
+            Asking(max_new_tokens=2, threads=1),
+            Grid(keeps=(0.3,), debias=("none",), resamples=200),
+            place,
+        )
+        outcomes = {outcome.way.name: outcome for outcome in found.outcomes}
+        (whole,), (kept,) = outcomes["unpruned"].kept, outcomes["fastv"].kept
+        (resized,) = outcomes["resize"].kept
+        assert found.visual_tokens == whole
+        assert 0 < resized <= kept < whole
 
     def check_engines(self) -> None:
         """TensorRT for RTX builds both engines."""
@@ -167,6 +254,16 @@ class Pair:
         )
         assert (engines / "language.engine").stat().st_size > 0
         assert (engines / "vision.engine").stat().st_size > 0
+
+
+class _OneBundle:
+    """Stands for what exports a bundle for every way."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+
+    def of(self, pruning: object) -> Path:
+        return self._bundle
 
 
 def check_half_precision(folder: Path, place: Path) -> None:

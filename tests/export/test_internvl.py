@@ -73,6 +73,7 @@ def test_with_a_qwen3_text_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_command_takes_it(pair: Pair, tmp_path: Path) -> None:
     pair.check_commands(tmp_path, noise(WIDE))
+    pair.check_comparison(tmp_path, noise(WIDE))
 
 
 @pytest.mark.slow

@@ -74,6 +74,10 @@ def test_a_batch_answers_as_one_by_one(windowed: Pair) -> None:
     windowed.check_batch([[noise(size) for size in sizes] for sizes in CASES.values()], "what is the box ?")
 
 
+def test_a_small_image_beside_large_ones_keeps_its_part(windowed: Pair) -> None:
+    windowed.check_share_by_image([noise(size) for size in (WIDE, SMALL, TALL, SMALL)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
 def test_the_other_generations(tmp_path: Path, kind: str) -> None:
@@ -97,6 +101,7 @@ def test_pruned_before_and_at_the_last_level_of_deepstack(tmp_path: Path, layer:
 @pytest.mark.slow
 def test_every_command_takes_it(windowed: Pair, tmp_path: Path) -> None:
     windowed.check_commands(tmp_path, noise(WIDE))
+    windowed.check_comparison(tmp_path, noise(WIDE))
 
 
 @pytest.mark.slow

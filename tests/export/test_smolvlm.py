@@ -83,6 +83,7 @@ def test_idefics3(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_command_takes_it(pair: Pair, tmp_path: Path) -> None:
     pair.check_commands(tmp_path, noise(WIDE))
+    pair.check_comparison(tmp_path, noise(WIDE))
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def make_reply(
         tower_tokens=tower_tokens,
         kept=(5,) if pruned else (),
         padded_kept=(0,) if pruned else (),
+        image_tokens=(16,),
+        image_kept=((5,),) if pruned else (),
         prompt_tokens=25,
         new_tokens=4,
         batch=1,

@@ -18,6 +18,7 @@ from edgeprune.debias.selection import (
     random_visual,
     read_share,
     select,
+    select_by_image,
     select_visual,
 )
 from edgeprune.errors import InputError
@@ -327,3 +328,29 @@ def test_random_selection_is_uniform(among_content: bool, share: float) -> None:
 def test_random_selection_refuses_another_mask() -> None:
     with pytest.raises(InputError, match=r"visual_valid is float32 \[2\]: expected float32 \[any, any\]"):
         random_visual(np.random.default_rng(0), ones(2), 1, True)
+
+
+@PROPERTY
+@given(data=st.data(), counts=st.lists(st.integers(1, 12), min_size=1, max_size=5))
+def test_every_image_keeps_its_part(data: st.DataObject, counts: list[int]) -> None:
+    image = np.repeat(np.arange(len(counts)), counts)
+    numbers = st.one_of(st.just(-np.inf), st.floats(0, 1, width=32))
+    score = data.draw(st.lists(numbers, min_size=len(image), max_size=len(image)))
+    effective = np.array(score, dtype=np.float32)
+    kept = data.draw(st.integers(0, len(image)))
+    found = select_by_image(effective, image, kept)
+    best = np.sort(np.argsort(-effective, kind="stable")[:kept])
+    chosen = best if found is None else found
+    assert len(chosen) == kept == len(set(chosen.tolist()))
+    usable = np.bincount(image[effective > -np.inf], minlength=len(counts))
+    part = np.minimum(np.array(counts) * kept // len(image), usable)
+    assert (np.bincount(image[chosen], minlength=len(counts)) >= part).all()
+    if found is not None:
+        assert (np.bincount(image[best], minlength=len(counts)) < part).any()
+        # Of each image the best ones stay.
+        for number in range(len(counts)):
+            own = np.flatnonzero(image == number)
+            mine = found[image[found] == number]
+            assert set(mine) == set(own[np.argsort(-effective[own], kind="stable")[: len(mine)]])
+    if len(counts) == 1:
+        assert found is None

@@ -35,6 +35,7 @@ def names(grid: Grid) -> list[tuple[str, float | None]]:
 def test_baselines_come_before_what_is_compared_with_them() -> None:
     assert names(Grid(keeps=(0.3,), debias=("both", "none"))) == [
         ("unpruned", None),
+        ("resize", 0.3),
         ("random", 0.3),
         ("random among content", 0.3),
         ("fastv", 0.3),
@@ -45,6 +46,7 @@ def test_baselines_come_before_what_is_compared_with_them() -> None:
 def test_what_each_way_debiases() -> None:
     assert {way.name: way.debias for way in ways(Grid(keeps=(0.3,), random=False))} == {
         "unpruned": "none",
+        "resize": "none",
         "fastv": "none",
         "fastv + position": "position",
         "fastv + padding": "padding",
@@ -54,7 +56,7 @@ def test_what_each_way_debiases() -> None:
 
 def test_every_method_at_every_keep_ratio() -> None:
     grid = Grid(methods=("fastv", "himap"), keeps=(0.5, 0.1), random=False)
-    assert len(names(grid)) == 1 + 2 * 2 * 4
+    assert len(names(grid)) == 1 + 2 * (1 + 2 * 4)
 
 
 def test_what_position_adds_to_padding_needs_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +92,7 @@ def test_what_a_way_needs() -> None:
     chosen = {name: (needs.choice.keep, needs.choice.debias) for name, needs in found.items()}
     assert chosen == {
         "unpruned": (1, "none"),
+        "resize": (1, "none"),
         "random": (0.3, "none"),
         "random among content": (0.3, "none"),
         "fastv": (0.3, "none"),
@@ -97,14 +100,15 @@ def test_what_a_way_needs() -> None:
         "fastv + padding": (0.3, "padding"),
         "fastv + both": (0.3, "position,padding"),
     }
+    assert [name for name, needs in found.items() if needs.choice.resize == 3000] == ["resize"]
     masked = [name for name, needs in found.items() if needs.choice.mask is not None]
     assert masked == ["random", "random among content"]
 
 
 def test_what_a_vision_tower_merges_is_exported_for_every_keep_ratio() -> None:
     found = [needs_of(way, Grid()) for way in ways(Grid(methods=("illava",), keeps=(0.5, 0.3), random=False))]
-    assert [needs.pruning for needs in found[:1]] == [Pruning("fastv")]
-    merging = found[1:]
+    merging = [needs for needs in found if needs.pruning != Pruning("fastv")]
+    assert len(found) - len(merging) == 3  # unpruned, and resized at each keep ratio
     assert {needs.pruning for needs in merging} == {Pruning("illava", 0.5), Pruning("illava", 0.3)}
     assert {needs.choice.keep for needs in merging} == {None}
 
@@ -220,7 +224,8 @@ def test_a_comparison_goes_on_and_refuses_another_seed(
 def test_what_would_repeat_another_way_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = pretended(tmp_path, monkeypatch, GRID, padding_mask=PaddingMask(kind="none"), debias="")
     assert [outcome.way.name for outcome in found.outcomes] == ["unpruned", "random", "fastv"]
-    assert len(found.left_out) == 2
+    assert len(found.left_out) == 3
+    assert "images of every size have as many visual tokens" in found.left_out[0]
     assert "no bias curve of fastv is fitted to this model" in " ".join(found.left_out)
 
 

@@ -65,6 +65,7 @@ def test_a_comparison_names_all_its_files(tmp_path: Path) -> None:
     found = comparison_outputs(Grid(keeps=(0.3,), debias=("none", "both")), tmp_path)
     assert [path.name for path in found.predictions] == [
         "unpruned.jsonl",
+        "resize-0.3.jsonl",
         "random-0.3.jsonl",
         "random-among-content-0.3.jsonl",
         "fastv-0.3.jsonl",
