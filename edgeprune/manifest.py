@@ -83,6 +83,7 @@ class ModelInfo(Part):
 class Prompt(Part):
     """Tokens and template of a prompt. `tokenizer` and `chat_template` name files of the bundle.
 
+    `image_place` is what stands in a chat template where an image goes; null for the image token itself.
     `template_variables` holds further special tokens that the chat template reads by name (`unk_token`).
     """
 
@@ -90,11 +91,17 @@ class Prompt(Part):
     chat_template: FilePath | None
     image_token: Annotated[TokenText, Field(min_length=1)]
     image_token_id: TokenId
+    image_place: Annotated[TokenText, Field(min_length=1)] | None = None
     pad_token_id: TokenId
     bos_token: TokenText | None = None
     eos_token: TokenText | None = None
     eos_token_ids: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1000)]
     template_variables: Annotated[dict[Line, TokenText], Field(default_factory=dict, max_length=1000)]
+
+    @property
+    def place(self) -> str:
+        """What stands in a prompt where an image goes."""
+        return self.image_place or self.image_token
 
 
 # The fields of `Generation` that say something only where tokens are drawn.

@@ -61,7 +61,7 @@ def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], 
                 )
             continue
         if isinstance(source, torch.Tensor):
-            value.const_value = ir.tensor(source.numpy(), name=name)
+            value.const_value = ir.tensor_adapters.TorchTensor(source, name=name)  # numpy has no bfloat16
             continue
         if source in first:
             ir.convenience.replace_all_uses_with(value, first[source])

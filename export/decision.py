@@ -17,6 +17,7 @@ from edgeprune.debias.curves import BiasCurve, curve_table
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter import weights
 from edgeprune.exporter.debiasing import debiasing
+from edgeprune.exporter.decoder import layer_windows
 from edgeprune.exporter.families import Family
 from edgeprune.exporter.generation import read_generation
 from edgeprune.exporter.graph import TORCH_DTYPES
@@ -27,7 +28,7 @@ from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
 from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo, curve_places
-from edgeprune.plans import Keep, Positions, method_by_name, read_debias
+from edgeprune.plans import Keep, Positions, PruningPlan, method_by_name, read_debias
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -74,7 +75,7 @@ def decide(
         if options.max_pixels is not None:
             program = program.within(options.max_pixels)
         info = _model_info(family, text, source, dtype, family.deepstack(config))
-        prompt = read_prompt(folder, config, into)
+        prompt = read_prompt(folder, config, into, family.image_place(folder))
         generation = read_generation(folder)
     plan = method_by_name(options.method).plan(
         info.layers,
@@ -91,6 +92,13 @@ def decide(
             f"the method {options.method} counts the positions of what it keeps anew, and this model's "
             f"positions have {positions.axes} numbers each, which leaves none to count: choose another method"
         )
+    if any(layer_windows(text)) and (positions.axes > 1 or plan.positions is Positions.RENUMBERED):
+        raise UnsupportedModelError(
+            f"the text model {info.text_model!r} has layers with windows over the unpruned prompt, and by "
+            f"{options.method} its positions are counted otherwise here: take a method that keeps them, such "
+            "as fastv"
+        )
+    _note_windows(plan, layer_windows(text))
     curve = None
     if plan.prunes:
         debias = read_debias(options.debias)
@@ -132,6 +140,20 @@ def _values_of(folder: Path) -> Iterator[None]:
             f"the model in {folder} has a value that no bundle can hold ({first_fault(error)}): correct its "
             "config.json, or the configuration of its processor or tokenizer"
         ) from error
+
+
+def _note_windows(plan: PruningPlan, windows: Sequence[int | None]) -> None:
+    """A layer that sees a window pays nothing to what lies in front of it."""
+    whole = next((number for number, window in enumerate(windows) if window is None), None)
+    for stage in plan.stages:
+        window = None if stage.score_layer is None else windows[stage.score_layer]
+        if window is not None:
+            behind = "" if whole is None else f"; layer {whole} sees all: prune before layer {whole + 1}"
+            note(
+                f"before layer {stage.layer}, visual tokens are selected by the attention of layer "
+                f"{stage.score_layer}, which sees {window} tokens: those farther from the end of the prompt "
+                f"are paid nothing and go first{behind}"
+            )
 
 
 def _note_resampled(curve: BiasCurve, per_image: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ class _Sequence:
         visual_index: int64 [B, V], where the visual tokens stand.
         deepstack: [B, V, D] for each of the first layers, what is added behind it to the visual tokens.
         raters: float32 [B, S], weights of the rating text tokens, where a stage asks for them.
-        rotary: cosine and sine of the positions.
-        mask: additive, float32 [B, 1, S, P + S].
+        image: int64 [B, S], the image a token belongs to, from 1 on, or 0; where these attend both ways.
+        views: what the layers of each kind see of them.
     """
 
     hidden: torch.Tensor
@@ -39,6 +39,16 @@ class _Sequence:
     visual_index: torch.Tensor
     deepstack: list[torch.Tensor]
     raters: torch.Tensor | None
+    image: torch.Tensor | None
+    views: dict[str, _View] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the layers of one kind see: cosine and sine of the positions, and an additive mask, float32
+    [B, 1, S, P + S].
+    """
+
     rotary: tuple[torch.Tensor, torch.Tensor]
     mask: torch.Tensor
 
@@ -57,6 +67,7 @@ class PrunedDecoder(nn.Module):
         image_token_id: the token whose embeddings are replaced by visual embeddings.
         bias_curve: float32 [1 + N], the graph's constant: 1, then the curve's weights.
         most_visual: the largest number of visual tokens in a prompt.
+        two_way: whether the visual tokens of an image see each other whatever their order.
     """
 
     # Parts of models that Hugging Face's classes have no types for.
@@ -71,8 +82,18 @@ class PrunedDecoder(nn.Module):
         image_token_id: int,
         bias_curve: torch.Tensor,
         most_visual: int,
+        two_way: bool = False,
     ) -> None:
         super().__init__()
+        self.two_way = two_way
+        config: Any = text_model.config
+        self.windows = layer_windows(config)
+        self.windowed = any(window is not None for window in self.windows)
+        # Layers of a kind share window and, in some models, the base of their rotary embedding.
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(self.windows)
+        self.kinds = [f"{kind} {window}" for kind, window in zip(kinds, self.windows, strict=True)]
+        rotary: Any = text_model.rotary_emb
+        self.rotary_by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
         self.text_model = text_model
         self.lm_head = lm_head
         self.plan = plan
@@ -133,7 +154,8 @@ class PrunedDecoder(nn.Module):
             attention_mask: int64 [B, S], 0 where a token is left padding.
             deepstack: for each of the first layers, [B, V, D], what is added behind it to the visual tokens.
             kept_slots: per stage, int64 [1, K], whose length is how many visual tokens it keeps.
-            past_masks: per group, int64 [B, P of the group].
+            past_masks: per group, int64 [B, P of the group], 0 for padding, else 1; where layers have windows
+                1 + the token's position.
             past_keys, past_values: per layer, [B, kv heads, P of its group, head dim].
 
         Returns:
@@ -149,7 +171,7 @@ class PrunedDecoder(nn.Module):
         kept: list[torch.Tensor] = []
         taps: dict[int, ScoreTap] = {}
         weights = self.get_buffer("bias_curve")[curve_place] * visual_valid if self.stages else visual_valid
-        for number, layer in enumerate(self.text_model.layers):
+        for number in range(len(self.text_model.layers)):
             if number in self.stages:
                 stage = self.stages[number]
                 slots, weight = kept_slots[stage], _weight(stage, weights, tokens.visual_index)
@@ -163,13 +185,13 @@ class PrunedDecoder(nn.Module):
                 present_masks.append(present)
                 if self.plan.trims_earlier_caches:
                     caches.trim(index)
-                    now = tokens.attention_mask
+                    now = self._marks(tokens)
                     earlier = past_masks[: stage + 1]
                     present_masks[:-1] = [torch.cat([past, now], dim=1) for past in earlier]
             tap = None
             if number in self.score_layers:
                 tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
-            tokens.hidden = self._run(layer, tokens, tokens.mask, caches, tap)
+            tokens.hidden = self._run(number, tokens, caches, tap)
             self._deepen(tokens, number)
         logits = self.lm_head(self.text_model.norm(tokens.hidden[:, -1])).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
@@ -187,27 +209,29 @@ class PrunedDecoder(nn.Module):
         """The tokens as the first layer gets them, and the first group's key mask."""
         hidden = self._embed(input_ids, visual_embeds)
         raters = rater_weights(hidden, visual_index, attention_mask) if self.rated else None
-        rotary, mask, present = self._enter_group(hidden, position_ids, attention_mask, past_mask)
-        tokens = _Sequence(
-            hidden, position_ids, attention_mask, visual_index, list(deepstack), raters, rotary, mask
-        )
-        return tokens, present
+        image = _image_numbers(visual_index, attention_mask) if self.two_way else None
+        tokens = _Sequence(hidden, position_ids, attention_mask, visual_index, list(deepstack), raters, image)
+        return tokens, self._enter_group(tokens, past_mask)
 
     def _run(
         self,
-        layer: nn.Module,
+        number: int,
         tokens: _Sequence,
-        mask: torch.Tensor,
         caches: LayerCaches | PassingCache,
         tap: ScoreTap | None,
+        *,
+        alone: bool = False,
     ) -> torch.Tensor:
-        found: torch.Tensor = layer(
+        """Runs a layer; `alone` on the new tokens, without those in its cache."""
+        view = tokens.views[self.kinds[number]]
+        mask = view.mask[..., view.mask.shape[-1] - tokens.hidden.shape[1] :] if alone else view.mask
+        found: torch.Tensor = self.text_model.layers[number](
             tokens.hidden,
             attention_mask=mask,
             # Layers read one number per token, and only where positions are counted anew for each sequence.
             position_ids=tokens.position_ids if tokens.position_ids.dim() == 2 else None,
             use_cache=True,
-            position_embeddings=tokens.rotary,
+            position_embeddings=view.rotary,
             score_tap=tap,
             **{self.cache_keyword: caches},
         )
@@ -235,8 +259,7 @@ class PrunedDecoder(nn.Module):
             tap = self._tap(stage, tokens)
             # Of the layer, only what the scores need stays in the graph. Its cache is pruned already, so it
             # sees the new tokens alone: all of them in a prefill, and a decode step selects nothing.
-            mask = tokens.mask[..., tokens.mask.shape[-1] - tokens.hidden.shape[1] :]
-            self._run(self.text_model.layers[planned.layer], tokens, mask, PassingCache(), tap)
+            self._run(planned.layer, tokens, PassingCache(), tap, alone=True)
         assert tap.score is not None
         return tap.score
 
@@ -271,6 +294,8 @@ class PrunedDecoder(nn.Module):
         else:
             tokens.hidden = pruned
             tokens.attention_mask = before.gather(1, index)
+            if tokens.image is not None:
+                tokens.image = tokens.image.gather(1, index)
             if tokens.raters is not None:
                 tokens.raters = tokens.raters.gather(1, index)
             ahead = len(tokens.deepstack) > planned.layer
@@ -284,10 +309,7 @@ class PrunedDecoder(nn.Module):
         if self.plan.positions is Positions.RENUMBERED:
             earlier = past_mask.sum(1, keepdim=True)
             tokens.position_ids = (earlier + tokens.attention_mask.cumsum(1) - 1).clamp_min(0)
-        tokens.rotary, tokens.mask, present = self._enter_group(
-            tokens.hidden, tokens.position_ids, tokens.attention_mask, past_mask
-        )
-        return index, present
+        return index, self._enter_group(tokens, past_mask)
 
     def _append(
         self, tokens: _Sequence, means: Means, pruned: torch.Tensor, index: torch.Tensor
@@ -322,22 +344,55 @@ class PrunedDecoder(nn.Module):
         rows = torch.arange(rank.shape[0], device=rank.device).unsqueeze(1)
         return torch.where(stands_for.unsqueeze(-1), visual[rows, rank], text)
 
-    def _enter_group(
-        self,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        past_mask: torch.Tensor,
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Rotary embeddings, additive mask float32 [B, 1, S, P + S], and the key mask [B, P + S]."""
-        present = torch.cat([past_mask, attention_mask], dim=1)
+    def _marks(self, tokens: _Sequence) -> torch.Tensor:
+        """Of the new tokens what the key mask holds, int64 [B, S]."""
+        if not self.windowed:
+            return tokens.attention_mask
+        return tokens.attention_mask * (tokens.position_ids + 1)
+
+    def _enter_group(self, tokens: _Sequence, past_mask: torch.Tensor) -> torch.Tensor:
+        """Makes the views of a group of layers; returns its key mask, int64 [B, P + S]."""
+        own = self._marks(tokens)
+        present = torch.cat([past_mask, own], dim=1)
         past, total = past_mask.shape[1], present.shape[1]
-        columns = torch.arange(total, device=hidden.device)
-        rows = torch.arange(attention_mask.shape[1], device=hidden.device) + past
-        allowed = (columns.unsqueeze(0) <= rows.unsqueeze(1)).unsqueeze(0) & (present != 0).unsqueeze(1)
-        # Finite, so that a row of pure padding stays finite too.
-        mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min).to(torch.float32).unsqueeze(1)
-        return self.text_model.rotary_emb(hidden, position_ids), mask, present
+        columns = torch.arange(total, device=own.device)
+        rows = torch.arange(own.shape[1], device=own.device) + past
+        seen = (columns.unsqueeze(0) <= rows.unsqueeze(1)).unsqueeze(0)
+        if tokens.image is not None:
+            images = torch.cat([torch.zeros_like(past_mask), tokens.image], dim=1).unsqueeze(1)
+            mine = tokens.image.unsqueeze(2)
+            seen = seen | ((mine == images) & (mine != 0))
+        allowed = seen & (present != 0).unsqueeze(1)
+        tokens.views = {}
+        for kind, window in dict(zip(self.kinds, self.windows, strict=True)).items():
+            near = allowed
+            if window is not None:
+                near = allowed & (own.unsqueeze(2) - present.unsqueeze(1) < window)
+            # Finite, so that a row of pure padding stays finite too.
+            mask = torch.where(near, 0.0, torch.finfo(torch.float32).min).to(torch.float32).unsqueeze(1)
+            by_kind = {"layer_type": kind.split()[0]} if self.rotary_by_kind else {}
+            rotary = self.text_model.rotary_emb(tokens.hidden, tokens.position_ids, **by_kind)
+            tokens.views[kind] = _View(rotary, mask)
+        return present
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """Of each layer of a text model how many tokens it sees, itself included; None for all.
+
+    Windows count tokens of the unpruned sequence. One as long as the model's positions hides nothing.
+    """
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True) or (window or 0) >= config.max_position_embeddings:
+        window = None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _image_numbers(visual_index: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Which run of visual tokens each token belongs to, int64 [B, S], from 1 on; 0 for text."""
+    marks = is_visual(visual_index, attention_mask)
+    before = torch.cat([torch.zeros_like(marks[:, :1]), marks[:, :-1]], dim=1)
+    return (marks * (1 - before)).cumsum(1) * marks
 
 
 def _gathered(position_ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

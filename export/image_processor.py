@@ -59,6 +59,7 @@ class _Defaults:
     std: Sequence[float]
     # LLaVA's own class letterboxes before it resizes; elsewhere do_pad means something else.
     can_letterbox: bool = False
+    resample: int = 3
 
 
 _CLIP_CROP = {"height": 224, "width": 224}
@@ -70,6 +71,9 @@ _SUPPORTED = {
     "SiglipImageProcessor": _Defaults(
         {"height": 224, "width": 224}, None, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
     ),
+    "Gemma3ImageProcessor": _Defaults(
+        {"height": 224, "width": 224}, None, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, resample=2
+    ),
 }
 _WHAT_WORKS = (
     f"Supported: {', '.join(_SUPPORTED)}, with a fixed output size; resampling "
@@ -77,13 +81,19 @@ _WHAT_WORKS = (
 )
 
 
-def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> ImageProgram:
+def read_image_program(
+    folder: Path,
+    image_size: tuple[int, int],
+    grid: tuple[int, int],
+    text: ImageText = ImageText(),
+) -> ImageProgram:
     """The image program of a model folder, from processor_config.json or preprocessor_config.json.
 
     Args:
         folder: the model, in Hugging Face's layout.
         image_size: (height, width) of the vision tower's input.
         grid: (rows, cols) of visual tokens of an image.
+        text: of an image, around its tokens.
 
     Raises:
         InputError: there is no such file, or it is not valid.
@@ -91,6 +101,8 @@ def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[in
     """
     raw = _image_processor_json(folder)
     name = _class_name(raw)
+    if raw.get("do_pan_and_scan"):
+        raise _unsupported(f"do_pan_and_scan of {name}")
     if name not in _SUPPORTED:
         raise UnsupportedModelError(f"the image processor {name} is not supported. {_WHAT_WORKS}")
     defaults = _SUPPORTED[name]
@@ -101,7 +113,7 @@ def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[in
         bool(raw.get(f"do_{step}", True)) for step in ("resize", "rescale", "normalize")
     )
     crops = bool(raw.get("do_center_crop", defaults.crop_size is not None))
-    resample = _resample(raw) if resizes else 3
+    resample = _resample(raw, defaults.resample) if resizes else 3
     size = raw.get("size", defaults.size)
     if isinstance(size, int):
         # A bare number is the shortest edge, unless the file says that it stands for a square.
@@ -130,6 +142,7 @@ def read_image_program(folder: Path, image_size: tuple[int, int], grid: tuple[in
             pixels=pixels,
             feed=TileFeed(height=image_size[0], width=image_size[1]),
             tokens=GridTokens(rows=grid[0], columns=grid[1]),
+            text=text,
         )
     except ValidationError as error:
         raise UnsupportedModelError(f"the image processor's {first_fault(error)}. {_WHAT_WORKS}") from error

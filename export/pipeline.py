@@ -188,7 +188,13 @@ def _trace(
     vision = graph.trace_vision(parts.vision, decided.vision, mode, opset)
     progress.step("tracing the language graph")
     decoder = PrunedDecoder(
-        parts.text_model, parts.lm_head, plan, parts.image_token_id, curve, decided.model.max_positions
+        parts.text_model,
+        parts.lm_head,
+        plan,
+        parts.image_token_id,
+        curve,
+        decided.model.max_positions,
+        parts.two_way,
     ).eval()
     language = graph.trace_language(decoder, decided.language, mode, opset)
     return _Traced(model, stored, size, parts.vision, decoder, vision, language)

@@ -18,7 +18,7 @@ TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 
-def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
+def read_prompt(folder: Path, config: PretrainedConfig, into: Path, image_place: str | None = None) -> Prompt:
     """Writes the tokenizer and the chat template into a bundle, and describes them.
 
     The tokenizer is written as transformers loads it, which adds what tokenizer_config.json says to what
@@ -28,6 +28,7 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
         folder: the model, in Hugging Face's layout.
         config: the model's config, with `image_token_id`.
         into: the bundle being written.
+        image_place: what stands in the chat template where an image goes; None for the image token.
 
     Raises:
         InputError: the folder has no tokenizer.json, or it or a file beside it is not valid; the image
@@ -50,6 +51,7 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path) -> Prompt:
         chat_template=CHAT_TEMPLATE_NAME if template is not None else None,
         image_token=image_token,
         image_token_id=image_token_id,
+        image_place=image_place,
         pad_token_id=pad_id,
         bos_token=bos,
         eos_token=eos,

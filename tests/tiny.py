@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -260,4 +261,87 @@ def save_smolvlm(folder: Path, kind: str = "smolvlm", seed: int = 0, **processor
     own(**{**sizes, **processor}).save_pretrained(folder)
     (folder / "processor_config.json").write_text('{"image_seq_len": 9}', encoding="utf-8")
     (folder / "chat_template.jinja").write_text(SMOLVLM_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+    "{% if message['content'] is string %} {{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>"
+    "{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA_WORDS = [
+    *("<pad>", "<s>", "</s>", "<unk>", "<start_of_turn>", "<image_soft_token>", "<start_of_image>"),
+    *(
+        "<end_of_image>",
+        "<end_of_turn>",
+        "user",
+        "model",
+        "system",
+        "assistant",
+        "what",
+        "colour",
+        "is",
+        "the",
+    ),
+    *("big", "small", "star", "box", "?", "."),
+]
+
+
+def save_gemma3(folder: Path, seed: int = 0, **processor: Any) -> Path:
+    """Saves a random Gemma 3: images of 4 x 4 visual tokens, windows of 9 tokens in three of five layers."""
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 4,
+        "vision_use_head": False,
+    }
+    kinds = [
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+    ]
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 64,
+        "max_position_embeddings": 512,
+        "sliding_window": 9,
+        "layer_types": kinds,
+        "query_pre_attn_scalar": 8,
+        "initializer_range": 0.3,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        },
+    }
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=16,
+        image_token_index=5,
+        boi_token_index=6,
+        eoi_token_index=7,
+    )
+    torch.manual_seed(seed)
+    model = transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+    # What starts as zeros would make all images alike.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
+    model.eval().save_pretrained(folder)
+    names = {"image_token": 5, "boi_token": 6, "eoi_token": 7}
+    save_tokenizer(folder, GEMMA_WORDS, **{name: GEMMA_WORDS[number] for name, number in names.items()})
+    settings: dict[str, Any] = {"size": {"height": 32, "width": 32}}
+    Gemma3ImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(GEMMA_TEMPLATE, encoding="utf-8")
     return folder

@@ -147,10 +147,12 @@ class MeasuringDecoder(PrunedDecoder):
         image_token_id: as for `PrunedDecoder`.
     """
 
-    def __init__(self, text_model: Any, plan: PruningPlan, image_token_id: int) -> None:
+    def __init__(
+        self, text_model: Any, plan: PruningPlan, image_token_id: int, two_way: bool = False
+    ) -> None:
         last = max(stage.score_layer for stage in plan.stages if stage.score_layer is not None)
         text_model.layers = torch.nn.ModuleList(list(text_model.layers)[: last + 1])
-        super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(1), 1)
+        super().__init__(text_model, torch.nn.Identity(), plan, image_token_id, torch.ones(1), 1, two_way)
         self.scored = {stage.score_layer: number for number, stage in enumerate(plan.stages)}
 
     def measure(
@@ -179,11 +181,11 @@ class MeasuringDecoder(PrunedDecoder):
             input_ids, visual_embeds, visual_index, position_ids, attention_mask, deepstack, nothing_past
         )
         paid: list[torch.Tensor] = []
-        for number, layer in enumerate(self.text_model.layers):
+        for number in range(len(self.text_model.layers)):
             # Nothing is dropped in front of a layer, so that one which scores by its own projections of what
             # reaches it sees the same as one whose attention is looked at.
             tap = self._tap(self.scored[number], tokens) if number in self.scored else None
-            tokens.hidden = self._run(layer, tokens, tokens.mask, PassingCache(), tap)
+            tokens.hidden = self._run(number, tokens, PassingCache(), tap)
             self._deepen(tokens, number)
             if tap is not None:
                 assert tap.score is not None
@@ -205,12 +207,12 @@ class Scorer:
         self._dtype = stored_dtype(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         parts = family.parts(family.load(folder, self._dtype))
-        decoder = MeasuringDecoder(parts.text_model, subject.plan, parts.image_token_id)
+        decoder = MeasuringDecoder(parts.text_model, subject.plan, parts.image_token_id, parts.two_way)
         self._vision = parts.vision.to(self._device).eval()
         self._decoder = decoder.to(self._device).eval()
         self._subject, self._program = subject, subject.program
         with tempfile.TemporaryDirectory() as place:
-            prompt = read_prompt(folder, config, Path(place))
+            prompt = read_prompt(folder, config, Path(place), family.image_place(folder))
             encoder = PromptEncoder(place, prompt)
         self._preparation = Preparation(
             encoder=encoder,
@@ -271,5 +273,5 @@ class Scorer:
     def _asked(self, prompt: str) -> PromptLike:
         described = self._preparation.encoder.prompt
         if described.chat_template is None:
-            return f"{described.image_token}\n{prompt}"
+            return f"{described.place}\n{prompt}"
         return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]

@@ -133,7 +133,7 @@ class Bundle:
                 f"such as 'USER: {IMAGES_PLACE}{QUESTION_PLACE} ASSISTANT:'"
             )
         self._words = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
-        self._image_token = manifest.prompt.image_token
+        self._place = manifest.prompt.place
         how = chosen_by(manifest.generation, {"do_sample": False})
         self._picker: Callable[[PromptInputs], Picker] = lambda prompt: Sampler(how, prompt.input_ids).pick
         chosen = choice or Choice()
@@ -167,7 +167,7 @@ class Bundle:
         images = [image.read() if isinstance(image, EncodedImage) else image for image in question.images]
         prompt = question.prompt
         if self._asking.template is not None:
-            places = f"{self._image_token}\n" * len(images)
+            places = f"{self._place}\n" * len(images)
             prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
         try:
             prepared = self._model.prepare(prompt, *self._sized(images))

@@ -153,7 +153,7 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
     most = manifest.model.max_positions
     decoder = PrunedDecoder(
-        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most
+        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most, parts.two_way
     ).eval()
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
@@ -360,7 +360,7 @@ def _huggingface(
             pixels = torch.from_numpy(case.vision[interface.PIXEL_VALUES]).to(model.dtype)
             given = {
                 "input_ids": ids,
-                **family.image_arguments(pixels, [case.layout] * len(ids), model.config),
+                **family.image_arguments(ids, pixels, [case.layout] * len(ids), model.config),
             }
         else:
             words = model.get_input_embeddings()(ids)

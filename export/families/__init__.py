@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, supported
+from edgeprune.exporter.families.gemma import Gemma3
 from edgeprune.exporter.families.internvl import InternVL
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen2VL(),
     Qwen25VL(),
     Qwen3VL(),
+    Gemma3(),
 )
 
 __all__ = ["FAMILIES", "Family", "ModelParts", "family_of", "read_config", "supported"]
@@ -50,6 +52,12 @@ def read_config(folder: Path) -> PretrainedConfig:
     parts = [part for part in raw.values() if isinstance(part, dict) and "model_type" in part]
     for part in (raw, *parts):
         if not isinstance(kind := part.get("model_type"), str) or kind not in CONFIG_MAPPING:
+            if "auto_map" in raw:
+                raise UnsupportedModelError(
+                    f"{folder} has the model_type {shown(repr(kind))} and brings code of its own, "
+                    "which is never run: convert it to Hugging Face's form, or take the checkpoint that is "
+                    f"in it already, whose name often ends with 'hf'. {supported()}"
+                )
             raise UnsupportedModelError(
                 f"transformers knows no model_type {shown(repr(kind))}, as {path} has it. {supported()}"
             )

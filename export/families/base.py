@@ -23,7 +23,7 @@ from edgeprune.positions import PositionRule, SequentialPositions
 # Text models whose decoder layers were checked against Hugging Face's generate, by their config's model_type.
 TEXT_MODELS = {
     "llama": "Llama, Vicuna",
-    "mistral": "Mistral without sliding window",
+    "mistral": "Mistral",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "gemma": "Gemma",
@@ -43,12 +43,14 @@ class ModelParts:
         text_model: the decoder without head.
         lm_head: hidden states -> logits.
         image_token_id: the placeholder of one visual token in input_ids.
+        two_way: whether the visual tokens of an image see each other whatever their order.
     """
 
     vision: nn.Module
     text_model: nn.Module
     lm_head: nn.Module
     image_token_id: int
+    two_way: bool = False
 
 
 class Family(ABC):
@@ -91,12 +93,21 @@ class Family(ABC):
         """Behind how many of the first language layers outputs of the vision tower are added."""
         return 0
 
+    def image_place(self, folder: Path) -> str | None:
+        """What stands in a chat template where an image goes; None for the image token itself."""
+        return None
+
     def image_arguments(
-        self, pixel_values: torch.Tensor, layouts: Sequence[PromptLayout], config: PretrainedConfig
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        layouts: Sequence[PromptLayout],
+        config: PretrainedConfig,
     ) -> dict[str, Any]:
         """What Hugging Face's own forward takes for the images of a batch.
 
         Args:
+            input_ids: int64 [B, S].
             pixel_values: of all images, as the vision graph reads them, in the model's dtype.
             layouts: of each prompt of the batch.
             config: of the model.
@@ -144,26 +155,24 @@ def check_text_config(config: Any, kinds: Mapping[str, str] = TEXT_MODELS) -> No
     kind = config.model_type
     if kind not in kinds:
         raise UnsupportedModelError(f"the text model {kind!r} is not supported. {supported()}")
-    window = getattr(config, "sliding_window", None)
-    windowed = getattr(config, "use_sliding_window", True) and window is not None
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        windowed = True
-    # Phi-3 configs carry a window as long as their positions, which masks nothing.
-    if windowed and (window is None or window < config.max_position_embeddings):
+    types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if types:
         raise UnsupportedModelError(
-            f"the text model {kind!r} uses sliding-window attention (window {window}), which is not "
-            f"supported: the window counts original positions, and pruned caches have gaps. {supported()}"
+            f"the text model {kind!r} has layers of {', '.join(sorted(types))}, which are not supported. "
+            f"{supported()}"
         )
     for feature in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, feature, None):
             raise UnsupportedModelError(
                 f"the text model {kind!r} uses {feature}, which is not supported. {supported()}"
             )
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope_type = rope.get("rope_type", "default")
-    if rope_type not in ("default", "linear", "llama3"):
-        # "dynamic" and "longrope" choose their frequencies by the length met at run time.
-        raise UnsupportedModelError(
-            f"the text model {kind!r} uses {rope_type!r} rotary scaling, which is not supported. "
-            f"{supported()}"
-        )
+    ropes = getattr(config, "rope_parameters", None) or {}
+    # Some models have others for layers with windows.
+    for rope in (ropes,) if "rope_type" in ropes or not ropes else ropes.values():
+        rope_type = rope.get("rope_type", "default")
+        if rope_type not in ("default", "linear", "llama3"):
+            # "dynamic" and "longrope" choose their frequencies by the length met at run time.
+            raise UnsupportedModelError(
+                f"the text model {kind!r} uses {rope_type!r} rotary scaling, which is not supported. "
+                f"{supported()}"
+            )

@@ -177,7 +177,11 @@ class _Qwen(Family):
         return None
 
     def image_arguments(
-        self, pixel_values: torch.Tensor, layouts: Sequence[PromptLayout], config: PretrainedConfig
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        layouts: Sequence[PromptLayout],
+        config: PretrainedConfig,
     ) -> dict[str, Any]:
         side, window = config.vision_config.spatial_merge_size, self.window(config)
         grids = [block.grid for layout in layouts for image in layout.images for block in image.blocks]

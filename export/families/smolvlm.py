@@ -127,7 +127,11 @@ class SmolVLM(Family):
         return read_split_program(folder, self.image_processor, size, side, text)
 
     def image_arguments(
-        self, pixel_values: torch.Tensor, layouts: Sequence[PromptLayout], config: PretrainedConfig
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        layouts: Sequence[PromptLayout],
+        config: PretrainedConfig,
     ) -> dict[str, Any]:
         return {"pixel_values": pixel_values.unflatten(0, (len(layouts), -1))}
 

@@ -222,7 +222,7 @@ class Model:
         return run_plan(self.manifest, keep, debias)
 
     def _note_raw_prompts(self, prompts: Sequence[PromptLike]) -> None:
-        token, template = self.manifest.prompt.image_token, self.manifest.prompt.chat_template
+        token, template = self.manifest.prompt.place, self.manifest.prompt.chat_template
         if template is not None and any(isinstance(one, str) and token in one for one in prompts):
             note(f"a prompt that holds {token} is used as it stands, without the chat template")
 

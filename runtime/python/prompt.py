@@ -27,8 +27,9 @@ _MAX_TOKEN_LENGTH = 256
 class PromptEncoder:
     """Makes token ids of prompts, with room for the visual tokens, and text of token ids.
 
-    An *image place* is one occurrence of the image token in the text that the model reads. There is no way
-    to write the image token as mere text: in a user's words, too, it is an image place, and counts as one.
+    An *image place* is one occurrence of the prompt's `place`, in most models the image token, in the text
+    that the model reads. There is no way to write it as mere text: in a user's words, too, it is an image
+    place, and counts as one.
 
     Args:
         folder: the bundle.
@@ -71,10 +72,15 @@ class PromptEncoder:
             text = self._wrap(prompt, images)
         else:
             text = self._apply_template(checked(prompt))
-        places = text.count(self.prompt.image_token)
+        if self.prompt.image_place is not None and self.prompt.image_token in text:
+            raise InputError(
+                f"the prompt holds {self.prompt.image_token}, which stands for one visual token: write "
+                f"{self.prompt.place} where an image goes"
+            )
+        places = text.count(self.prompt.place)
         if places != images:
             raise InputError(
-                f"the prompt has {_count(places, 'image place')} ({self.prompt.image_token}) and comes with "
+                f"the prompt has {_count(places, 'image place')} ({self.prompt.place}) and comes with "
                 f"{_count(images, 'image')}: expected as many of one as of the other; add or remove some"
             )
         return text
@@ -94,15 +100,15 @@ class PromptEncoder:
             InputError: as `render`; or nothing is left to encode, or far too much.
             BundleError: as `render`; or the tokenizer fails, or does not know the image token as one token.
         """
-        image_token = self.prompt.image_token
+        image_token, place = self.prompt.image_token, self.prompt.place
         text = self.render(prompt, len(images))
-        length = len(text) + sum(map(len, images)) - len(images) * len(image_token)
+        length = len(text) + sum(map(len, images)) - len(images) * len(place)
         if self._longest is not None and length > self._longest:
             raise InputError(
                 f"the prompt has {length} characters: expected at most {self._longest}, far more than the "
                 "model has positions for; shorten it"
             )
-        before, *behind = text.split(image_token)
+        before, *behind = text.split(place)
         text = before + "".join(image + after for image, after in zip(images, behind, strict=True))
         has_bos = bool(self.prompt.bos_token) and text.startswith(self.prompt.bos_token or "")
         ids = self._tokenizer.encode(text, special_tokens=not has_bos)
@@ -131,7 +137,7 @@ class PromptEncoder:
         return Stream(self.decode)
 
     def _wrap(self, text: str, images: int) -> str:
-        if self.prompt.image_token in text:
+        if self.prompt.place in text:
             return text
         if self._template is None and not images:
             return text
@@ -147,10 +153,10 @@ class PromptEncoder:
         if self._template is None:
             raise InputError(
                 "the bundle has no chat template: expected a prompt that is one string and holds "
-                f"{self.prompt.image_token} where each image goes; write the prompt so"
+                f"{self.prompt.place} where each image goes; write the prompt so"
             )
         problem, without_images = "", None
-        token = self.prompt.image_token
+        token = self.prompt.place
         trial, said = marked(messages)
         for form, trial_form in zip(forms(messages, token), forms(trial, token), strict=True):
             try:
@@ -172,7 +178,7 @@ class PromptEncoder:
             return without_images
         raise InputError(
             f"the chat template cannot take these messages ({problem}): change them, or write the prompt as "
-            f"one string with {self.prompt.image_token} where each image goes"
+            f"one string with {self.prompt.place} where each image goes"
         )
 
     def _render(self, template: Template, messages: Checked) -> str:

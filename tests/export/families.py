@@ -80,7 +80,7 @@ class Pair:
         self.hf.generation_config.pad_token_id = 0
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._see = see
-        self._token: str = manifest.prompt.image_token
+        self._token: str = manifest.prompt.place
 
     def inputs(self, messages: list[Any], images: Sequence[Image]) -> Inputs:
         """The prompt as Hugging Face's processors make it."""
@@ -95,8 +95,11 @@ class Pair:
         for own, part in zip(seen.texts, rest, strict=True):
             first += own + part
         ids = torch.tensor([self.tokenizer(first)["input_ids"]])
-        visual = int((ids == self.ours.manifest.prompt.image_token_id).sum())
-        return Inputs(ids, torch.ones_like(ids), seen.pixel_values, torch.ones(1, visual), seen.further)
+        is_visual = ids == self.ours.manifest.prompt.image_token_id
+        valid, further = torch.ones(1, int(is_visual.sum())), seen.further
+        if self.ours.manifest.model.family == "gemma3":
+            further = {"token_type_ids": is_visual.long()}
+        return Inputs(ids, torch.ones_like(ids), seen.pixel_values, valid, further)
 
     def generated(self, inputs: Inputs) -> list[int]:
         """Hugging Face's own greedy reply."""
@@ -219,10 +222,11 @@ class Pair:
         for number in range(40):
             image = noise((16 + 8 * (number % 7), 16 + 8 * (number % 5)))
             PIL.Image.fromarray(image).save(images / f"{number:02}.png")
-        curve = place / "curve.json"
-        command = ["calibrate", str(self.folder), "--images", str(images), "-o", str(curve), "--no-plot"]
-        assert main(command) == 0
-        found, manifest = load_curve(curve), self.ours.manifest
+        curve, manifest = place / "curve.json", self.ours.manifest
+        layer = str(manifest.plan.stages[0].layer)
+        asking = ["--images", str(images), "-o", str(curve), "--no-plot", "--layer", layer]
+        assert main(["calibrate", str(self.folder), *asking]) == 0
+        found = load_curve(curve)
         check_curve(found, origin(self.folder, self.folder.name, manifest.plan, manifest.image_program.grid))
 
     def check_comparison(self, place: Path, image: Image) -> None:

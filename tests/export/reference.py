@@ -134,7 +134,8 @@ def fastv(
             for row, visual, valid in zip(score, index, inputs.visual_valid, strict=True)
         ]
     )
-    features = base.get_image_features(**given)
+    features = base.get_image_features(**{k: v for k, v in given.items() if k != "token_type_ids"})
+    runs = _runs(inputs.input_ids == image) * int("token_type_ids" in given)
     visual = torch.cat(list(features.pooler_output))
     is_visual = inputs.input_ids == image
     levels = [torch.cat(list(level)) for level in getattr(features, "deepstack_features", ())]
@@ -154,6 +155,7 @@ def fastv(
         positions = torch.cat([first, later.expand(*first.shape[:-1], -1)], dim=-1)
         new = torch.arange(inputs.input_ids.shape[1], ids.shape[1]).expand(len(ids), -1)
         stays = torch.cat([torch.from_numpy(chosen), new], dim=1)
+        run = torch.cat([runs, torch.zeros(len(ids), step, dtype=torch.int64)], dim=1)
         for number, block in enumerate(decoder.layers):
             if number == layer:
                 hidden, *added = (
@@ -161,22 +163,48 @@ def fastv(
                     for rows in (hidden, *added)
                 )
                 positions = positions.gather(-1, stays.expand(*positions.shape[:-1], -1))
-                mask = mask.gather(1, stays)
+                mask, run = mask.gather(1, stays), run.gather(1, stays)
             size = hidden.shape[1]
-            seen = torch.ones(size, size, dtype=torch.bool).tril() & mask.bool()[:, None, :]
+            seen = torch.ones(size, size, dtype=torch.bool).tril().expand(len(ids), -1, -1)
+            seen = seen | ((run[:, :, None] == run[:, None]) & (run[:, None] > 0))
+            seen = seen & mask.bool()[:, None, :]
+            kind = _kind(decoder.config, number)
+            if kind == "sliding_attention":
+                seen = seen & (positions[:, :, None] - positions[:, None] < decoder.config.sliding_window)
             additive = torch.zeros(len(ids), 1, size, size, dtype=hidden.dtype)
             additive = additive.masked_fill(~seen[:, None], torch.finfo(hidden.dtype).min)
             hidden = block(
                 hidden,
                 attention_mask=additive,
                 position_ids=positions if positions.dim() == 2 else None,
-                position_embeddings=decoder.rotary_emb(hidden, positions),
+                position_embeddings=decoder.rotary_emb(
+                    hidden, positions, **({"layer_type": kind} if "token_type_ids" in given else {})
+                ),
             )
             if number < len(added):
                 hidden = hidden + added[number]
         logits.append(model.lm_head(decoder.norm(hidden))[:, -1].float())
         tokens.append(logits[-1].argmax(-1, keepdim=True))
     return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), (chosen,), (score.numpy(),))
+
+
+def _kind(config: Any, layer: int) -> str:
+    """Whether a layer sees a window or all."""
+    if getattr(config, "layer_types", None):
+        return str(config.layer_types[layer])
+    return "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+
+
+def _runs(marks: torch.Tensor) -> torch.Tensor:
+    """Which run of marks each place is in, int64 [B, S], from 1 on; 0 for none."""
+    found = torch.zeros(marks.shape, dtype=torch.int64)
+    for row, of_row in enumerate(marks):
+        number, inside = 0, False
+        for place, mark in enumerate(of_row.tolist()):
+            number += mark and not inside
+            inside = mark
+            found[row, place] = number if mark else 0
+    return found
 
 
 def _positions(base: Any, inputs: Inputs, image: int) -> torch.Tensor:

@@ -171,6 +171,30 @@ def test_pruning_equals_an_independent_fastv(kind: str, shape: tuple[int, int]) 
     assert found.kept[0].shape[1] == inputs.input_ids.shape[1] - round(PER_PICTURE * shape[1] * 0.7)
 
 
+# Prompts and replies are longer than each of the windows.
+WINDOWS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 9},
+    "phi3": {"sliding_window": 20},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+}
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3])
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_windows_count_tokens_of_the_unpruned_prompt(kind: str, keep: float) -> None:
+    model = tiny_llava(kind, **WINDOWS[kind])
+    inputs = random_inputs(model, 2, 1, seed=4)
+    found = run(model, inputs, method_by_name("fastv").plan(LAYERS, keep), curve_for(1))
+    if keep == 1:
+        assert_same(found, huggingface(model, inputs, STEPS))
+        return
+    kept = kept_count(PER_PICTURE, 3000)
+    wanted = fastv(model, inputs, STEPS, layer=2, kept=kept, curve=curve_for(1))
+    np.testing.assert_array_equal(found.kept[0], wanted.kept[0])
+    assert_same(found, wanted)
+
+
 @pytest.mark.parametrize(("layer", "keep"), [(1, 0.5), (3, 0.1)])
 def test_prunes_before_any_layer(layer: int, keep: float) -> None:
     model = model_of("llama")

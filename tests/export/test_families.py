@@ -19,7 +19,7 @@ from edgeprune.exporter.families.base import TEXT_MODELS
 from edgeprune.exporter.weights import buffer_values
 from tests.tiny import TEXT_CONFIGS, eager_llava, llava_config, tiny_llava
 
-LIST = "Supported: Idefics3ForConditionalGeneration, InternVLForConditionalGeneration, LlavaFor"
+LIST = "Supported: Gemma3ForConditionalGeneration, Idefics3ForConditionalGeneration, InternVL"
 
 
 def with_text(text: transformers.PretrainedConfig) -> LlavaConfig:
@@ -79,18 +79,9 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
         with_text(transformers.Gemma2Config()),
         "text model 'gemma2' is not supported",
     ),
-    "window of mistral": (
-        llava_config("mistral", sliding_window=64),
-        "'mistral' uses sliding-window attention (window 64)",
-    ),
-    "window of phi3": (llava_config("phi3", sliding_window=511), "(window 511)"),
-    "window of some qwen2 layers": (
-        llava_config("qwen2", use_sliding_window=True, sliding_window=32, max_window_layers=2),
-        "'qwen2' uses sliding-window attention (window 32)",
-    ),
-    "window of some qwen3 layers": (
-        llava_config("qwen3", use_sliding_window=True, sliding_window=32, max_window_layers=2),
-        "'qwen3' uses sliding-window attention",
+    "layers of another kind": (
+        llava_config("qwen2", layer_types=["full_attention", "chunked_attention"] * 2),
+        "'qwen2' has layers of chunked_attention, which are not supported",
     ),
     "softcap of attention": (
         text_changed("gemma", attn_logit_softcapping=50.0),
@@ -242,6 +233,14 @@ def test_a_config_that_is_no_json_object(text: str, tmp_path: Path) -> None:
 def test_a_model_type_that_transformers_does_not_know(kind: str | None, tmp_path: Path) -> None:
     text = json.dumps({"model_type": kind} if kind else {"hidden_size": 3})
     with pytest.raises(UnsupportedModelError, match=f"knows no model_type {kind!r}.*{LIST}"):
+        read_config(_write(tmp_path, text))
+
+
+@pytest.mark.parametrize("kind", ["internvl_chat", "phi3_v"])
+def test_a_checkpoint_with_code_of_its_own(kind: str, tmp_path: Path) -> None:
+    text = json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "configuration.Config"}})
+    wanted = f"model_type {kind!r} and brings code of its own, which is never run: convert it .*{LIST}"
+    with pytest.raises(UnsupportedModelError, match=wanted):
         read_config(_write(tmp_path, text))
 
 

@@ -79,8 +79,9 @@ def _pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def _window(folder: Path) -> None:
-    llava_config("mistral", sliding_window=16).save_pretrained(folder)
+def _yarn(folder: Path) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    llava_config("qwen2", rope_parameters=rope).save_pretrained(folder)
 
 
 def _other_sizes(folder: Path) -> None:
@@ -91,7 +92,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], type[EdgepruneError], str]] = {
     "no weights": (_no_weights, InputError, r"has no model\.safetensors"),
     "truncated weights": (_cut, InputError, r"model\.safetensors is not a whole safetensors file"),
     "pickled weights": (_pickle, InputError, r"is a pickle, which is never loaded"),
-    "sliding window": (_window, UnsupportedModelError, r"sliding-window attention \(window 16\)"),
+    "rotary scaling": (_yarn, UnsupportedModelError, r"'yarn' rotary scaling"),
     "config of another model": (_other_sizes, InputError, "do not belong together"),
 }
 

@@ -191,8 +191,9 @@ def test_images_of_different_sizes(kind: str, tmp_path: Path) -> None:
     hf = family.load(folder, torch.float32)
     for sample, one in zip(samples, found, strict=True):
         inputs = scorer._preparation.prepare(scorer._asked(sample.prompt), [sample.image])
-        given = family.image_arguments(torch.from_numpy(inputs.pixel_values), [inputs.layout], config)
         ids = torch.from_numpy(inputs.input_ids)[None]
+        pixels = torch.from_numpy(inputs.pixel_values)
+        given = family.image_arguments(ids, pixels, [inputs.layout], config)
         if kind != "internvl":  # by which it finds positions on three axes
             given["mm_token_type_ids"] = (ids == config.image_token_id).int()
         with torch.no_grad():

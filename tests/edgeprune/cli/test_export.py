@@ -261,11 +261,12 @@ def test_a_folder_that_holds_no_model_that_can_be_exported(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_text_model_with_a_sliding_window_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+def test_a_text_model_with_another_rotary_scaling_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
     config = json.loads((SAMPLE_MODEL / "config.json").read_text())
-    config["text_config"] = {"model_type": "mistral", "sliding_window": 64, "max_position_embeddings": 2048}
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    config["text_config"] = {"model_type": "mistral", "rope_parameters": rope}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     message = cli("export", tmp_path / "model", "--keep", "0.3", "-o", tmp_path / "out").message
-    assert "'mistral' uses sliding-window attention (window 64)" in message
-    assert "Supported: Idefics3ForConditionalGeneration, InternVLForConditional" in message
+    assert "'mistral' uses 'yarn' rotary scaling" in message
+    assert "Supported: Gemma3ForConditionalGeneration, Idefics3ForConditional" in message
