@@ -16,10 +16,18 @@ from transformers import LlavaForConditionalGeneration
 
 from edgeprune.errors import InputError
 from edgeprune.exporter import weights
-from edgeprune.exporter.families import read_config
+from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.weights import StoredTensor
-from tests.tiny import TEXT_CONFIGS, llava_config, tiny_llava
+from tests.tiny import (
+    TEXT_CONFIGS,
+    llava_config,
+    save_gemma3,
+    save_internvl,
+    save_qwen,
+    save_smolvlm,
+    tiny_llava,
+)
 
 ITEM = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
 
@@ -452,3 +460,35 @@ def test_folders_without_usable_weights_are_refused(name: str, tmp_path: Path) -
     write(folder)
     with pytest.raises(InputError, match=message):
         weights.checkpoint_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "before", "after"),
+    [
+        (save_gemma3, "vision_tower.", "vision_tower.vision_model."),
+        (save_gemma3, "language_model.model.", "model.language_model."),
+        (save_qwen, "model.layers.", "model.language_model.layers."),
+        (save_qwen, "visual.", "model.visual."),
+        (save_internvl, "language_model.model.", "model.language_model."),
+        (save_smolvlm, "model.text_model.", "model.text_model."),
+    ],
+)
+def test_names_of_older_and_newer_checkpoints(
+    save: Callable[[Path], Path], before: str, after: str, tmp_path: Path
+) -> None:
+    """What `save_pretrained` writes, and what other releases of transformers wrote."""
+    folder = save(tmp_path / "model")
+    config = read_config(folder)
+    family = family_of(config)
+    stored = weights.locate(family.build(config, torch.float32), folder)
+    wanted = {name: read(folder, tensor) for name, tensor in stored.items()}
+    path = folder / "model.safetensors"
+    renamed = {
+        after + name.removeprefix(before) if name.startswith(before) else name: value
+        for name, value in load_file(path).items()
+    }
+    assert (set(renamed) == set(load_file(path))) == (after == before)
+    save_file(renamed, path, metadata={"format": "pt"})
+    found = weights.locate(family.build(config, torch.float32), folder)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(read(folder, tensor), wanted[name]) for name, tensor in found.items())
