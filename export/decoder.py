@@ -193,7 +193,9 @@ class PrunedDecoder(nn.Module):
                 tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
             tokens.hidden = self._run(number, tokens, caches, tap)
             self._deepen(tokens, number)
-        logits = self.lm_head(self.text_model.norm(tokens.hidden[:, -1])).to(torch.float32)
+        # Not [:, -1]: TensorRT for RTX 1.7 cannot compile an index from the end behind a stage and Gemma 3's layers.
+        last = tokens.hidden.select(1, tokens.hidden.shape[1] - 1)
+        logits = self.lm_head(self.text_model.norm(last)).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
 
     def _begin(

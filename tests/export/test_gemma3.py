@@ -15,7 +15,7 @@ from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from edgeprune import export
 from edgeprune.bundle import read_manifest
-from edgeprune.errors import BackendError, InputError, UnsupportedModelError
+from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families import family_of, read_config
 from tests.export.families import Image, Pair, Seen, asked, check_half_precision, noise
 from tests.tiny import save_gemma3
@@ -93,9 +93,6 @@ def test_half_precision(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    raises=BackendError, strict=True, reason="TensorRT for RTX 1.7.1 fails inside its compiler"
-)
 def test_engines_build(pair: Pair) -> None:
     pair.check_engines()
 
