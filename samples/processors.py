@@ -68,13 +68,14 @@ def save_processor(folder: Path, image_size: int = 24, patch_size: int = 4, lett
     ).save_pretrained(folder)
 
 
-def save_tokenizer(folder: Path, words: Sequence[str], **special: str) -> None:
+def save_tokenizer(folder: Path, words: Sequence[str], bos: str | None = None, **special: str) -> None:
     """A word-level tokenizer; `special` names further special tokens."""
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        bos_token=bos,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",

@@ -285,7 +285,7 @@ GEMMA_WORDS = [
         "is",
         "the",
     ),
-    *("big", "small", "star", "box", "?", "."),
+    *("big", "small", "star", "box", "?", ".", "\n\n", "\n"),
 ]
 
 
@@ -339,8 +339,10 @@ def save_gemma3(folder: Path, seed: int = 0, **processor: Any) -> Path:
     # What starts as zeros would make all images alike.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
     model.eval().save_pretrained(folder)
-    names = {"image_token": 5, "boi_token": 6, "eoi_token": 7}
-    save_tokenizer(folder, GEMMA_WORDS, **{name: GEMMA_WORDS[number] for name, number in names.items()})
+    # Line breaks are tokens, so that those around an image are compared.
+    names = {"image_token": 5, "boi_token": 6, "eoi_token": 7, "paragraph_token": -2, "line_token": -1}
+    special = {name: GEMMA_WORDS[number] for name, number in names.items()}
+    save_tokenizer(folder, GEMMA_WORDS, bos="<s>", **special)
     settings: dict[str, Any] = {"size": {"height": 32, "width": 32}}
     Gemma3ImageProcessorPil(**{**settings, **processor}).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(GEMMA_TEMPLATE, encoding="utf-8")

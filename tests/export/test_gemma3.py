@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from transformers import AutoTokenizer
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -19,6 +20,8 @@ from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families import family_of, read_config
 from tests.export.families import Image, Pair, Seen, asked, check_half_precision, noise
 from tests.tiny import save_gemma3
+
+pytestmark = pytest.mark.usefixtures("width_first")
 
 WIDE, TALL, SMALL = (90, 40), (33, 70), (7, 5)
 CASES = {
@@ -35,7 +38,9 @@ def seen_by(folder: Path) -> Callable[[Sequence[Image]], Seen]:
     processor = Gemma3Processor(images, AutoTokenizer.from_pretrained(folder), image_seq_length=16)
 
     def see(shown: Sequence[Image]) -> Seen:
-        pixels = images(list(shown), return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
+        # Of an array that is one pixel high it would not know the channels.
+        pictures = [PIL.Image.fromarray(image) for image in shown]
+        pixels = images(pictures, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
         return Seen(pixels, [processor.full_image_sequence] * len(shown))
 
     return see
@@ -140,9 +145,8 @@ def test_a_method_that_counts_positions_anew_is_named(tmp_path: Path, method: st
         export(folder, keep=0.3, method=method, layer=[1, 2, 3], output=tmp_path / "out")
 
 
-@pytest.mark.usefixtures("width_first")
 def test_the_pixels_are_those_of_its_own_processor(pair: Pair) -> None:
     see = seen_by(pair.folder)
-    for size in (WIDE, TALL, SMALL):
+    for size in (WIDE, TALL, SMALL, (1, 1), (5000, 1), (3, 901)):
         ours = pair.ours.prepare(asked("what ?", 1), [noise(size)]).pixel_values
         np.testing.assert_array_equal(ours, see([noise(size)]).pixel_values.numpy())
