@@ -92,7 +92,7 @@ def decide(
             f"the method {options.method} counts the positions of what it keeps anew, and this model's "
             f"positions have {positions.axes} numbers each, which leaves none to count: choose another method"
         )
-    if any(layer_windows(text)) and (positions.axes > 1 or plan.positions is Positions.RENUMBERED):
+    if any(layer_windows(text)) and plan.positions is Positions.RENUMBERED:
         raise UnsupportedModelError(
             f"the text model {info.text_model!r} has layers with windows over the unpruned prompt, and by "
             f"{options.method} its positions are counted otherwise here: take a method that keeps them, such "

@@ -193,7 +193,7 @@ class PrunedDecoder(nn.Module):
                 tap = taps[self.score_layers[number]] = self._tap(self.score_layers[number], tokens)
             tokens.hidden = self._run(number, tokens, caches, tap)
             self._deepen(tokens, number)
-        # Not [:, -1]: TensorRT for RTX 1.7 cannot compile an index from the end behind a stage and Gemma 3's layers.
+        # Not [:, -1]: TensorRT for RTX 1.7 fails to compile Gemma 3's layers behind a stage with it.
         last = tokens.hidden.select(1, tokens.hidden.shape[1] - 1)
         logits = self.lm_head(self.text_model.norm(last)).to(torch.float32)
         return (logits, *kept, *scores, *present_masks, *caches.present_keys, *caches.present_values)
@@ -378,6 +378,10 @@ class PrunedDecoder(nn.Module):
         return present
 
 
+# Their code has one window for all layers, whatever the config's `layer_types` say.
+_ONE_WINDOW = ("mistral", "phi3")
+
+
 def layer_windows(config: Any) -> tuple[int | None, ...]:
     """Of each layer of a text model how many tokens it sees, itself included; None for all.
 
@@ -386,7 +390,8 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True) or (window or 0) >= config.max_position_embeddings:
         window = None
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    named = None if config.model_type in _ONE_WINDOW else getattr(config, "layer_types", None)
+    kinds = named or ["sliding_attention"] * config.num_hidden_layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

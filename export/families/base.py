@@ -161,6 +161,12 @@ def check_text_config(config: Any, kinds: Mapping[str, str] = TEXT_MODELS) -> No
             f"the text model {kind!r} has layers of {', '.join(sorted(types))}, which are not supported. "
             f"{supported()}"
         )
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if slides and getattr(config, "sliding_window", None) is None:
+        raise UnsupportedModelError(
+            f"the text model {kind!r} has layers of sliding_attention and no sliding_window: expected the "
+            "size of their window; correct config.json"
+        )
     for feature in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, feature, None):
             raise UnsupportedModelError(

@@ -20,7 +20,8 @@ from transformers import (
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.attention import SEGMENTS_NAME, Segments
-from edgeprune.exporter.families.base import Family, ModelParts, check_text_config
+from edgeprune.exporter.decoder import layer_windows
+from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
 from edgeprune.exporter.image_processor import read_patch_program
 from edgeprune.image_program import ImageProgram, PatchFeed, PatchTokens
 from edgeprune.layout import PromptLayout
@@ -138,6 +139,11 @@ class _Qwen(Family):
                 f"a vision tower of {vision.in_channels} channels is not supported: expected 3"
             )
         check_text_config(text, {self.text_model: self.name})
+        if any(layer_windows(text)):
+            raise UnsupportedModelError(
+                f"the text model {text.model_type!r} has layers with windows, which is not supported here: "
+                f"they count tokens, and this model's positions do not. {supported()}"
+            )
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         assert not tower  # `tower_layers` is 0

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from tests.export.reference import in_window
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -126,6 +128,7 @@ def _layer(
     size = len(state.hidden)
     seen = torch.ones(size, size, dtype=torch.bool).tril()
     seen[state.prompt :, list(forgotten)] = False
+    seen &= in_window(decoder.config, number, state.positions[None])[0]
     mask = torch.zeros(1, 1, size, size, dtype=state.hidden.dtype)
     mask = mask.masked_fill(~seen, torch.finfo(state.hidden.dtype).min)
     positions = state.positions[None]

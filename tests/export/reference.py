@@ -168,9 +168,8 @@ def fastv(
             seen = torch.ones(size, size, dtype=torch.bool).tril().expand(len(ids), -1, -1)
             seen = seen | ((run[:, :, None] == run[:, None]) & (run[:, None] > 0))
             seen = seen & mask.bool()[:, None, :]
-            kind = _kind(decoder.config, number)
-            if kind == "sliding_attention":
-                seen = seen & (positions[:, :, None] - positions[:, None] < decoder.config.sliding_window)
+            if positions.dim() == 2:
+                seen = seen & in_window(decoder.config, number, positions)
             additive = torch.zeros(len(ids), 1, size, size, dtype=hidden.dtype)
             additive = additive.masked_fill(~seen[:, None], torch.finfo(hidden.dtype).min)
             hidden = block(
@@ -178,7 +177,9 @@ def fastv(
                 attention_mask=additive,
                 position_ids=positions if positions.dim() == 2 else None,
                 position_embeddings=decoder.rotary_emb(
-                    hidden, positions, **({"layer_type": kind} if "token_type_ids" in given else {})
+                    hidden,
+                    positions,
+                    **({"layer_type": _kind(decoder.config, number)} if "token_type_ids" in given else {}),
                 ),
             )
             if number < len(added):
@@ -186,6 +187,19 @@ def fastv(
         logits.append(model.lm_head(decoder.norm(hidden))[:, -1].float())
         tokens.append(logits[-1].argmax(-1, keepdim=True))
     return Decoded(torch.cat(tokens, dim=1), torch.stack(logits, dim=1), (chosen,), (score.numpy(),))
+
+
+def in_window(config: Any, layer: int, positions: torch.Tensor) -> torch.Tensor:
+    """Which tokens a layer's rows see by its window, bool [B, n, n].
+
+    Args:
+        config: of the text model.
+        layer: its number.
+        positions: int64 [B, n], in the unpruned sequence: what was dropped in between counts.
+    """
+    apart = positions[:, :, None] - positions[:, None]
+    slides = _kind(config, layer) == "sliding_attention"
+    return apart < config.sliding_window if slides else torch.ones_like(apart, dtype=torch.bool)
 
 
 def _kind(config: Any, layer: int) -> str:

@@ -180,6 +180,22 @@ WINDOWS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("kind", ["mistral", "phi3"])
+def test_types_of_layers_that_the_model_s_own_code_does_not_read(kind: str) -> None:
+    """Its window is that of all layers. Without caches, which transformers makes by the types."""
+    model = tiny_llava(kind, sliding_window=9, layer_types=["full_attention"] * LAYERS)
+    inputs = random_inputs(model, 2, 1, seed=4)
+    found = run(model, inputs, method_by_name("none").plan(LAYERS, 1.0), curve_for(1), steps=1)
+    with torch.no_grad():
+        wanted = model(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            pixel_values=inputs.pixel_values,
+            use_cache=False,
+        ).logits[:, -1]
+    assert float((found.logits[:, 0] - wanted).abs().max()) <= LIMIT
+
+
 @pytest.mark.parametrize("keep", [1.0, 0.3])
 @pytest.mark.parametrize("kind", WINDOWS)
 def test_windows_count_tokens_of_the_unpruned_prompt(kind: str, keep: float) -> None:

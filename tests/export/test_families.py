@@ -42,6 +42,11 @@ def text_changed(kind: str, **changes: Any) -> LlavaConfig:
     return config
 
 
+def qwen_windowed() -> transformers.PretrainedConfig:
+    text = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 2, "num_hidden_layers": 4}
+    return transformers.Qwen2VLConfig(text_config=text, architectures=["Qwen2VLForConditionalGeneration"])
+
+
 def siglip() -> SiglipVisionConfig:
     return SiglipVisionConfig(
         hidden_size=24,
@@ -82,6 +87,10 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
     "layers of another kind": (
         llava_config("qwen2", layer_types=["full_attention", "chunked_attention"] * 2),
         "'qwen2' has layers of chunked_attention, which are not supported",
+    ),
+    "windows by positions of several axes": (
+        qwen_windowed(),
+        "'qwen2_vl_text' has layers with windows, which is not supported here: they count tokens",
     ),
     "softcap of attention": (
         text_changed("gemma", attn_logit_softcapping=50.0),
@@ -125,6 +134,12 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
         "vision_feature_select_strategy 'default' with 'siglip_vision_model'",
     ),
 }
+
+
+def test_a_window_of_no_size_is_refused() -> None:
+    config = text_changed("qwen2", layer_types=["full_attention"] * 3 + ["sliding_attention"])
+    with pytest.raises(UnsupportedModelError, match="layers of sliding_attention and no sliding_window"):
+        family_of(config)
 
 
 @pytest.mark.parametrize("name", REFUSED)

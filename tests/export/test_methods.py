@@ -22,7 +22,7 @@ from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.interface import Interface, language_interface
-from edgeprune.plans import Debias, PruningPlan, method_by_name, random_scores, with_keep
+from edgeprune.plans import Debias, Positions, PruningPlan, method_by_name, random_scores, with_keep
 from edgeprune.positions import SequentialPositions
 from edgeprune.runtime import load
 from tests.export.method_reference import Outcome, Recipe, generate
@@ -184,6 +184,17 @@ def assert_agrees(found: Decoded, wanted: list[Outcome], inputs: Inputs, limit: 
 def test_a_method_equals_its_reference_over_twenty_steps(method: str, shape: tuple[int, int]) -> None:
     model = model_of("llama")
     inputs = random_inputs(model, *shape, seed=1)
+    found, embeds = run_torch(model, inputs, plan_of(method))
+    assert_agrees(found, references(model, inputs, embeds, method), inputs)
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in LAYERS_OF if plan_of(name).positions is Positions.PRESERVED]
+)
+def test_a_method_of_a_model_with_windows_equals_its_reference(method: str) -> None:
+    """In the last two layers, so that those in front pay attention to all visual tokens."""
+    model = model_of("qwen2", use_sliding_window=True, sliding_window=9, max_window_layers=2)
+    inputs = random_inputs(model, 2, 2, seed=1)
     found, embeds = run_torch(model, inputs, plan_of(method))
     assert_agrees(found, references(model, inputs, embeds, method), inputs)
 
