@@ -179,7 +179,7 @@ def run(
     device = open_backend(backend, bundle=Path(bundle), **options)
     pictures = [_drawn()] if images is None else [load_image(image) for image in images]
     if manifest.prompt.chat_template is None and prompt == DEFAULT_PROMPT:
-        prompt = f"{manifest.prompt.image_token * len(pictures)}\n{prompt}"
+        prompt = f"{manifest.prompt.place * len(pictures)}\n{prompt}"
     with tempfile.TemporaryDirectory(prefix="edgeprune-bench-") as scratch:
         *others, own = opened(bundle, baselines, device)
         variants = [*others, *forms(own, keep)]
