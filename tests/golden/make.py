@@ -40,11 +40,14 @@ _DRAWS = 3
 
 @dataclass(frozen=True)
 class Golden:
-    """A bundle: the parameters of `tests.tiny.save_llava` and of `edgeprune.export`, and what it is asked."""
+    """A bundle: the parameters of what saves the model in `tests.tiny`, and of `edgeprune.export`, and what
+    it is asked.
+    """
 
     model: dict[str, Any]
     export: dict[str, Any]
     cases: tuple[dict[str, Any], ...]
+    saver: str = "save_llava"
 
 
 _QUESTION = "what colour is the star ?"
@@ -108,6 +111,22 @@ BUNDLES = {
             {"name": "padded", "prompt": "the small blue star is", "images": ["wide.png"]},
             {"name": "two images", "prompt": _BOTH, "images": ["wide.png", "tall.png"]},
         ),
+    ),
+    "window": Golden(
+        {},
+        {"method": "fastv", "keep": 0.3, "layer": 3},
+        (
+            {"name": "as exported", "prompt": "what is the big star ?", "images": ["wide.png"]},
+            {
+                "name": "more",
+                "prompt": "<s>is the star <start_of_image> big ?",
+                "images": ["tall.png"],
+                "keep": 0.6,
+            },
+            {"name": "two images", "prompt": "is the box small ?", "images": ["square.png", "tall.png"]},
+            {"name": "no image", "prompt": "what is the big box ?", "images": []},
+        ),
+        saver="save_gemma3",
     ),
 }
 
@@ -193,13 +212,13 @@ def make_images(folder: Path) -> None:
 
 def make_bundle(name: str, golden: Golden) -> None:
     """Exports a bundle, under a name that is the same on every machine, and records its cases."""
-    from tests.tiny import save_llava
+    from tests import tiny
 
     with TemporaryDirectory() as scratch:
         home = Path.cwd()
         os.chdir(scratch)
         try:
-            save_llava(Path(f"tiny-{name}"), **golden.model)
+            getattr(tiny, golden.saver)(Path(f"tiny-{name}"), **golden.model)
             edgeprune.export(f"tiny-{name}", output="bundle", **golden.export)
             shutil.rmtree(GOLDEN / name, ignore_errors=True)
             shutil.copytree("bundle", GOLDEN / name)

@@ -160,7 +160,8 @@ class Reader:
     def _ids(self, prompt: Any, seen: list[SeenImage], per_tile: int, left: int) -> list[int]:
         rule = self.manifest["prompt"]
         token, text = rule["image_token"], prompt
-        if not (isinstance(prompt, str) and token in prompt):
+        place = token if rule.get("image_place") is None else rule["image_place"]
+        if not (isinstance(prompt, str) and place in prompt):
             if isinstance(prompt, str):
                 content = [*({"type": "image"} for _ in seen), {"type": "text", "text": prompt}]
                 prompt = [{"role": "user", "content": content}]
@@ -173,7 +174,7 @@ class Reader:
                 **tokens,
                 **rule["template_variables"],
             )
-        before, *behind = text.split(token)
+        before, *behind = text.split(place)
         for one, after in zip(seen, behind, strict=True):
             pieces = (
                 piece if isinstance(piece, str) else token * (piece // per_tile * left)

@@ -31,7 +31,7 @@ def test_a_reader_made_from_the_document_agrees(name: str, case: dict[str, Any])
     expected = np.array(case["logits"])
     limit = LIMITS[reader.manifest["model"]["dtype"]]
     assert np.abs(found["logits"] - expected).max() <= limit * max(1.0, float(expected.std()))
-    if name in ("one-stage", "three-stages"):
+    if name in ("one-stage", "three-stages", "window"):
         visual = np.flatnonzero(np.array(found["input_ids"]) == reader.manifest["prompt"]["image_token_id"])
         position = np.arange(len(found["input_ids"]))
         for kept_index, kept in zip(found["kept_index"], case["kept_visual"], strict=True):
