@@ -19,19 +19,22 @@ from pydantic import Field, model_validator
 
 from edgeprune.checks import check_count
 from edgeprune.errors import InputError
-from edgeprune.fields import Number, Part, Pixels, TokenText
+from edgeprune.fields import Flag, Number, Part, Pixels, TokenText
 from edgeprune.image_sizes import (
     MOST_TILES,
     AspectTiles,
+    BestCanvas,
     FixedSize,
     LongestEdge,
     PixelBudget,
     ShortestEdge,
     SizeStep,
     TileMultiples,
+    Tiles,
     whole_tiles,
 )
-from edgeprune.layout import Block, Box, ImageLayout
+from edgeprune.layout import WHOLE, Block, Box, ImageLayout
+from edgeprune.packing import most_packed, resampled, unpadded
 
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Filter = Annotated[int, Field(strict=True, ge=0, le=3)]
@@ -63,11 +66,13 @@ class CutTiles(Part):
         thumbnail: whether the whole image, resized to one tile, comes first or last, where there is more
             than one tile; null for no thumbnail.
         thumbnail_of: what it is made of: the image as it came, or as it was resized for the tiles.
+        always: whether it comes also where there is one tile.
     """
 
     kind: Literal["tiles"] = "tiles"
     thumbnail: Literal["first", "last"] | None = None
     thumbnail_of: Literal["image", "resized"] = "image"
+    always: Flag = False
 
 
 class PixelValues(Part):
@@ -134,6 +139,33 @@ class GridTokens(Part):
         return self.rows, self.columns
 
 
+class PackedTokens(Part):
+    """Each tile becomes a grid; those of an image that was cut are put together to one, with a newline token
+    behind each row, and the thumbnail stays as it is, in front. Rows and columns that show only padding are
+    left out. An image that was not cut has one newline token behind its grid.
+
+    Attributes:
+        rows, columns: of a tile.
+        most: tiles that an image may have as many visual tokens as; where it has over a fifth more, it is
+            resampled to so many. null for no limit.
+    """
+
+    kind: Literal["packed"] = "packed"
+    rows: Pixels
+    columns: Pixels
+    most: Tiles | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of a tile."""
+        return self.rows, self.columns
+
+    @property
+    def limit(self) -> int | None:
+        """Visual tokens that an image may have; None for any number."""
+        return None if self.most is None else self.most * self.rows * self.columns
+
+
 class PatchTokens(Part):
     """Each square of `side` x `side` patches becomes one visual token."""
 
@@ -143,7 +175,7 @@ class PatchTokens(Part):
 
 Feed: TypeAlias = Annotated[TileFeed | PatchFeed, Field(discriminator="kind")]
 """What the vision graph reads."""
-TokenGrid: TypeAlias = Annotated[GridTokens | PatchTokens, Field(discriminator="kind")]
+TokenGrid: TypeAlias = Annotated[GridTokens | PackedTokens | PatchTokens, Field(discriminator="kind")]
 """What visual tokens come of that."""
 
 
@@ -166,6 +198,17 @@ class ImageText(Part):
     suffix: TokenText = ""
 
 
+class AmongSeveral(Part):
+    """What is done instead with the images of a prompt that has several: each becomes one tile.
+
+    Attributes:
+        fit, sizes: as of `ImageProgram`.
+    """
+
+    fit: Fit = Stretch()
+    sizes: Annotated[tuple[SizeStep, ...], Field(max_length=_MOST_STEPS)] = ()
+
+
 class ImageProgram(Part):
     """How an image becomes the vision graph's input and its visual tokens. The steps run in this order.
 
@@ -178,6 +221,7 @@ class ImageProgram(Part):
         feed: what the vision graph reads.
         tokens: what it makes of that.
         text: around the visual tokens.
+        several: what is done instead with the images of a prompt that has several; null for the same.
 
     Raises:
         ValueError: not every image would come out as the vision graph reads it, or as many tiles as one
@@ -192,14 +236,17 @@ class ImageProgram(Part):
     feed: Feed
     tokens: TokenGrid
     text: ImageText = ImageText()
+    several: AmongSeveral | None = None
 
     @model_validator(mode="after")
     def _fits_the_feed(self) -> ImageProgram:
+        if self.several is not None and (fault := self._several()._whole_fault()):
+            raise ValueError(f"among several images, {fault} is not supported")
         if self.feed.kind == "patches" or self.tokens.kind == "patches":
             fault = self._patches_fault()
         else:
             fault = self._whole_fault() if self.cut is None else self._tiles_fault()
-        if fault:
+        if fault := self._canvas_fault() or fault:
             raise ValueError(f"{fault} is not supported")
         if self.grid is not None and any(c > p for c, p in zip(self.grid, self.unit, strict=True)):
             raise ValueError(f"the grid {self.grid} has more cells than a tile has pixels, {self.unit}")
@@ -223,12 +270,27 @@ class ImageProgram(Part):
     @property
     def grid(self) -> tuple[int, int] | None:
         """(rows, columns) of visual tokens of a tile; None where images are not cut into tiles."""
-        return self.tokens.grid if isinstance(self.tokens, GridTokens) else None
+        return None if isinstance(self.tokens, PatchTokens) else self.tokens.grid
 
     @property
-    def letterboxes(self) -> bool:
+    def pads(self) -> bool:
         """Whether images are padded, so that some visual tokens show padding."""
+        alone = self._letterboxes or any(isinstance(step, BestCanvas) for step in self.sizes)
+        return alone or (self.several is not None and self._several().pads)
+
+    @property
+    def _letterboxes(self) -> bool:
         return isinstance(self.fit, Letterbox)
+
+    def of_prompt(self, images: int) -> ImageProgram:
+        """The program of each image of a prompt that has so many."""
+        return self if self.several is None or images < 2 else self._several()
+
+    def _several(self) -> ImageProgram:
+        assert self.several is not None
+        return self.model_copy(
+            update={"fit": self.several.fit, "sizes": self.several.sizes, "cut": None, "several": None}
+        )
 
     @property
     def tokens_per_tile(self) -> int:
@@ -241,13 +303,27 @@ class ImageProgram(Part):
         most = self._most_parts() if self.cut is not None or self.grid is None else 1
         if most is None:
             raise AssertionError("a program whose tiles have no bound is refused")
-        has_thumbnail = self.cut is not None and self.cut.thumbnail is not None
-        return most + (has_thumbnail and most > 1)
+        return most + self._has_thumbnail(most)
+
+    def _has_thumbnail(self, tiles: int) -> bool:
+        return self.cut is not None and self.cut.thumbnail is not None and (tiles > 1 or self.cut.always)
 
     @property
     def most_tokens(self) -> int:
-        """The most visual tokens that one image becomes."""
-        return self.most_tiles * self.tokens_per_tile
+        """The most visual tokens that one image becomes; an image alone, where it matters."""
+        if not isinstance(self.tokens, PackedTokens):
+            return self.most_tiles * self.tokens_per_tile
+        if self.cut is None:
+            return self.tokens_per_tile + 1
+        base = self.tokens_per_tile if self._has_thumbnail(1) else 0
+        return base + max(most_packed(grid, self.tokens.limit) for grid in self._packed_grids())
+
+    def most_of_prompt(self, images: int) -> tuple[int, int]:
+        """The most tiles (or squares of patches), and the most visual tokens, of up to so many images."""
+        each = self.of_prompt(images)
+        most = [(self.most_tiles, self.most_tokens), (images * each.most_tiles, images * each.most_tokens)]
+        tiles, tokens = zip(*most[:images], strict=True) if images else ((0,), (0,))
+        return max(tiles), max(tokens)
 
     @property
     def fixed_tokens(self) -> int | None:
@@ -310,6 +386,12 @@ class ImageProgram(Part):
         if isinstance(step, AspectTiles):
             tiles = range(1, step.most + 1)
             steps = [AspectTiles(least=min(step.least, most), most=most) for most in tiles]
+        elif isinstance(step, BestCanvas):
+            areas = sorted({math.prod(canvas) for canvas in step.canvases})
+            steps = [
+                BestCanvas(canvases=tuple(one for one in step.canvases if math.prod(one) <= area))
+                for area in areas
+            ]
         elif isinstance(step, LongestEdge):
             edges = range(max(self.unit), step.edge + 1, max(self.unit))
             steps = [step.model_copy(update={"edge": edge}) for edge in edges]
@@ -318,7 +400,7 @@ class ImageProgram(Part):
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that an image is fitted to before it is resized: its own, or the square's."""
-        return (max(width, height),) * 2 if self.letterboxes else (height, width)
+        return (max(width, height),) * 2 if self._letterboxes else (height, width)
 
     def targets(self, width: int, height: int) -> list[tuple[int, int]]:
         """The sizes (height, width) that an image is resized to, one for each of `sizes`."""
@@ -336,10 +418,10 @@ class ImageProgram(Part):
 
     def rows(self, image: ImageLayout) -> int:
         """Rows of `pixel_values` that an image becomes: its tiles, or its squares of patches."""
-        return image.tokens if self.grid is None else len(image.blocks)
+        return image.tokens if self.grid is None else image.tiles
 
     def layout(self, width: int, height: int) -> ImageLayout:
-        """The visual tokens of an image of this size, in pixels.
+        """The visual tokens of an image of this size, in pixels; alone in its prompt, where that matters.
 
         Raises:
             InputError: the size is not two whole numbers above 0, or one that the model takes no image of.
@@ -356,6 +438,11 @@ class ImageProgram(Part):
         if self.grid is None:
             around: list[str | int] = [self.text.prefix, rows * columns, self.text.suffix]
             return ImageLayout((width, height), (Block(grid, shown),), _joined(around))
+        if isinstance(self.tokens, PackedTokens):
+            packed = self._packed(width, height, self.tokens)
+            found = sum(block.tokens for block in packed)
+            around = [self.text.prefix, found, self.text.suffix]
+            return ImageLayout((width, height), packed, _joined(around))
         thumbnail = self.cut.thumbnail if self.cut is not None and rows * columns > 1 else None
         blocks: list[Block] = []
         pieces: list[str | int] = []
@@ -373,6 +460,27 @@ class ImageProgram(Part):
             (width, height), tuple(blocks), _joined([self.text.prefix, *pieces, self.text.suffix])
         )
 
+    def _packed(self, width: int, height: int, tokens: PackedTokens) -> tuple[Block, ...]:
+        """The blocks of an image whose tiles are put together."""
+        shown, tiles = self._shown(width, height), self.tile_grid(width, height)
+        if self.cut is None:
+            return (Block(tokens.grid, shown, newline="end"),)
+        whole = tiles[0] * tokens.rows, tiles[1] * tokens.columns
+        left = unpadded(width, height, whole)
+        first = shown.part(left.top, left.left, whole)
+        down, across = first.bottom - first.top, first.right - first.left
+        box = Box(first.top, first.left, first.top + down * left.grid[0], first.left + across * left.grid[1])
+        packed = Block(resampled(left.grid, tokens.limit), box, newline="rows", tiles=tiles)
+        if not self._has_thumbnail(math.prod(tiles)):
+            return (packed,)
+        return Block(tokens.grid, WHOLE, kind="thumbnail"), packed
+
+    def _packed_grids(self) -> list[tuple[int, int]]:
+        """The grids of all canvases, put together."""
+        rows, columns = self.grid or (0, 0)
+        canvases = self.sizes[-1].canvases if isinstance(self.sizes[-1], BestCanvas) else ()
+        return [(high // self.unit[0] * rows, wide // self.unit[1] * columns) for high, wide in canvases]
+
     def _tile_text(self, row: int, column: int, grid: tuple[int, int]) -> str:
         if grid == (1, 1):
             return self.text.whole
@@ -385,6 +493,14 @@ class ImageProgram(Part):
         """
         canvas = self.canvas(width, height)
         target = (self.targets(width, height) or [canvas])[-1]
+        if self.sizes and isinstance(self.sizes[-1], BestCanvas):
+            above, before, high, wide = BestCanvas.placed(height, width, target)
+            return Box(
+                Fraction(-above, high),
+                Fraction(-before, wide),
+                Fraction(target[0] - above, high),
+                Fraction(target[1] - before, wide),
+            )
         edges = []
         for own, around, resized, cropped in zip(
             (height, width), canvas, target, self.crop or target, strict=True
@@ -402,11 +518,26 @@ class ImageProgram(Part):
             return "output size, which depends on the image,"
         if output != size:
             return f"output of {output[0]} x {output[1]} pixels for a vision tower of {size[0]} x {size[1]}"
-        if self.letterboxes and resized is None:
+        if self._letterboxes and resized is None:
             return "do_pad without do_resize"
         # The margin of such a crop would be padding that the padding mask does not know.
-        if self.letterboxes and resized and any(c > r for c, r in zip(output, resized, strict=True)):
+        if self._letterboxes and resized and any(c > r for c, r in zip(output, resized, strict=True)):
             return f"crop_size {output} around padded images of size {resized}"
+        return None
+
+    def _canvas_fault(self) -> str | None:
+        """Why images on canvases, or whose tiles are put together, are not as this program says."""
+        canvases = [step.canvases for step in self.sizes if isinstance(step, BestCanvas)]
+        packed = isinstance(self.tokens, PackedTokens) and self.cut is not None
+        if not canvases:
+            return "putting tiles together that are not cut from a canvas" if packed else None
+        if self.cut is None or len(self.sizes) > 1 or self._letterboxes:
+            return "canvas beside another step, or without tiles,"
+        if packed and self.cut.thumbnail == "last":
+            return "thumbnail behind tiles that are put together"
+        for canvas in canvases[0]:
+            if any(side % tile for side, tile in zip(canvas, self.unit, strict=True)):
+                return "canvas of {} x {} pixels for tiles of {} x {}".format(*canvas, *self.unit)
         return None
 
     def _tiles_fault(self) -> str | None:
@@ -427,8 +558,8 @@ class ImageProgram(Part):
         """Why an image is not always whole squares of patches, of a number known beforehand."""
         if self.feed.kind != self.tokens.kind:
             return f"feed of {self.feed.kind} with tokens by {self.tokens.kind}"
-        if self.crop is not None or self.cut is not None or self.letterboxes:
-            return "crop, cut or letterbox beside patches"
+        if self.crop is not None or self.cut is not None or self._letterboxes or self.several is not None:
+            return "crop, cut, letterbox or another way with several images beside patches"
         resized, size = self._resized(), self.unit
         if resized is not None and any(side % unit for side, unit in zip(resized, size, strict=True)):
             return f"size of {resized[0]} x {resized[1]} pixels for squares of {size[0]} x {size[1]}"
@@ -437,7 +568,7 @@ class ImageProgram(Part):
     def _resized(self) -> tuple[int, int] | None:
         """(height, width) that every image is resized to; None where that depends on the image."""
         found: tuple[int, int] | None = None
-        square = self.letterboxes
+        square = self._letterboxes
         for step in self.sizes:
             if isinstance(step, FixedSize):
                 found = step.height, step.width
@@ -456,6 +587,8 @@ class ImageProgram(Part):
         *earlier, last = self.sizes or (None,)
         if isinstance(last, AspectTiles):
             return last.most
+        if isinstance(last, BestCanvas):
+            return max(math.prod(canvas) for canvas in last.canvases) // math.prod(self.unit)
         before = earlier[-1] if earlier else None
         square = self.unit[0] == self.unit[1]
         if isinstance(last, PixelBudget):

@@ -179,8 +179,41 @@ class PixelBudget(_SizeStep):
         return int(max(self.most, row, grown)) // (tile * tile)
 
 
+class BestCanvas(_SizeStep):
+    """Resize to the size of a canvas; the image keeps its shape and stands in its middle, black around it.
+
+    Of the canvases, the one that shows the most of the image's pixels is taken, and of those that show as
+    many the one with the fewest others.
+
+    Attributes:
+        canvases: (height, width) of each.
+    """
+
+    kind: Literal["best_canvas"] = "best_canvas"
+    canvases: Annotated[tuple[tuple[Pixels, Pixels], ...], Field(min_length=1, max_length=MOST_TILES)]
+
+    def target(self, height: int, width: int, tile: tuple[int, int]) -> tuple[int, int]:
+        most, fewest, best = 0, math.inf, self.canvases[0]
+        for high, wide in self.canvases:
+            scale = min(wide / width, high / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            if shown > most or (shown == most and high * wide - shown < fewest):
+                most, fewest, best = shown, high * wide - shown, (high, wide)
+        return best
+
+    @staticmethod
+    def placed(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Where the image stands in its canvas, and how large: (top, left, height, width)."""
+        down, across = canvas[0] / height, canvas[1] / width
+        if across < down:
+            high, wide = min(math.ceil(height * across), canvas[0]), canvas[1]
+        else:
+            high, wide = canvas[0], min(math.ceil(width * down), canvas[1])
+        return (canvas[0] - high) // 2, (canvas[1] - wide) // 2, high, wide
+
+
 SizeStep: TypeAlias = Annotated[
-    FixedSize | ShortestEdge | LongestEdge | AspectTiles | TileMultiples | PixelBudget,
+    FixedSize | ShortestEdge | LongestEdge | AspectTiles | TileMultiples | PixelBudget | BestCanvas,
     Field(discriminator="kind"),
 ]
 """A rule for the next size; `target` computes it."""

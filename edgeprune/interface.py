@@ -34,6 +34,7 @@ PIXEL_VALUES, VISUAL_EMBEDS, VISUAL_PLACE = "pixel_values", "visual_embeds", "vi
 PATCH_POSITION, BLOCK_SLOTS, BLOCK_PLACE = "patch_position", "block_slots", "block_place"
 WINDOW_SLOTS, WINDOW_PLACE, TOKEN_ROW = "window_slots", "window_place", "token_row"
 TABLE_INDEX, TABLE_WEIGHT = "table_index", "table_weight"
+PACK_INDEX, PACK_WEIGHT = "pack_index", "pack_weight"
 # The language graph, with VISUAL_EMBEDS.
 INPUT_IDS, VISUAL_INDEX = "input_ids", "visual_index"
 VISUAL_VALID, CURVE_PLACE = "visual_valid", "curve_place"
@@ -206,6 +207,11 @@ def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) 
     feed = program.feed
     if feed.kind == "tiles":
         inputs = [_spec(PIXEL_VALUES, dtype, "tiles", *program.row_shape)]
+        if program.tokens.kind == "packed":
+            resamples = program.tokens.most is not None
+            inputs.append(_spec(PACK_INDEX, "int64", "visual", 4 if resamples else 1))
+            if resamples:
+                inputs.append(_spec(PACK_WEIGHT, "float32", "visual", 4))
     else:
         patches = program.row_shape[0]
         inputs = [

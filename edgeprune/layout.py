@@ -8,12 +8,13 @@ the model reads, the padding mask, and where each token reads a bias curve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise, product
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from edgeprune.errors import InputError
 _Element = TypeVar("_Element", bound=np.generic)
 
 BlockKind = Literal["tile", "thumbnail", "frame"]
+Newline = Literal["rows", "end"]
 
 
 @dataclass(frozen=True)
@@ -53,34 +55,51 @@ class Block:
     Attributes:
         grid: (rows, columns) of visual tokens.
         box: the part of the image that it shows.
-        newline: whether a token that shows nothing stands behind each row.
+        newline: where tokens stand that show nothing: behind each of the rows, or one at the end of them;
+            None for nowhere.
         kind: what it is of the image.
+        tiles: (rows, columns) of the tiles that it is put together from.
     """
 
     grid: tuple[int, int]
     box: Box = WHOLE
-    newline: bool = False
+    newline: Newline | None = None
     kind: BlockKind = "tile"
+    tiles: tuple[int, int] = (1, 1)
 
     @property
-    def width(self) -> int:
-        """Visual tokens of one row, a newline included."""
-        return self.grid[1] + self.newline
+    def row_of(self) -> NDArray[np.int64]:
+        """The row that each token stands in, int64 [tokens]."""
+        rows, columns = self.grid
+        widths = np.full(rows, columns + (self.newline == "rows"), dtype=np.int64)
+        if self.newline == "end":
+            widths[-1] += 1
+        return np.repeat(np.arange(rows, dtype=np.int64), widths)
 
     @property
     def tokens(self) -> int:
         """Visual tokens of the block."""
-        return self.grid[0] * self.width
+        return math.prod(self.grid) + {"rows": self.grid[0], "end": 1, None: 0}[self.newline]
 
     def boxes(self) -> NDArray[np.float64]:
         """What each token shows, float64 [tokens, 4]: see `PromptLayout.boxes`."""
         rows, columns = self.grid
         down = np.array(_edges(self.box.top, self.box.bottom, rows), dtype=np.float64)
         across = np.array(_edges(self.box.left, self.box.right, columns), dtype=np.float64)
-        boxes = np.full((rows, self.width, 4), np.nan)
-        boxes[:, :columns, 0], boxes[:, :columns, 2] = down[:-1, None], down[1:, None]
-        boxes[:, :columns, 1], boxes[:, :columns, 3] = across[:-1], across[1:]
-        return boxes.reshape(-1, 4)
+        boxes = np.empty((rows, columns, 4))
+        boxes[..., 0], boxes[..., 2] = down[:-1, None], down[1:, None]
+        boxes[..., 1], boxes[..., 3] = across[:-1], across[1:]
+        return self.with_newlines(boxes, np.nan)
+
+    def with_newlines(self, values: NDArray[_Element], newline: Any) -> NDArray[_Element]:
+        """Of values of the grid's cells, [rows, columns, ...], those of the tokens, [tokens, ...]."""
+        flat = values.reshape(-1, *values.shape[2:])
+        if self.newline is None:
+            return flat
+        rows, columns = self.grid
+        before = np.arange(1, rows + 1) * columns if self.newline == "rows" else [rows * columns]
+        inserted: NDArray[_Element] = np.insert(flat, before, newline, axis=0)
+        return inserted
 
     def valid(self, mask: PaddingMask, size: tuple[int, int]) -> NDArray[np.float32]:
         """The padding mask of the block, float32 [tokens]: see `PromptLayout.valid`.
@@ -89,12 +108,12 @@ class Block:
             mask: the rule.
             size: (width, height) of the image in pixels.
         """
-        valid = np.ones((self.grid[0], self.width), dtype=np.float32)
+        valid = np.ones(self.grid, dtype=np.float32)
         if mask.kind == "share":
-            valid[:, : self.grid[1]] = _by_share(self, mask.threshold)
+            valid[:] = _by_share(self, mask.threshold)
         elif mask.kind == "bilinear":
-            valid[:, : self.grid[1]] = _bilinear(self, size, mask.threshold)
-        return valid.reshape(-1)
+            valid[:] = _bilinear(self, size, mask.threshold)
+        return self.with_newlines(valid, 1)
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,11 @@ class ImageLayout:
     def tokens(self) -> int:
         """Visual tokens of the image."""
         return sum(block.tokens for block in self.blocks)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that the image is cut into, a thumbnail included."""
+        return sum(math.prod(block.tiles) for block in self.blocks)
 
     def text(self, image_token: str, left: Callable[[int], int] = lambda tokens: tokens) -> str:
         """What the image's place in a prompt becomes, with one image token for every visual token.
@@ -246,14 +270,17 @@ class PromptLayout:
 
     @property
     def _row_of(self) -> NDArray[np.int64]:
-        widths = [block.width for block in self._blocks for _ in range(block.grid[0])]
-        return self._selected(np.repeat(np.arange(len(widths), dtype=np.int64), widths))
+        firsts = np.cumsum([0, *(block.grid[0] for block in self._blocks)])
+        rows = [first + block.row_of for first, block in zip(firsts, self._blocks, strict=False)]
+        return self._selected(np.concatenate([np.empty(0, dtype=np.int64), *rows]))
 
     def _selected(self, values: NDArray[_Element]) -> NDArray[_Element]:
         return values if self.taken is None else values[self.taken]
 
 
 def _edges(start: Fraction, stop: Fraction, cells: int) -> list[Fraction]:
+    if not cells:
+        return [start]
     return [start + (stop - start) * Fraction(index, cells) for index in range(cells + 1)]
 
 
@@ -269,7 +296,8 @@ def _by_share(block: Block, threshold: float) -> NDArray[np.bool_]:
     across = _shown(block.box.left, block.box.right, block.grid[1])
     # Most cells are alike; the share is rounded to a float once, when it is exact.
     passes = {pair: float(1 - pair[0] * pair[1]) <= threshold for pair in product(set(down), set(across))}
-    return np.array([[passes[row, column] for column in across] for row in down])
+    passing = [passes[row, column] for row in down for column in across]
+    return np.array(passing, dtype=np.bool_).reshape(block.grid)
 
 
 def _bilinear(block: Block, size: tuple[int, int], threshold: float) -> NDArray[np.float32]:

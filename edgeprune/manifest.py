@@ -163,7 +163,13 @@ def curve_places(curve: BiasCurve | None, plan: PruningPlan, program: ImageProgr
         return 0
     if program.fixed_tokens is None or curve.coordinate != "image":
         return curve.num_tokens
-    return program.fixed_tokens // program.tokens_per_tile * plan.tokens_per_tile(program.tokens_per_tile)
+    return _left(program.fixed_tokens, plan, program)
+
+
+def _left(tokens: int, plan: PruningPlan, program: ImageProgram) -> int:
+    """See `Manifest.tower_tokens`."""
+    whole = program.tokens_per_tile
+    return tokens // whole * plan.tokens_per_tile(whole) if plan.tower else tokens
 
 
 class Manifest(Part):
@@ -200,7 +206,11 @@ class Manifest(Part):
     @property
     def most_image_tokens(self) -> int:
         """The most visual tokens of an image that the language graph gets."""
-        return self.tower_tokens(self.image_program.most_tokens)
+        return self.most_visual_tokens(1)
+
+    def most_visual_tokens(self, images: int) -> int:
+        """The most visual tokens of up to so many images of a prompt that the language graph gets."""
+        return self.tower_tokens(self.image_program.most_of_prompt(images)[1])
 
     @property
     def curve_places(self) -> int:
@@ -219,7 +229,7 @@ class Manifest(Part):
 
     def tower_tokens(self, tokens: int) -> int:
         """Of so many visual tokens of whole tiles, how many leave the vision tower."""
-        return tokens // self.image_program.tokens_per_tile * self.tokens_per_tile
+        return _left(tokens, self.plan, self.image_program)
 
     @model_validator(mode="after")
     def _debiases_as_planned(self) -> Manifest:
@@ -267,7 +277,7 @@ class Manifest(Part):
     @model_validator(mode="after")
     def _images_are_as_told(self) -> Manifest:
         program = self.image_program
-        if self.padding_mask.kind != "none" and not program.letterboxes:
+        if self.padding_mask.kind != "none" and not program.pads:
             raise ValueError("there is a padding mask, and the image program never pads")
         text = program.text.model_dump().values()
         if any(self.prompt.image_token in part for part in text):

@@ -79,7 +79,7 @@ def _grid_positions(is_visual: NDArray[np.bool_], layout: PromptLayout) -> Posit
             place, position = place + 1, position + 1
             continue
         block = next(blocks)
-        rows, columns = np.divmod(np.arange(block.tokens), block.width)
+        rows, columns = np.divmod(np.arange(block.tokens), block.grid[1])
         ids[:, place : place + block.tokens] = position + np.stack([np.zeros_like(rows), rows, columns])
         place, position = place + block.tokens, position + max(block.grid)
     return Positions(ids, position)

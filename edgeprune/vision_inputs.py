@@ -1,9 +1,15 @@
 """What the vision graph reads beside `pixel_values`: numbers that follow from the images' layouts alone.
 
 A graph whose shapes do not depend on data is handed what its model's own code would compute of the images'
-sizes. A graph that reads tiles needs nothing. One that reads patches gets its rows, one for each visual
-token's square of patches, window by window where its layers have windows, and further inputs, int64 where
-nothing else is said:
+sizes. A graph that reads tiles and gives their tokens in order needs nothing. One that puts tiles together
+gets:
+
+- `pack_index` int64 [visual, 1 or 4]: what each visual token is made of; 0 is the newline, n the (n - 1)th
+  of the tiles' tokens, tile by tile;
+- `pack_weight` float32 [visual, 4]: how much of each; where images may be resampled, else each is one.
+
+One that reads patches gets its rows, one for each visual token's square of patches, window by window where
+its layers have windows, and further inputs, int64 where nothing else is said:
 
 - `patch_position` [visual, patches of a square, 2]: each patch's row and column in its block;
 - `block_slots` [blocks, slots]: the rows of each block, whose patches see each other; -1 fills up;
@@ -22,10 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.image_program import ImageProgram, PatchFeed
+from edgeprune.image_program import ImageProgram, PackedTokens, PatchFeed
 from edgeprune.interface import (
     BLOCK_PLACE,
     BLOCK_SLOTS,
+    PACK_INDEX,
+    PACK_WEIGHT,
     PATCH_POSITION,
     TABLE_INDEX,
     TABLE_WEIGHT,
@@ -34,6 +42,7 @@ from edgeprune.interface import (
     WINDOW_SLOTS,
 )
 from edgeprune.layout import ImageLayout
+from edgeprune.packing import Unpadded, pack_taps, unpadded
 
 
 def vision_inputs(program: ImageProgram, images: Sequence[ImageLayout]) -> dict[str, NDArray[Any]]:
@@ -43,6 +52,8 @@ def vision_inputs(program: ImageProgram, images: Sequence[ImageLayout]) -> dict[
         program: of the bundle.
         images: of one run, in the order of their `pixel_values`.
     """
+    if isinstance(program.tokens, PackedTokens):
+        return _pack(program.tokens, images)
     if not isinstance(program.feed, PatchFeed):
         return {}
     feed, side = program.feed, program.unit[0] // program.feed.size
@@ -67,6 +78,29 @@ def vision_inputs(program: ImageProgram, images: Sequence[ImageLayout]) -> dict[
         found[TABLE_INDEX] = np.concatenate([index for index, _ in taps])
         found[TABLE_WEIGHT] = np.concatenate([weight for _, weight in taps])
     return found
+
+
+def _pack(tokens: PackedTokens, images: Sequence[ImageLayout]) -> dict[str, NDArray[Any]]:
+    """What puts tiles together; the blocks of each image are its tiles in order."""
+    newline = np.array([1, 0, 0, 0], dtype=np.float32)
+    index: list[NDArray[np.int64]] = [np.empty((0, 4), dtype=np.int64)]
+    weight: list[NDArray[np.float32]] = [np.empty((0, 4), dtype=np.float32)]
+    first = 1
+    for image in images:
+        for block in image.blocks:
+            down, across = block.tiles
+            whole = (down * tokens.rows, across * tokens.columns)
+            # By row and column of the whole grid, the number of a token among those of all tiles.
+            number = np.arange(first, first + whole[0] * whole[1])
+            number = number.reshape(down, across, *tokens.grid).swapaxes(1, 2).reshape(-1)
+            first += len(number)
+            left = unpadded(*image.size, whole) if block.newline == "rows" else Unpadded(0, 0, whole)
+            taps, shares = pack_taps(left, whole, block.grid)
+            index.append(block.with_newlines(number[taps], 0))
+            weight.append(block.with_newlines(shares, newline))
+    if tokens.most is None:
+        return {PACK_INDEX: np.concatenate(index)[:, :1]}
+    return {PACK_INDEX: np.concatenate(index), PACK_WEIGHT: np.concatenate(weight)}
 
 
 def windows_of(grid: tuple[int, int], window: int | None) -> list[NDArray[np.int64]]:

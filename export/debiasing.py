@@ -86,9 +86,9 @@ def debiasing(
             "with `edgeprune calibrate` and give it as `curve`, name a preset there, or take "
             "`debias='padding'`"
         )
-    elif Debias.PADDING in wanted and not program.letterboxes:
+    elif Debias.PADDING in wanted and not program.pads:
         note("padding is not debiased, because this model's images are never padded")
-    acts = {Debias.POSITION: own is not None, Debias.PADDING: program.letterboxes}
+    acts = {Debias.POSITION: own is not None, Debias.PADDING: program.pads}
     debias = tuple(one for one in wanted if acts[one])
     return Debiasing(debias, own if Debias.POSITION in debias else None)
 

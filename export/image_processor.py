@@ -24,11 +24,13 @@ from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.model_files import read_json
 from edgeprune.fields import first_fault
 from edgeprune.image_program import (
+    AmongSeveral,
     CutTiles,
     GridTokens,
     ImageProgram,
     ImageText,
     Letterbox,
+    PackedTokens,
     PatchFeed,
     PatchTokens,
     PixelValues,
@@ -37,6 +39,7 @@ from edgeprune.image_program import (
 )
 from edgeprune.image_sizes import (
     AspectTiles,
+    BestCanvas,
     FixedSize,
     LongestEdge,
     PixelBudget,
@@ -217,6 +220,65 @@ def read_split_program(folder: Path, processor: str, tile: int, side: int, text:
     )
 
 
+def read_canvas_program(
+    folder: Path,
+    processor: str,
+    image_size: tuple[int, int],
+    tokens: PackedTokens,
+    canvases: Sequence[tuple[int, int]],
+) -> ImageProgram:
+    """The program of a model whose images are padded to one of some canvases and cut into tiles, the whole
+    image first.
+
+    Args:
+        folder: the model, in Hugging Face's layout.
+        processor: the class of its image processor.
+        image_size: (height, width) of a tile.
+        tokens: of a tile.
+        canvases: (height, width) of each, as the model's config has them.
+
+    Raises:
+        InputError, UnsupportedModelError: as `read_image_program`.
+    """
+    raw = _image_processor_json(folder)
+    _check_class(raw, processor)
+    among_several = processor == "LlavaOnevisionImageProcessor"
+    default, crops = (384, False) if among_several else (224, True)
+    tile = {"height": image_size[0], "width": image_size[1]}
+    square = [tile, {"shortest_edge": image_size[0]}, image_size[0]]
+    found = {"size": raw.get("size", {"height": default, "width": default})}
+    if raw.get("do_center_crop", crops):
+        found["crop_size"] = raw.get("crop_size", {"height": default, "width": default})
+    for key, value in found.items():
+        if value not in square:
+            raise UnsupportedModelError(
+                f"the image processor's {key} {value!r} is not the vision tower's {image_size[0]} pixels: "
+                "correct one of them"
+            )
+    own = [
+        tuple(_height_width("image_grid_pinpoints", pair))
+        for pair in raw.get("image_grid_pinpoints", canvases)
+    ]
+    if sorted(own) != sorted(canvases):
+        raise UnsupportedModelError(
+            "the image processor's image_grid_pinpoints are not those of config.json: correct one of them"
+        )
+    mean = raw.get("image_mean", OPENAI_CLIP_MEAN)
+    return _program(
+        sizes=(BestCanvas(canvases=tuple(own)),),
+        cut=CutTiles(thumbnail="first", thumbnail_of="image", always=True),
+        pixels=_pixel_values(raw),
+        feed=TileFeed(height=image_size[0], width=image_size[1]),
+        tokens=tokens,
+        several=AmongSeveral(
+            fit=Letterbox(color=_pad_color(mean)),
+            sizes=(FixedSize(height=image_size[0], width=image_size[1]),),
+        )
+        if among_several
+        else None,
+    )
+
+
 def read_patch_program(folder: Path, feed: PatchFeed, tokens: PatchTokens) -> ImageProgram:
     """The program of a model that reads images of any size, within a budget of pixels.
 
@@ -251,8 +313,18 @@ def read_patch_program(folder: Path, feed: PatchFeed, tokens: PatchTokens) -> Im
 
 
 def padding_mask_for(program: ImageProgram, method: str) -> PaddingMask:
-    """How a method's padding mask is made; none where images are not letterboxed."""
-    return method_by_name(method).padding_mask if program.letterboxes else PaddingMask(kind="none")
+    """How a method's padding mask is made; none where images are never padded.
+
+    The published masks are of letterboxes; on a canvas a cell counts by the share of it that is padding.
+    """
+    if not program.pads:
+        return PaddingMask(kind="none")
+    published = method_by_name(method).padding_mask
+    return (
+        published
+        if isinstance(program.fit, Letterbox)
+        else PaddingMask(kind="share", threshold=published.threshold)
+    )
 
 
 def _image_processor_json(folder: Path) -> dict[str, Any]:

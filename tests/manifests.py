@@ -91,7 +91,7 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         "model": model,
         "plan": plan,
         "curve": ExponentialCurve(b=0.01, num_tokens=16) if Debias.POSITION in plan.debias else None,
-        "padding_mask": PaddingMask(kind="share" if program.letterboxes else "none", threshold=0.5),
+        "padding_mask": PaddingMask(kind="share" if program.pads else "none", threshold=0.5),
         "language": GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
         "vision": GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         "cache_groups": [CacheGroup(first=a, last=b - 1) for a, b in pairwise(layers)],

@@ -11,6 +11,10 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from samples.processors import save_processor, save_qwen_processor, save_tokenizer
@@ -261,6 +265,67 @@ def save_smolvlm(folder: Path, kind: str = "smolvlm", seed: int = 0, **processor
     own(**{**sizes, **processor}).save_pretrained(folder)
     (folder / "processor_config.json").write_text('{"image_seq_len": 9}', encoding="utf-8")
     (folder / "chat_template.jinja").write_text(SMOLVLM_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+ANYRES_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+)
+ANYRES_WORDS = [
+    *("<pad>", "<s>", "</s>", "<unk>", "\n", "<image>", "<video>"),
+    *("user", "assistant", "what", "colour", "is", "the", "big", "small", "star", "box", "?", ":", "."),
+]
+
+
+def save_anyres(
+    folder: Path, kind: str = "llava_next", text: str = "llama", seed: int = 0, **processor: Any
+) -> Path:
+    """Saves a random LLaVA-NeXT or LLaVA-OneVision of tiles of 24 pixels and 6 x 6 visual tokens.
+
+    Args:
+        kind: "llava_next" or "llava_onevision", whose images have at most as many visual tokens as two tiles.
+        text: of `TEXT_CONFIGS`.
+        processor: changes of the image processor.
+    """
+    name, own = {
+        "llava_next": ("LlavaNext", LlavaNextImageProcessorPil),
+        "llava_onevision": ("LlavaOnevision", LlavaOnevisionImageProcessorPil),
+    }[kind]
+    one = kind == "llava_onevision"
+    vision = {
+        "model_type": "siglip_vision_model" if one else "clip_vision_model",
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 24,
+        "patch_size": 4,
+        "initializer_range": 0.3,
+        **({"vision_use_head": False} if one else {}),
+    }
+    pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72], *([[24, 24], [72, 72]] if one else [])]
+    own_settings: dict[str, Any] = {"vision_aspect_ratio": "anyres_max_2"} if one else {}
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text_config(text, max_position_embeddings=1024).to_dict(),
+        vision_config=vision,
+        image_token_index=5,
+        image_grid_pinpoints=pinpoints,
+        tie_word_embeddings=False,
+        **own_settings,
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")._from_config(
+        config, attn_implementation="eager"
+    )
+    model.eval().save_pretrained(folder)
+    save_tokenizer(folder, ANYRES_WORDS, image_token="<image>", video_token="<video>")
+    settings: dict[str, Any] = {"size": {"height": 24, "width": 24}, "image_grid_pinpoints": pinpoints}
+    if not one:
+        settings |= {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    own(**{**settings, **processor}).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(ANYRES_TEMPLATE, encoding="utf-8")
     return folder
 
 

@@ -140,10 +140,10 @@ def _check_same_limits(other: Measured, theirs: Sidecar, own: Measured, ours: Si
 
     def room(limits: Limits, manifest: Manifest) -> int:
         """For text; a vision tower that merges tokens leaves a shorter prompt of the same text."""
-        return limits.prompt - limits.images * manifest.most_image_tokens
+        return limits.prompt - manifest.most_visual_tokens(limits.images)
 
     text = room(ours.limits, own.manifest)
-    visual = ours.limits.images * other.manifest.most_image_tokens
+    visual = other.manifest.most_visual_tokens(ours.limits.images)
     wanted = ours.limits.model_copy(update={"prompt": visual + text})
     if theirs.limits != wanted:
         raise InputError(

@@ -191,7 +191,7 @@ class Bundle:
             return images, None
         from edgeprune.runtime.images import load_image
 
-        program = self._model.manifest.image_program
+        program = self._model.manifest.image_program.of_prompt(len(images))
         loaded = [load_image(image) for image in images]
         programs = []
         for image in loaded:

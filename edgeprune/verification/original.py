@@ -448,7 +448,8 @@ def _case(
         before, after: int64 [B, text], what stands in front of the images and behind them.
         mask: int64 [B, text], of what stands in front.
     """
-    batch, program, image_token = len(before), manifest.image_program, manifest.prompt.image_token_id
+    batch, image_token = len(before), manifest.prompt.image_token_id
+    program = manifest.image_program.of_prompt(len(images) // batch)
     seen = [run_program(image, program) for image in images]
     layout = PromptLayout(tuple(one.layout for one in seen[: len(seen) // batch]))
     visual = np.full((batch, manifest.tower_tokens(layout.tokens)), image_token)

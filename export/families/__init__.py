@@ -12,6 +12,7 @@ from edgeprune.exporter.families.base import Family, ModelParts, supported
 from edgeprune.exporter.families.gemma import Gemma3
 from edgeprune.exporter.families.internvl import InternVL
 from edgeprune.exporter.families.llava import Llava
+from edgeprune.exporter.families.llava_next import LlavaNext, LlavaOnevision
 from edgeprune.exporter.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
 from edgeprune.exporter.families.smolvlm import Idefics3, SmolVLM
 from edgeprune.fields import shown
@@ -19,6 +20,8 @@ from edgeprune.json_file import read_json
 
 FAMILIES: tuple[Family, ...] = (
     Llava(),
+    LlavaNext(),
+    LlavaOnevision(),
     InternVL(),
     SmolVLM(),
     Idefics3(),

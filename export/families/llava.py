@@ -24,7 +24,7 @@ def _skipped(config: PretrainedConfig) -> int:
     return int(config.vision_feature_select_strategy == "default")
 
 
-class _LlavaVision(nn.Module):
+class LlavaVision(nn.Module):
     """Tower, choice of hidden states, projector."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -61,7 +61,7 @@ class Llava(Family):
 
     name = "llava"
     architecture = "LlavaForConditionalGeneration"
-    model_class = LlavaForConditionalGeneration
+    model_class: type[PreTrainedModel] = LlavaForConditionalGeneration
 
     def check(self, config: PretrainedConfig) -> None:
         tower = config.vision_config.model_type
@@ -84,7 +84,7 @@ class Llava(Family):
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         layers = self.tower_layers(model.config)
         return ModelParts(
-            vision=_MergingLlavaVision(model, tower, layers) if tower else _LlavaVision(model),
+            vision=_MergingLlavaVision(model, tower, layers) if tower else LlavaVision(model),
             text_model=model.model.language_model,
             lm_head=model.lm_head,
             image_token_id=model.config.image_token_id,

@@ -119,11 +119,13 @@ class _View:
 
 def _views(images: Sequence[NDArray[np.uint8]], program: ImageProgram) -> Iterator[_View]:
     first = 0
+    program = program.of_prompt(len(images))
     for image in images:
         blocks = program.layout(image.shape[1], image.shape[0]).blocks
         for _, run in groupby(blocks, key=lambda block: block.kind):
             boxes = np.concatenate([block.boxes() for block in run])
-            yield _View(image, first, boxes)
+            if not np.isnan(boxes).all():
+                yield _View(image, first, boxes)
             first += len(boxes)
 
 

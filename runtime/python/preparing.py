@@ -56,7 +56,8 @@ class Preparation:
             InputError: an image or the prompt cannot be used.
         """
         started = perf_counter()
-        each = [self.program] * len(images) if programs is None else programs
+        program = self.program.of_prompt(len(images))
+        each = [program] * len(images) if programs is None else programs
         seen = [
             run_program(load_image(image), program, self.dtype)
             for image, program in zip(images, each, strict=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
 from edgeprune.image_program import ImageProgram, Letterbox, PatchFeed, PixelValues
+from edgeprune.image_sizes import BestCanvas
 from edgeprune.layout import ImageLayout
 from edgeprune.runtime.resizing import resize
 from edgeprune.vision_inputs import windows_of
@@ -42,7 +43,7 @@ def run_program(
 
     Args:
         image: uint8 [H, W, 3] in RGB, as `load_image` gives it.
-        program: of the bundle.
+        program: of the image, see `ImageProgram.of_prompt`.
         dtype: of the pixel values; float16 are those of float32, each rounded to the nearest.
 
     Raises:
@@ -82,7 +83,7 @@ def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.u
     height, width = program.unit
     rows, columns = resized.shape[0] // height, resized.shape[1] // width
     tiles = resized.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
-    if program.cut.thumbnail is None or len(tiles) == 1:
+    if program.cut.thumbnail is None or (len(tiles) == 1 and not program.cut.always):
         return tiles
     of_image = program.cut.thumbnail_of == "image"
     small = (
@@ -98,6 +99,11 @@ def _resized(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint
     """The image after fit, sizes and crop."""
     height, width = image.shape[:2]
     targets = program.targets(width, height) or [program.canvas(width, height)]
+    if program.sizes and isinstance(program.sizes[0], BestCanvas):
+        top, left, high, wide = BestCanvas.placed(height, width, targets[0])
+        canvas = np.zeros((*targets[0], 3), dtype=np.uint8)
+        canvas[top : top + high, left : left + wide] = resize(image, (high, wide), program.pixels.resample)
+        return canvas
     for number, target in enumerate(targets):
         last = number == len(targets) - 1
         image = _step(image, program, target, first=number == 0, crop=program.crop if last else None)
@@ -112,7 +118,7 @@ def _step(
     first: bool,
     crop: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """One resizing; the first one starts from the canvas that the image is fitted to."""
+    """One resizing; the first one starts from the square that the image is fitted to."""
     fit, resample = program.fit, program.pixels.resample
     if first and isinstance(fit, Letterbox):
         canvas = program.canvas(image.shape[1], image.shape[0])

@@ -16,11 +16,13 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 from edgeprune.errors import InputError
 from edgeprune.fields import first_fault
 from edgeprune.image_program import (
+    AmongSeveral,
     CutTiles,
     GridTokens,
     ImageProgram,
     ImageText,
     Letterbox,
+    PackedTokens,
     PatchFeed,
     PatchTokens,
     PixelValues,
@@ -28,6 +30,7 @@ from edgeprune.image_program import (
 )
 from edgeprune.image_sizes import (
     AspectTiles,
+    BestCanvas,
     FixedSize,
     LongestEdge,
     PixelBudget,
@@ -39,6 +42,7 @@ from tests.programs import LETTERBOX, internvl, llava, qwen, smolvlm
 PROPERTY = settings(deadline=None, max_examples=200, derandomize=True)
 SIDES = st.one_of(st.integers(1, 4000), st.integers(1, 12))
 FEED = TileFeed(height=24, width=24)
+PACKED = PackedTokens(rows=4, columns=4)
 PATCHES = {"feed": PatchFeed(size=4), "tokens": PatchTokens(side=2)}
 
 
@@ -109,7 +113,34 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"feed": PatchFeed(size=4), "tokens": GridTokens(rows=4, columns=4)},
         "feed of patches with tokens by grid is not supported",
     ),
-    ({**PATCHES, "crop": (24, 24)}, "crop, cut or letterbox beside patches is not supported"),
+    (
+        {**PATCHES, "crop": (24, 24)},
+        "crop, cut, letterbox or another way with several images beside patches is",
+    ),
+    (
+        {"sizes": (BestCanvas(canvases=((24, 24),)),)},
+        "canvas beside another step, or without tiles, is not supported",
+    ),
+    (
+        {"cut": CutTiles(), "sizes": (BestCanvas(canvases=((24, 48), (24, 50))),)},
+        "canvas of 24 x 50 pixels for tiles of 24 x 24 is not supported",
+    ),
+    (
+        {"cut": CutTiles(), "sizes": (AspectTiles(most=2),), "tokens": PACKED},
+        "putting tiles together that are not cut from a canvas is not supported",
+    ),
+    (
+        {
+            "cut": CutTiles(thumbnail="last"),
+            "sizes": (BestCanvas(canvases=((24, 48),)),),
+            "tokens": PACKED,
+        },
+        "thumbnail behind tiles that are put together is not supported",
+    ),
+    (
+        {"sizes": (FixedSize(height=24, width=24),), "several": AmongSeveral(sizes=(ShortestEdge(edge=24),))},
+        "among several images, output size, which depends on the image, is not supported",
+    ),
     ({**PATCHES, "sizes": ()}, "number of patches, which has no bound, is not supported"),
     (
         {**PATCHES, "sizes": (FixedSize(height=24, width=26),)},
@@ -215,7 +246,7 @@ def test_prompt_text_of_llava() -> None:
     layout = llava(fit=LETTERBOX).layout(640, 480)
     assert layout.pieces == (576,)
     assert layout.size == (640, 480)
-    assert [(block.grid, block.kind, block.newline) for block in layout.blocks] == [((24, 24), "tile", False)]
+    assert [(block.grid, block.kind, block.newline) for block in layout.blocks] == [((24, 24), "tile", None)]
 
 
 def test_texts_know_rows_and_columns_alone() -> None:

@@ -145,7 +145,7 @@ def test_a_box_beside_the_image_shows_nothing() -> None:
 
 
 def test_newline_tokens_show_nothing_and_count() -> None:
-    layout = one(Block((2, 2), box("-1/2", 0, "3/2", 1), newline=True))
+    layout = one(Block((2, 2), box("-1/2", 0, "3/2", 1), newline="rows"))
     assert layout.tokens == 6
     boxes = layout.boxes()
     np.testing.assert_array_equal(np.isnan(boxes).all(axis=1), [False, False, True] * 2)
@@ -224,7 +224,7 @@ def test_no_curve_has_no_places() -> None:
 
 
 def test_places_begin_anew_where_asked() -> None:
-    blocks = (Block((2, 2)), Block((1, 3), newline=True))
+    blocks = (Block((2, 2)), Block((1, 3), newline="rows"))
     layout = PromptLayout((ImageLayout((4, 4), blocks, (8,)), ImageLayout((4, 4), blocks[:1], (4,))))
     np.testing.assert_array_equal(layout.places(8), [*range(1, 9), 1, 3, 6, 8])
     np.testing.assert_array_equal(layout.places(4, "block"), [1, 2, 3, 4] * 3)

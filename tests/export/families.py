@@ -44,11 +44,13 @@ class Seen:
         pixel_values: as the model takes them.
         texts: what the place of each image becomes.
         further: what the model takes beside the pixels.
+        valid: which visual tokens show the image, float32 [V]; None for all.
     """
 
     pixel_values: torch.Tensor
     texts: list[str]
     further: dict[str, torch.Tensor] = field(default_factory=dict)
+    valid: torch.Tensor | None = None
 
 
 def noise(size: tuple[int, int]) -> Image:
@@ -96,7 +98,8 @@ class Pair:
             first += own + part
         ids = torch.tensor([self.tokenizer(first)["input_ids"]])
         is_visual = ids == self.ours.manifest.prompt.image_token_id
-        valid, further = torch.ones(1, int(is_visual.sum())), seen.further
+        valid, further = seen.valid, seen.further
+        valid = torch.ones(1, int(is_visual.sum())) if valid is None else valid[None]
         if self.ours.manifest.model.family == "gemma3":
             further = {"token_type_ids": is_visual.long()}
         return Inputs(ids, torch.ones_like(ids), seen.pixel_values, valid, further)
@@ -229,7 +232,7 @@ class Pair:
         found = load_curve(curve)
         check_curve(found, origin(self.folder, self.folder.name, manifest.plan, manifest.image_program.grid))
 
-    def check_comparison(self, place: Path, image: Image) -> None:
+    def check_comparison(self, place: Path, image: Image, keep: float = 0.3) -> None:
         """An image that is resized to as many visual tokens as the method keeps is asked about too."""
         PIL.Image.fromarray(image).save(place / "image.png")
         benchmark = benchmark_by_name("exact")
@@ -239,7 +242,7 @@ class Pair:
             benchmark,
             questions,
             Asking(max_new_tokens=2, threads=1),
-            Grid(keeps=(0.3,), debias=("none",), resamples=200),
+            Grid(keeps=(keep,), debias=("none",), resamples=200),
             place,
         )
         outcomes = {outcome.way.name: outcome for outcome in found.outcomes}

@@ -10,17 +10,27 @@ import numpy as np
 from edgeprune.debias.curves import Coordinate
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.image_program import (
+    AmongSeveral,
     CutTiles,
     GridTokens,
     ImageProgram,
     ImageText,
     Letterbox,
+    PackedTokens,
     PixelValues,
     TileFeed,
 )
-from edgeprune.image_sizes import AspectTiles, FixedSize, LongestEdge, ShortestEdge, TileMultiples
+from edgeprune.image_sizes import (
+    AspectTiles,
+    BestCanvas,
+    FixedSize,
+    LongestEdge,
+    ShortestEdge,
+    TileMultiples,
+)
 from edgeprune.layout import PromptLayout
 from edgeprune.runtime.programs import image_tiles
+from edgeprune.vision_inputs import vision_inputs
 
 _FEED, _TOKENS = TileFeed(height=16, width=16), GridTokens(rows=4, columns=4)
 PROGRAMS = {
@@ -63,7 +73,21 @@ PROGRAMS = {
         feed=_FEED,
         tokens=_TOKENS,
     ),
+    "tiles put together": ImageProgram(
+        sizes=(BestCanvas(canvases=((16, 16), (16, 32), (32, 16), (48, 48), (16, 80))),),
+        cut=CutTiles(thumbnail="first", always=True),
+        feed=_FEED,
+        tokens=PackedTokens(rows=4, columns=4, most=2),
+        several=AmongSeveral(fit=Letterbox(color=(1, 2, 3)), sizes=(FixedSize(height=16, width=16),)),
+    ),
+    "put together, in all their tokens": ImageProgram(
+        sizes=(BestCanvas(canvases=((16, 32), (32, 16), (32, 32))),),
+        cut=CutTiles(),
+        feed=_FEED,
+        tokens=PackedTokens(rows=4, columns=4),
+    ),
 }
+PROGRAMS["one of several"] = PROGRAMS["tiles put together"].of_prompt(2)
 # (width, height)
 SIZES = ((16, 16), (40, 17), (13, 31), (7, 100), (97, 33), (1, 1))
 CURVE_PLACES: tuple[tuple[Coordinate, int], ...] = (("image", 11), ("block", 11), ("row", 7))
@@ -83,7 +107,9 @@ def layout_case(name: str, program: ImageProgram, width: int, height: int) -> di
     masks = [PaddingMask(kind="share", threshold=0.5), PaddingMask(kind="share", threshold=0.01)]
     if name == "letterbox":
         masks.append(PaddingMask(kind="bilinear", threshold=0.5))
+    packed = vision_inputs(program, [layout])
     return {
+        **{f"{key}_sha256": hashlib.sha256(value.tobytes()).hexdigest() for key, value in packed.items()},
         "name": name,
         "width": width,
         "height": height,

@@ -78,6 +78,15 @@ def next_size(step: dict[str, Any], h: int, w: int, feed: Size) -> Size:
         size = _longest(h, w, step["edge"], step["even"])
         limit = step["limit"]
         return _longest(*size, limit, False) if limit is not None and max(size) > limit else size
+    if kind == "best_canvas":
+        best: tuple[int, float] = (0, math.inf)
+        canvas = tuple(step["canvases"][0])
+        for high, wide in step["canvases"]:
+            s = min(wide / w, high / h)
+            shown = min(int(w * s) * int(h * s), w * h)
+            if (-shown, high * wide - shown) < (-best[0], best[1]):
+                best, canvas = (shown, high * wide - shown), (high, wide)
+        return canvas
     if kind == "tile_multiples":
         ratio = w / h
         if w >= h:
@@ -121,14 +130,23 @@ class SeenImage:
         canvas = self._fitted(image, program["fit"])
         last = canvas
         self.targets = []
+        placed = None
         for step in program["sizes"]:
             self.targets.append(next_size(step, *last.shape[:2], feed))
-            last = resize(last, self.targets[-1], number)
+            if step["kind"] == "best_canvas":
+                last, placed = _on_canvas(last, self.targets[-1], number)
+            else:
+                last = resize(last, self.targets[-1], number)
         resized = last.shape[:2]
         if program["crop"] is not None:
             last = self._cropped(last, tuple(program["crop"]))
         share = [Fraction(last.shape[a], resized[a]) * Fraction(canvas.shape[a], own[a]) for a in (0, 1)]
         box = [((1 - s) / 2, (1 + s) / 2) for s in share]
+        if placed is not None:
+            box = [
+                (Fraction(-before, size), Fraction(last.shape[a] - before, size))
+                for a, (before, size) in enumerate(placed)
+            ]
         rows, columns = (last.shape[a] // feed[a] for a in (0, 1))
         self.tile_grid = (rows, columns)
         tiles, self.boxes = [], []
@@ -138,14 +156,77 @@ class SeenImage:
                 self.boxes.append([_part(box[0], r, rows), _part(box[1], c, columns)])
         cut = program["cut"]
         first = None
-        if cut is not None and cut["thumbnail"] is not None and rows * columns > 1:
+        several = rows * columns > 1 or (cut is not None and cut["always"])
+        if cut is not None and cut["thumbnail"] is not None and several:
             first = cut["thumbnail"] == "first"
             small = resize(canvas if cut["thumbnail_of"] == "image" else last, feed, number)
             tiles, self.boxes = (
                 ([small, *tiles], [box, *self.boxes]) if first else ([*tiles, small], [*self.boxes, box])
             )
         self.tiles = np.stack(tiles)
-        self.pieces = self._pieces(program["text"], first)
+        # Of each block: its grid, its box, and where newlines stand.
+        self.blocks: list[tuple[Size, Any, str | None]] = [(self.grid, one, None) for one in self.boxes]
+        if program["tokens"]["kind"] == "packed":
+            self._pack(program["tokens"]["most"], cut is not None, first is not None, box)
+            taps = [entry for block in self.packed for entry in block]
+            count = 1 if program["tokens"]["most"] is None else 4
+            self.pack_index = np.array([[place for place, _ in entry[:count]] for entry in taps], np.int64)
+            self.pack_weight = np.array([[weight for _, weight in entry] for entry in taps], np.float32)
+            tokens = sum(len(block) for block in self.packed)
+            self.pieces: list[str | int] = [
+                part for part in (program["text"]["prefix"], tokens, program["text"]["suffix"]) if part
+            ]
+        else:
+            self.pieces = self._pieces(program["text"], first)
+
+    def _pack(self, most: int | None, cut: bool, thumbnail: bool, box: Any) -> None:
+        """Blocks, and of each the entries and weights of its tokens."""
+        rows, columns = self.grid
+        one = self._packed_block(1, (1, 1), (0, 0), self.grid, self.grid, False)
+        if not cut:
+            self.blocks = [(self.grid, box, "end")]
+            self.packed = [[*one, _NEWLINE]]
+            return
+        (down, across), (h, w) = self.tile_grid, self.own
+        first = 1 + rows * columns * thumbnail
+        big = (down * rows, across * columns)
+        out = [0, 0]
+        if w / h > big[1] / big[0]:
+            out[0] = (big[0] - int(round(h * (big[1] / w), 7))) // 2
+        else:
+            out[1] = (big[1] - int(round(w * (big[0] / h), 7))) // 2
+        left = tuple(big[a] - 2 * out[a] for a in (0, 1))
+        q = 0.0 if most is None else math.sqrt(left[0] * left[1] / (most * rows * columns))
+        small = (int(left[0] // q), int(left[1] // q)) if q > 1.1 else left
+        edges = [
+            (_part(box[a], out[a], big[a])[0], _part(box[a], big[a] - out[a], big[a])[0]) for a in (0, 1)
+        ]
+        self.blocks = [(small, edges, "rows")]
+        self.packed = [self._packed_block(first, self.tile_grid, (out[0], out[1]), left, small, True)]
+        if thumbnail:
+            whole = (Fraction(0), Fraction(1))
+            self.blocks.insert(0, (self.grid, [whole, whole], None))
+            self.packed.insert(0, one)
+
+    def _packed_block(
+        self, first: int, tiles: Size, out: Size, left: Size, small: Size, newlines: bool
+    ) -> list[list[tuple[int, float]]]:
+        """The entries and weights of tokens that are sampled from what is left of some tiles."""
+        rows, columns = self.grid
+        lines = [[_sampled(i, left[a], small[a]) for i in range(small[a])] for a in (0, 1)]
+        tokens = []
+        for row in lines[0]:
+            for column in lines[1]:
+                taps = []
+                for r, p in row:
+                    for c, s in column:
+                        y, x = r + out[0], c + out[1]
+                        tile = y // rows * tiles[1] + x // columns
+                        place = first + tile * rows * columns + y % rows * columns + x % columns
+                        taps.append((place, float(np.float32(p) * np.float32(s))))
+                tokens.append(taps)
+            tokens += [_NEWLINE] if newlines else []
+        return tokens
 
     @staticmethod
     def _fitted(image: np.ndarray, fit: dict[str, Any]) -> np.ndarray:
@@ -170,14 +251,17 @@ class SeenImage:
 
     def curve_places(self, places: int, coordinate: str) -> list[int]:
         """Which entry of a curve each visual token reads."""
-        rows, columns = self.grid
-        tiles = len(self.tiles)
-        length, runs = {
-            "image": (tiles * rows * columns, 1),
-            "block": (rows * columns, tiles),
-            "row": (columns, tiles * rows),
-        }[coordinate]
-        return curve_place(length, places) * runs
+        rows = [
+            columns + (newline == "rows" or (newline == "end" and row == rows - 1))
+            for (rows, columns), _, newline in self.blocks
+            for row in range(rows)
+        ]
+        blocks = [
+            rows * columns + {"rows": rows, "end": 1, None: 0}[newline]
+            for (rows, columns), _, newline in self.blocks
+        ]
+        runs = {"image": [sum(blocks)], "block": blocks, "row": rows}[coordinate]
+        return [place for run in runs for place in curve_place(run, places)]
 
     def _pieces(self, text: dict[str, str], thumbnail_first: bool | None) -> list[str | int]:
         tokens, (rows, columns) = self.grid[0] * self.grid[1], self.tile_grid
@@ -195,17 +279,19 @@ class SeenImage:
     def valid(self, mask: dict[str, Any]) -> list[int]:
         """The padding mask."""
         found = []
-        for box in self.boxes:
+        for grid, box, newline in self.blocks:
             outside = [low < 0 or high > 1 for low, high in box]
             if mask["kind"] == "bilinear" and any(outside):
                 found += self._bilinear(box, outside.index(True), mask["threshold"])
                 continue
-            inside = [[_inside(_part(box[a], i, self.grid[a])) for i in range(self.grid[a])] for a in (0, 1)]
-            found += [
-                int(mask["kind"] != "share" or float(1 - down * across) <= mask["threshold"])
-                for down in inside[0]
-                for across in inside[1]
-            ]
+            inside = [[_inside(_part(box[a], i, grid[a])) for i in range(grid[a])] for a in (0, 1)]
+            for down in inside[0]:
+                found += [
+                    int(mask["kind"] != "share" or float(1 - down * across) <= mask["threshold"])
+                    for across in inside[1]
+                ]
+                found += [1] if newline == "rows" else []
+            found += [1] if newline == "end" else []
         return found
 
     def _bilinear(self, box: Any, axis: int, threshold: float) -> list[int]:
@@ -223,6 +309,29 @@ class SeenImage:
             line.append(int(inside == sum(k) or inside >= threshold * 2**22))
         rows, columns = self.grid
         return [line[(row, column)[axis]] for row in range(rows) for column in range(columns)]
+
+
+def _on_canvas(image: np.ndarray, size: Size, number: int) -> tuple[np.ndarray, list[Size]]:
+    """The canvas, and on each axis the pixels in front of the image and its own."""
+    (h, w), (high, wide) = image.shape[:2], size
+    a, d = wide / w, high / h
+    own = (min(math.ceil(h * a), high), wide) if a < d else (high, min(math.ceil(w * d), wide))
+    top, left = (high - own[0]) // 2, (wide - own[1]) // 2
+    canvas = np.zeros((high, wide, 3), dtype=np.uint8)
+    canvas[top : top + own[0], left : left + own[1]] = resize(image, own, number)
+    return canvas, [(top, own[0]), (left, own[1])]
+
+
+_NEWLINE = [(0, 1.0), *[(0, 0.0)] * 3]
+
+
+def _sampled(i: int, n: int, k: int) -> list[tuple[int, float]]:
+    x = max(
+        np.float32(n) / np.float32(k) * (np.float32(i) + np.float32(0.5)) - np.float32(0.5), np.float32(0)
+    )
+    low = int(x)
+    share = np.float32(x) - np.float32(low)
+    return [(low, float(np.float32(1) - share)), (min(low + 1, n - 1), float(share))]
 
 
 def _part(edges: Any, number: int, parts: int) -> tuple[Fraction, Fraction]:

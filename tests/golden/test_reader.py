@@ -70,6 +70,10 @@ def test_the_image_program_is_that_of_the_document(case: dict[str, Any]) -> None
     assert list(seen.tile_grid) == case["tile_grid"]
     assert hashlib.sha256(seen.tiles.tobytes()).hexdigest() == case["tiles_sha256"]
     assert seen.pieces == case["pieces"]
+    for name in ("pack_index", "pack_weight"):
+        if f"{name}_sha256" in case:
+            found = hashlib.sha256(getattr(seen, name).tobytes()).hexdigest()
+            assert found == case[f"{name}_sha256"]
     for mask in case["padding_masks"]:
         assert seen.valid(mask) == mask["valid"]
     for curve in case["curve_places"]:

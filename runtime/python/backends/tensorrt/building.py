@@ -109,7 +109,7 @@ def build(
     resolved = resolve_targets(chosen, trt, targets)
     library = plugins.choose(plugin, chosen, version, manifest.plan.prunes)
     most = most_kept(manifest, limits, library is not None)
-    if manifest.plan.prunes and most < limits.images * manifest.most_image_tokens:
+    if manifest.plan.prunes and most < manifest.most_visual_tokens(limits.images):
         note(
             f"without the plugin TensorRT selects at most {most} visual tokens: a prompt that keeps more is "
             "refused when it is run"

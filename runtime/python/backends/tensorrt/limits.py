@@ -59,9 +59,9 @@ def resolve_limits(
     Raises:
         InputError: a number is too small, does not fit the model, or they contradict each other.
     """
-    per_image, positions = manifest.most_image_tokens, manifest.model.max_positions
+    positions = manifest.model.max_positions
     images = _whole("max_images", max_images, 1, 0)
-    visual = images * per_image
+    visual = manifest.most_visual_tokens(images)
     prompt = _whole("max_prompt", max_prompt, min(positions, visual + _DEFAULT_TEXT), 1)
     if prompt > positions:
         raise InputError(
@@ -89,7 +89,7 @@ def _whole(option: str, value: int | None, default: int, least: int) -> int:
 
 def most_kept(manifest: Manifest, limits: Limits, plugin: bool) -> int:
     """The most visual tokens that a stage can keep: all, unless the function body's TopK takes fewer."""
-    visual = limits.images * manifest.most_image_tokens
+    visual = manifest.most_visual_tokens(limits.images)
     return visual if plugin else min(visual, TOPK_LIMIT - 1)
 
 
@@ -108,12 +108,15 @@ def language_profiles(manifest: Manifest, limits: Limits, plugin: bool) -> dict[
 def vision_profile(manifest: Manifest, limits: Limits) -> Profile:
     """The profile of the vision engine: the tiles, or the squares of patches, of one batch's images."""
     program, images = manifest.image_program, max(1, limits.images) * limits.batch
-    each = program.most_tiles
-    axes: _Axes = {"tiles": (1, each, images * each)}
+    each, tokens = program.most_of_prompt(1)
+    most, most_tokens = program.most_of_prompt(max(1, limits.images))
+    axes: _Axes = {
+        "tiles": (1, each, most * limits.batch),
+        "visual": (1, tokens, most_tokens * limits.batch),
+    }
     if isinstance(program.feed, PatchFeed):
         windows = _most_windows(each, program.feed.window or 1)
-        axes = {
-            "visual": (1, each, images * each),
+        axes |= {
             "blocks": (1, 1, images),
             "slots": (1, each, each),
             "windows": (1, windows, images * windows),
@@ -138,7 +141,7 @@ _Axes: TypeAlias = "dict[str, tuple[int, int, int]]"
 
 def _prefill_axes(manifest: Manifest, limits: Limits, plugin: bool) -> _Axes:
     usual, visual = _usual_prompt(manifest, limits)
-    most = limits.images * manifest.most_image_tokens
+    most = manifest.most_visual_tokens(limits.images)
     kept = most_kept(manifest, limits, plugin)
     return {
         # Every number up to all of them: how many are kept is a choice of each run.
