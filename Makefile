@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := export,ort,rtx,plot,dev
+EXTRAS := export,ort,rtx,video,plot,dev
 
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 PYTEST_ARGS ?=

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from fractions import Fraction
-from itertools import groupby
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -437,12 +436,12 @@ class ImageProgram(Part):
         shown, tokens = self._shown(width, height), self.tokens_per_tile
         if self.grid is None:
             around: list[str | int] = [self.text.prefix, rows * columns, self.text.suffix]
-            return ImageLayout((width, height), (Block(grid, shown),), _joined(around))
+            return ImageLayout.of((width, height), (Block(grid, shown),), around)
         if isinstance(self.tokens, PackedTokens):
             packed = self._packed(width, height, self.tokens)
             found = sum(block.tokens for block in packed)
             around = [self.text.prefix, found, self.text.suffix]
-            return ImageLayout((width, height), packed, _joined(around))
+            return ImageLayout.of((width, height), packed, around)
         thumbnail = self.cut.thumbnail if self.cut is not None and rows * columns > 1 else None
         blocks: list[Block] = []
         pieces: list[str | int] = []
@@ -456,9 +455,7 @@ class ImageProgram(Part):
             title: list[str | int] = [self.text.thumbnail, tokens]
             last = thumbnail == "last"
             blocks, pieces = (blocks + small, pieces + title) if last else (small + blocks, title + pieces)
-        return ImageLayout(
-            (width, height), tuple(blocks), _joined([self.text.prefix, *pieces, self.text.suffix])
-        )
+        return ImageLayout.of((width, height), tuple(blocks), [self.text.prefix, *pieces, self.text.suffix])
 
     def _packed(self, width: int, height: int, tokens: PackedTokens) -> tuple[Block, ...]:
         """The blocks of an image whose tiles are put together."""
@@ -596,13 +593,3 @@ class ImageProgram(Part):
         if isinstance(last, TileMultiples) and isinstance(before, LongestEdge) and square:
             return (whole_tiles(before.longest, self.unit[0]) // self.unit[0]) ** 2
         return None
-
-
-def _joined(pieces: list[str | int]) -> tuple[str | int, ...]:
-    """Without empty pieces, neighbours of one kind put together."""
-    found: list[str | int] = []
-    for kind, run in groupby(filter(None, pieces), key=type):
-        parts = list(run)
-        tokens = sum(part for part in parts if isinstance(part, int))
-        found.append("".join(map(str, parts)) if kind is str else tokens)
-    return tuple(found)

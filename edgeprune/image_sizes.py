@@ -158,16 +158,7 @@ class PixelBudget(_SizeStep):
                 f"the image has {width} x {height} pixels: expected one at most {MOST_ELONGATED} times as "
                 "long as wide, as the model takes no other; crop it"
             )
-        high, wide = (round(edge / unit) * unit for edge, unit in zip((height, width), tile, strict=True))
-        if high * wide > self.most:
-            beta = math.sqrt((height * width) / self.most)
-            high = max(tile[0], math.floor(height / beta / tile[0]) * tile[0])
-            wide = max(tile[1], math.floor(width / beta / tile[1]) * tile[1])
-        elif high * wide < self.least:
-            beta = math.sqrt(self.least / (height * width))
-            high = math.ceil(height * beta / tile[0]) * tile[0]
-            wide = math.ceil(width * beta / tile[1]) * tile[1]
-        return high, wide
+        return within_budget(height, width, tile, self.least, self.most)
 
     def most_tiles(self, tile: int) -> int:
         """No image becomes more square tiles than this, whatever its shape; most become fewer."""
@@ -217,6 +208,36 @@ SizeStep: TypeAlias = Annotated[
     Field(discriminator="kind"),
 ]
 """A rule for the next size; `target` computes it."""
+
+
+def within_budget(
+    height: int,
+    width: int,
+    tile: tuple[int, int],
+    least: int,
+    most: int,
+    counted: int = 1,
+    frames: int = 1,
+) -> tuple[int, int]:
+    """Whole tiles in nearly an image's shape, with `least` to `most` pixels in all.
+
+    Args:
+        height, width: of the image, or of each of several frames.
+        tile: (height, width) of a tile.
+        least, most: pixels.
+        counted: frames, as the budget counts them.
+        frames: that there are.
+    """
+    high, wide = (round(edge / unit) * unit for edge, unit in zip((height, width), tile, strict=True))
+    if counted * high * wide > most:
+        beta = math.sqrt((frames * height * width) / most)
+        high = max(tile[0], math.floor(height / beta / tile[0]) * tile[0])
+        wide = max(tile[1], math.floor(width / beta / tile[1]) * tile[1])
+    elif counted * high * wide < least:
+        beta = math.sqrt(least / (frames * height * width))
+        high = math.ceil(height * beta / tile[0]) * tile[0]
+        wide = math.ceil(width * beta / tile[1]) * tile[1]
+    return high, wide
 
 
 def whole_tiles(size: int, tile: int) -> int:

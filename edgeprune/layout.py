@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -118,12 +118,13 @@ class Block:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """The visual tokens of one image.
+    """The visual tokens of one image, or of a video.
 
     Attributes:
-        size: (width, height) of the image, in pixels.
+        size: (width, height) of the image, or of the video's frames, in pixels.
         blocks: in the order of their tokens.
         pieces: what the image's place in a prompt becomes: texts, and numbers of visual tokens.
+        interval: seconds from one block of a video to the next; 0 for an image.
 
     Raises:
         ValueError: the pieces have another number of visual tokens than the blocks.
@@ -132,6 +133,23 @@ class ImageLayout:
     size: tuple[int, int]
     blocks: tuple[Block, ...]
     pieces: tuple[str | int, ...]
+    interval: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        blocks: tuple[Block, ...],
+        pieces: Sequence[str | int],
+        interval: float = 0.0,
+    ) -> ImageLayout:
+        """A layout of pieces some of which may be empty, or neighbours of one kind."""
+        joined: list[str | int] = []
+        for kind, run in groupby(filter(None, pieces), key=type):
+            parts = list(run)
+            tokens = sum(part for part in parts if isinstance(part, int))
+            joined.append("".join(map(str, parts)) if kind is str else tokens)
+        return cls(size, blocks, tuple(joined), interval)
 
     def __post_init__(self) -> None:
         pieces = sum(piece for piece in self.pieces if isinstance(piece, int))
@@ -142,6 +160,18 @@ class ImageLayout:
     def tokens(self) -> int:
         """Visual tokens of the image."""
         return sum(block.tokens for block in self.blocks)
+
+    @property
+    def runs(self) -> list[list[Block]]:
+        """The blocks between whose tokens no text stands, together."""
+        blocks, found = iter(self.blocks), []
+        for piece in self.pieces:
+            run: list[Block] = []
+            while isinstance(piece, int) and sum(block.tokens for block in run) < piece:
+                run.append(next(blocks))
+            if run:
+                found.append(run)
+        return found
 
     @property
     def tiles(self) -> int:

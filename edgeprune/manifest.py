@@ -30,6 +30,7 @@ from edgeprune.interface import Interface, TensorSpec, language_interface, visio
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import Debias, Positions, PruningPlan
 from edgeprune.positions import PositionRule, SequentialPositions
+from edgeprune.video_program import VideoProgram
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "edgeprune.json"
@@ -84,6 +85,7 @@ class Prompt(Part):
     """Tokens and template of a prompt. `tokenizer` and `chat_template` name files of the bundle.
 
     `image_place` is what stands in a chat template where an image goes; null for the image token itself.
+    `video_place` is the same of a video; null where the model takes none.
     `template_variables` holds further special tokens that the chat template reads by name (`unk_token`).
     """
 
@@ -92,6 +94,7 @@ class Prompt(Part):
     image_token: Annotated[TokenText, Field(min_length=1)]
     image_token_id: TokenId
     image_place: Annotated[TokenText, Field(min_length=1)] | None = None
+    video_place: Annotated[TokenText, Field(min_length=1)] | None = None
     pad_token_id: TokenId
     bos_token: TokenText | None = None
     eos_token: TokenText | None = None
@@ -186,6 +189,7 @@ class Manifest(Part):
     vision: GraphSpec
     cache_groups: Annotated[tuple[CacheGroup, ...], Field(max_length=1024)]
     image_program: ImageProgram
+    video_program: VideoProgram | None = None
     positions: PositionRule = SequentialPositions()
     prompt: Prompt
     generation: Generation = Generation()
@@ -279,7 +283,14 @@ class Manifest(Part):
         program = self.image_program
         if self.padding_mask.kind != "none" and not program.pads:
             raise ValueError("there is a padding mask, and the image program never pads")
-        text = program.text.model_dump().values()
+        video = self.video_program
+        if (video is None) != (self.prompt.video_place is None):
+            raise ValueError("there is a video program without a place for videos in prompts, or the reverse")
+        if video is not None and (fault := video.fault(program)):
+            raise ValueError(f"the video program does not fit the image program: {fault}")
+        if self.prompt.video_place == self.prompt.place:
+            raise ValueError("images and videos have one place in prompts")
+        text = [*program.text.model_dump().values(), *(video.text.model_dump().values() if video else ())]
         if any(self.prompt.image_token in part for part in text):
             raise ValueError(
                 f"the image program's text holds the image token {self.prompt.image_token}, which stands for "

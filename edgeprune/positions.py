@@ -30,12 +30,17 @@ class GridPositions(Part):
     """A position is three numbers, (time, row, column), alike for text.
 
     An image's tokens begin where the text in front of them ends, and count rows and columns from there; text
-    goes on behind the largest number.
+    goes on behind the largest row or column. Blocks of a video without text between them begin at one place,
+    and their time goes on.
+
+    Attributes:
+        per_second: how far time goes on in a second of video; null for 1 from block to block.
     """
 
     axes: ClassVar[int] = 3
 
     kind: Literal["grid"] = "grid"
+    per_second: Annotated[float, Field(strict=True, ge=0, le=1e6)] | None = None
 
 
 PositionRule: TypeAlias = Annotated[SequentialPositions | GridPositions, Field(discriminator="kind")]
@@ -64,22 +69,31 @@ def prompt_positions(rule: PositionRule, is_visual: NDArray[np.bool_], layout: P
         layout: of the visual tokens.
     """
     if isinstance(rule, GridPositions):
-        return _grid_positions(is_visual, layout)
+        return _grid_positions(rule, is_visual, layout)
     following = rule.start + len(is_visual)
     return Positions(np.arange(rule.start, following, dtype=np.int64), following)
 
 
-def _grid_positions(is_visual: NDArray[np.bool_], layout: PromptLayout) -> Positions:
+def _grid_positions(rule: GridPositions, is_visual: NDArray[np.bool_], layout: PromptLayout) -> Positions:
     ids = np.empty((3, len(is_visual)), dtype=np.int64)
-    blocks = iter([block for image in layout.images for block in image.blocks])
+    runs = iter([(run, image.interval) for image in layout.images for run in image.runs])
     place, position = 0, 0
     while place < len(is_visual):
         if not is_visual[place]:
             ids[:, place] = position
             place, position = place + 1, position + 1
             continue
-        block = next(blocks)
-        rows, columns = np.divmod(np.arange(block.tokens), block.grid[1])
-        ids[:, place : place + block.tokens] = position + np.stack([np.zeros_like(rows), rows, columns])
-        place, position = place + block.tokens, position + max(block.grid)
-    return Positions(ids, position)
+        blocks, interval = next(runs)
+        # In float32, as the published code has it.
+        scale = (
+            np.float32(1) if rule.per_second is None else np.float32(interval) * np.float32(rule.per_second)
+        )
+        for number, block in enumerate(blocks):
+            time = int(np.float32(number) * scale)
+            rows, columns = np.divmod(np.arange(block.tokens), block.grid[1])
+            own = np.stack([np.full_like(rows, time), rows, columns])
+            ids[:, place : place + block.tokens] = position + own
+            place += block.tokens
+        position += max(blocks[0].grid)
+    # A video's time may reach beyond its rows, columns and the text behind it.
+    return Positions(ids, max(position, int(ids.max(initial=-1)) + 1))

@@ -74,8 +74,12 @@ def decide(
         program = family.image_program(folder, config)
         if options.max_pixels is not None:
             program = program.within(options.max_pixels)
+        video = family.video_program(folder, config)
+        if video is not None and options.max_pixels is not None:
+            video = video.within(options.max_pixels)
         info = _model_info(family, text, source, dtype, family.deepstack(config))
-        prompt = read_prompt(folder, config, into, family.image_place(folder))
+        prompt = read_prompt(folder, config, into, family.image_place(folder), video is not None)
+        video = video if prompt.video_place is not None else None
         generation = read_generation(folder)
     plan = method_by_name(options.method).plan(
         info.layers,
@@ -121,6 +125,7 @@ def decide(
         vision=GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         cache_groups=tuple(CacheGroup(first=a, last=b) for a, b in plan.layers_of_groups(info.layers)),
         image_program=program,
+        video_program=video,
         positions=positions,
         prompt=prompt,
         generation=generation,

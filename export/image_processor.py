@@ -126,9 +126,9 @@ def read_image_program(
     mean = raw.get("image_mean", defaults.mean)
     sizes: tuple[SizeStep, ...] = ()
     if resizes and by_edge:
-        sizes = (ShortestEdge(edge=_positive("size", size["shortest_edge"])),)
+        sizes = (ShortestEdge(edge=positive("size", size["shortest_edge"])),)
     elif resizes:
-        high, wide = _height_width("size", size)
+        high, wide = height_width("size", size)
         sizes = (FixedSize(height=high, width=wide),)
     color = _pad_color(mean) if pads and mean is not None else (0, 0, 0)
     pixels = PixelValues(
@@ -141,7 +141,7 @@ def read_image_program(
         return ImageProgram(
             fit=Letterbox(color=color) if pads else Stretch(),
             sizes=sizes,
-            crop=_height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
+            crop=height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
             pixels=pixels,
             feed=TileFeed(height=image_size[0], width=image_size[1]),
             tokens=GridTokens(rows=grid[0], columns=grid[1]),
@@ -167,15 +167,15 @@ def read_tile_program(
     """
     raw = _image_processor_json(folder)
     _check_class(raw, "GotOcr2ImageProcessor")
-    height, width = _height_width("size", raw.get("size", {"height": 384, "width": 384}))
+    height, width = height_width("size", raw.get("size", {"height": 384, "width": 384}))
     cuts = bool(raw.get("crop_to_patches", False))
     least, most = (
-        _positive(key, raw.get(key, default)) for key, default in (("min_patches", 1), ("max_patches", 12))
+        positive(key, raw.get(key, default)) for key, default in (("min_patches", 1), ("max_patches", 12))
     )
     return _program(
         sizes=(AspectTiles(least=least, most=most) if cuts else FixedSize(height=height, width=width),),
         cut=CutTiles(thumbnail="last", thumbnail_of="image") if cuts else None,
-        pixels=_pixel_values(raw),
+        pixels=pixel_values(raw),
         feed=TileFeed(height=image_size[0], width=image_size[1]),
         tokens=GridTokens(rows=grid[0], columns=grid[1]),
         text=text,
@@ -208,12 +208,12 @@ def read_split_program(folder: Path, processor: str, tile: int, side: int, text:
             "one of them"
         )
     # The limit is the processor's own, whatever its settings.
-    edge = LongestEdge(edge=_positive("size", size["longest_edge"]), even=True, limit=4096)
+    edge = LongestEdge(edge=positive("size", size["longest_edge"]), even=True, limit=4096)
     splits = bool(raw.get("do_image_splitting", True))
     return _program(
         sizes=(edge, TileMultiples() if splits else FixedSize(height=tile, width=tile)),
         cut=CutTiles(thumbnail="last", thumbnail_of="resized") if splits else None,
-        pixels=_pixel_values(raw, resample=1, mean=IMAGENET_STANDARD_MEAN, std=IMAGENET_STANDARD_STD),
+        pixels=pixel_values(raw, resample=1, mean=IMAGENET_STANDARD_MEAN, std=IMAGENET_STANDARD_STD),
         feed=TileFeed(height=tile, width=tile),
         tokens=GridTokens(rows=side, columns=side),
         text=text,
@@ -256,7 +256,7 @@ def read_canvas_program(
                 "correct one of them"
             )
     own = [
-        tuple(_height_width("image_grid_pinpoints", pair))
+        tuple(height_width("image_grid_pinpoints", pair))
         for pair in raw.get("image_grid_pinpoints", canvases)
     ]
     if sorted(own) != sorted(canvases):
@@ -267,7 +267,7 @@ def read_canvas_program(
     return _program(
         sizes=(BestCanvas(canvases=tuple(own)),),
         cut=CutTiles(thumbnail="first", thumbnail_of="image", always=True),
-        pixels=_pixel_values(raw),
+        pixels=pixel_values(raw),
         feed=TileFeed(height=image_size[0], width=image_size[1]),
         tokens=tokens,
         several=AmongSeveral(
@@ -306,9 +306,9 @@ def read_patch_program(folder: Path, feed: PatchFeed, tokens: PatchTokens) -> Im
     pixels = [
         raw[key] if raw.get(key) is not None else size.get(edge, default) for key, edge, default in edges
     ]
-    least, most = (_positive(edge[0], found) for edge, found in zip(edges, pixels, strict=True))
+    least, most = (positive(edge[0], found) for edge, found in zip(edges, pixels, strict=True))
     return _program(
-        sizes=(PixelBudget(least=least, most=most),), pixels=_pixel_values(raw), feed=feed, tokens=tokens
+        sizes=(PixelBudget(least=least, most=most),), pixels=pixel_values(raw), feed=feed, tokens=tokens
     )
 
 
@@ -354,12 +354,17 @@ def _check_class(raw: dict[str, Any], expected: str) -> None:
         raise UnsupportedModelError(
             f"the image processor {name} is not supported here. Supported: {expected}"
         )
+    check_steps(raw)
+
+
+def check_steps(raw: dict[str, Any]) -> None:
+    """Refuses a processor that leaves a step out."""
     for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         if not raw.get(step, True):
             raise _unsupported(f"{step} false")
 
 
-def _pixel_values(
+def pixel_values(
     raw: dict[str, Any],
     resample: int = 3,
     mean: Sequence[float] = OPENAI_CLIP_MEAN,
@@ -392,20 +397,22 @@ def _resample(raw: dict[str, Any], default: int = 3) -> int:
     return value
 
 
-def _positive(key: str, value: Any) -> int:
+def positive(key: str, value: Any) -> int:
+    """A setting that is a whole number above 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _unsupported(f"{key} {value!r}")
     return value
 
 
-def _height_width(key: str, value: Any) -> tuple[int, int]:
+def height_width(key: str, value: Any) -> tuple[int, int]:
+    """A setting that is a size, in any of the forms that it has."""
     if isinstance(value, int):
         value = (value, value)
     if isinstance(value, dict) and set(value) == {"height", "width"}:
         value = (value["height"], value["width"])
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise _unsupported(f"{key} {value!r}")
-    return _positive(key, value[0]), _positive(key, value[1])
+    return positive(key, value[0]), positive(key, value[1])
 
 
 def _channels(key: str, value: Any) -> tuple[float, float, float]:

@@ -12,13 +12,20 @@ from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.model_files import read_json
 from edgeprune.fields import shown
 from edgeprune.files import read_regular
+from edgeprune.log import note
 from edgeprune.manifest import Prompt
 
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 
-def read_prompt(folder: Path, config: PretrainedConfig, into: Path, image_place: str | None = None) -> Prompt:
+def read_prompt(
+    folder: Path,
+    config: PretrainedConfig,
+    into: Path,
+    image_place: str | None = None,
+    videos: bool = False,
+) -> Prompt:
     """Writes the tokenizer and the chat template into a bundle, and describes them.
 
     The tokenizer is written as transformers loads it, which adds what tokenizer_config.json says to what
@@ -29,6 +36,7 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path, image_place:
         config: the model's config, with `image_token_id`.
         into: the bundle being written.
         image_place: what stands in the chat template where an image goes; None for the image token.
+        videos: whether the config's video token is a video's place; where there is none, a note says so.
 
     Raises:
         InputError: the folder has no tokenizer.json, or it or a file beside it is not valid; the image
@@ -38,7 +46,14 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path, image_place:
     tokenizer = _load_tokenizer(folder)
     processor = read_json(folder / "processor_config.json") or {}
     image_token_id, vocabulary = int(config.image_token_id), int(config.get_text_config().vocab_size)
-    image_token = _image_token(tokenizer, image_token_id, vocabulary, processor, folder)
+    image_token = _place_token("image", tokenizer, image_token_id, vocabulary, processor, folder)
+    video_place = None
+    if videos:
+        try:
+            token = int(config.video_token_id)
+            video_place = _place_token("video", tokenizer, token, vocabulary, processor, folder)
+        except UnsupportedModelError as error:
+            note(f"the bundle will take no videos: {error}")
     template = _chat_template(folder, processor, tokenizer)
     bos, eos = _text(tokenizer.bos_token), _text(tokenizer.eos_token)
     eos_ids, pad_id = _eos_and_pad(folder, config, tokenizer)
@@ -52,6 +67,7 @@ def read_prompt(folder: Path, config: PretrainedConfig, into: Path, image_place:
         image_token=image_token,
         image_token_id=image_token_id,
         image_place=image_place,
+        video_place=video_place,
         pad_token_id=pad_id,
         bos_token=bos,
         eos_token=eos,
@@ -78,30 +94,32 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _image_token(
+def _place_token(
+    kind: str,
     tokenizer: PreTrainedTokenizerBase,
-    image_token_id: int,
+    token_id: int,
     vocabulary: int,
     processor: dict[str, Any],
     folder: Path,
 ) -> str:
-    if not 0 <= image_token_id < vocabulary:
+    """The text of the token that stands for an image, or for a video."""
+    if not 0 <= token_id < vocabulary:
         raise UnsupportedModelError(
-            f"the config's image_token_id (or image_token_index) {image_token_id} is beyond the text model's "
+            f"the config's {kind}_token_id (or {kind}_token_index) {token_id} is beyond the text model's "
             f"vocabulary of {vocabulary} tokens (vocab_size), so that no prompt can hold it: expected a "
             "token of its own; correct config.json, or resize the model's embeddings"
         )
-    token = tokenizer.backend_tokenizer.id_to_token(image_token_id)
-    if token is None or tokenizer.encode(token, add_special_tokens=False) != [image_token_id]:
+    token = tokenizer.backend_tokenizer.id_to_token(token_id)
+    if token is None or tokenizer.encode(token, add_special_tokens=False) != [token_id]:
         raise UnsupportedModelError(
-            f"the config's image_token_id {image_token_id} is {token!r} to the tokenizer in {folder}: "
+            f"the config's {kind}_token_id {token_id} is {token!r} to the tokenizer in {folder}: "
             "expected a token of its own; add it to the tokenizer"
         )
-    named = processor.get("image_token")
+    named = processor.get(f"{kind}_token")
     if named is not None and named != token:
         raise InputError(
-            f"{folder / 'processor_config.json'} names the image token {named!r}, but the config's "
-            f"image_token_id {image_token_id} is {token!r}: expected the same; correct one of them"
+            f"{folder / 'processor_config.json'} names the {kind} token {named!r}, but the config's "
+            f"{kind}_token_id {token_id} is {token!r}: expected the same; correct one of them"
         )
     return str(token)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,10 @@ def save_qwen(
         config, attn_implementation="eager"
     )
     model.eval().save_pretrained(folder)
+    own = "Qwen3VLVideoProcessor" if kind == "qwen3_vl" else "Qwen2VLVideoProcessor"
+    most = 10240 if kind == "qwen3_vl" else 1024  # of all frames, or of each
+    video = {"video_processor_type": own, "size": {"shortest_edge": 256, "longest_edge": most}}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video), encoding="utf-8")
     settings: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 256, "longest_edge": 4096}}
     save_qwen_processor(folder, **{**settings, **processor})
     return folder
@@ -270,7 +275,8 @@ def save_smolvlm(folder: Path, kind: str = "smolvlm", seed: int = 0, **processor
 
 ANYRES_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
+    "{% if part['type'] == 'image' %}<image>\n{% elif part['type'] == 'video' %}<video>\n"
+    "{% else %}{{ part['text'] }} {% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
 )
 ANYRES_WORDS = [
@@ -306,7 +312,9 @@ def save_anyres(
         **({"vision_use_head": False} if one else {}),
     }
     pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72], *([[24, 24], [72, 72]] if one else [])]
-    own_settings: dict[str, Any] = {"vision_aspect_ratio": "anyres_max_2"} if one else {}
+    own_settings: dict[str, Any] = (
+        {"vision_aspect_ratio": "anyres_max_2", "video_token_index": 6} if one else {}
+    )
     config = getattr(transformers, f"{name}Config")(
         text_config=text_config(text, max_position_embeddings=1024).to_dict(),
         vision_config=vision,

@@ -220,6 +220,7 @@ class Scorer:
             mask=subject.mask,
             positions=family.positions(config),
             tower_tokens=lambda tokens: tokens,
+            most_tokens=int(config.get_text_config().max_position_embeddings),
         )
 
     def attention(self, samples: Sequence[Sample]) -> list[Paid]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,17 @@ def run(
     images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Ask about every image of a folder, one after the other."),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A video, for models that take them; may be repeated."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", help="How many frames of each video are seen.")
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="How many frames of a second are seen; by default as the model says."),
     ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The system message in front of the question.")
@@ -95,7 +107,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer questions about images.
+    """Answer questions about images and videos.
 
     The answer comes out on stdout as it is generated, the statistics follow on stderr.
 
@@ -104,8 +116,12 @@ def run(
     from edgeprune.bundle import read_manifest
     from edgeprune.runtime import load
 
-    shown = image or []
-    _check_ways(prompt, shown, images, chat, draw, as_json)
+    shown, clips = image or [], video or []
+    _check_ways(prompt, [*shown, *clips], images, chat, draw, as_json)
+    if draw is not None and clips:
+        raise typer.BadParameter("it draws images, and no videos", param_hint="'--draw'")
+    if not clips and (frames is not None or fps is not None):
+        raise typer.BadParameter("they are of videos: give one", param_hint="'--frames', '--fps'")
     folder = None if images is None else images_of(images)
     if draw is not None:
         check_drawable(read_manifest(bundle), shown, draw)
@@ -113,6 +129,8 @@ def run(
     asking = _Asking(
         None if system is None else typed(system, "--system"),
         {
+            "frames": frames,
+            "fps": fps,
             "keep": read_shares(keep),
             "debias": debias,
             "share_by_image": share_by_image,
@@ -132,13 +150,13 @@ def run(
     options = {} if threads is None else {"threads": threads}
     model = load(bundle, backend, **options)
     if chat:
-        _converse(model, asking, question, shown)
+        _converse(model, asking, question, shown, clips)
         return
     assert question is not None
     if folder is not None:
         _ask_each(model, asking, question, folder, as_json)
         return
-    reply = asking.ask(model, question, shown)
+    reply = asking.ask(model, question, shown, clips)
     if as_json:
         print_json("run", {"backend": model.backend_name, **reply.to_dict()})
     else:
@@ -185,27 +203,30 @@ class _Asking:
         self.system = [] if system is None else [{"role": "system", "content": system}]
         self._options, self._stream = options, stream
 
-    def ask(self, model: Model, prompt: Any, images: list[str]) -> Reply:
+    def ask(self, model: Model, prompt: Any, images: list[str], videos: Sequence[str] = ()) -> Reply:
         """Asks one question, or the messages of a conversation."""
         if isinstance(prompt, str) and self.system:
-            prompt = [*self.system, user_message(prompt, len(images))]
+            prompt = [*self.system, user_message(prompt, len(images), len(videos))]
         reply: Reply = model.generate(
-            prompt, images, stream=_write if self._stream else None, **self._options
+            prompt, images, videos=videos, stream=_write if self._stream else None, **self._options
         )
         return reply
 
 
-def user_message(text: str, images: int) -> dict[str, Any]:
-    """A user's message with its images in front."""
-    return {"role": "user", "content": [*({"type": "image"} for _ in range(images)), _text_part(text)]}
+def user_message(text: str, images: int, videos: int = 0) -> dict[str, Any]:
+    """A user's message with its images, and then its videos, in front."""
+    seen = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*seen, _text_part(text)]}
 
 
 def _text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def _converse(model: Model, asking: _Asking, question: str | None, images: list[str]) -> None:
-    """Questions and answers in turn; the images belong to the first question."""
+def _converse(
+    model: Model, asking: _Asking, question: str | None, images: list[str], videos: list[str]
+) -> None:
+    """Questions and answers in turn; images and videos belong to the first question."""
     messages: list[dict[str, Any]] = list(asking.system)
     typing = sys.stdin.isatty()
     if hasattr(sys.stdin, "reconfigure"):
@@ -216,8 +237,8 @@ def _converse(model: Model, asking: _Asking, question: str | None, images: list[
             if question is None:
                 return
         first = len(messages) == len(asking.system)
-        turn = user_message(question, len(images) if first else 0)
-        reply = asking.ask(model, [*messages, turn], images)
+        turn = user_message(question, len(images) if first else 0, len(videos) if first else 0)
+        reply = asking.ask(model, [*messages, turn], images, videos)
         print(flush=True)
         _print_statistics(reply, model.backend_name, brief=True)
         messages += [turn, {"role": "assistant", "content": [_text_part(reply.text.strip())]}]

@@ -19,6 +19,7 @@ from edgeprune.image_program import ImageProgram
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
 from edgeprune.positions import PositionRule, SequentialPositions
+from edgeprune.video_program import VideoProgram
 
 # Text models whose decoder layers were checked against Hugging Face's generate, by their config's model_type.
 TEXT_MODELS = {
@@ -84,6 +85,14 @@ class Family(ABC):
             InputError: the processor's files are missing or not valid.
             UnsupportedModelError: a class or a setting that cannot be reproduced exactly.
         """
+
+    def video_program(self, folder: Path, config: PretrainedConfig) -> VideoProgram | None:
+        """How a video becomes the vision graph's input and visual tokens; None where the model takes none.
+
+        Raises:
+            InputError, UnsupportedModelError: as `image_program`.
+        """
+        return None
 
     def positions(self, config: PretrainedConfig) -> PositionRule:
         """Which position each token of a prompt has."""

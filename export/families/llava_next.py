@@ -20,9 +20,11 @@ from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.families.base import ModelParts
 from edgeprune.exporter.families.llava import Llava, LlavaVision
 from edgeprune.exporter.image_processor import read_canvas_program
+from edgeprune.exporter.video_processor import frame_pixels, frame_size, read_video_program, sampling
 from edgeprune.image_program import ImageProgram, PackedTokens
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
+from edgeprune.video_program import VideoProgram
 
 
 class _PackedVision(nn.Module):
@@ -120,6 +122,20 @@ class LlavaOnevision(LlavaNext):
 
     def most_tiles(self, config: PretrainedConfig) -> int | None:
         return int(str(config.vision_aspect_ratio).removeprefix("anyres_max_"))
+
+    def video_program(self, folder: Path, config: PretrainedConfig) -> VideoProgram | None:
+        def program(raw: dict[str, Any]) -> VideoProgram:
+            return VideoProgram(
+                sampling=sampling(raw),
+                size=frame_size(raw),
+                pixels=frame_pixels(raw),
+                pool=2,
+                newline=True,
+            )
+
+        height, width = self.image_size(config)
+        settings = {"size": {"height": height, "width": width}, "num_frames": 8}
+        return read_video_program(folder, "LlavaOnevisionVideoProcessor", settings, program)
 
     def image_arguments(
         self,

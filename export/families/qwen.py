@@ -17,16 +17,26 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.attention import SEGMENTS_NAME, Segments
 from edgeprune.exporter.decoder import layer_windows
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
 from edgeprune.exporter.image_processor import read_patch_program
+from edgeprune.exporter.model_files import special_tokens
+from edgeprune.exporter.video_processor import (
+    frame_pixels,
+    pixel_bounds,
+    read_video_program,
+    sampling,
+)
 from edgeprune.image_program import ImageProgram, PatchFeed, PatchTokens
+from edgeprune.image_sizes import PixelBudget
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
 from edgeprune.positions import GridPositions, PositionRule
+from edgeprune.video_program import FramesBudget, FrameText, VideoProgram
 from edgeprune.vision_inputs import windows_of
 
 
@@ -174,6 +184,25 @@ class _Qwen(Family):
         )
         return read_patch_program(folder, feed, PatchTokens(side=config.vision_config.spatial_merge_size))
 
+    def video_program(self, folder: Path, config: PretrainedConfig) -> VideoProgram | None:
+        frames = int(config.vision_config.temporal_patch_size)
+
+        def program(raw: dict[str, Any]) -> VideoProgram:
+            least, most = pixel_bounds(raw)
+            return VideoProgram(
+                sampling=sampling(raw, multiple=frames),
+                size=PixelBudget(least=least, most=most),
+                pixels=frame_pixels(raw),
+            )
+
+        # Two frames a second, as the released code has it: transformers leaves that to whoever calls it.
+        settings = {
+            "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
+            "fps": 2,
+            "min_frames": 4,
+        }
+        return read_video_program(folder, "Qwen2VLVideoProcessor", settings, program)
+
     def window(self, config: PretrainedConfig) -> int | None:
         """Rows and columns of visual tokens of a window; None where every layer sees the whole image."""
         return None
@@ -220,6 +249,9 @@ class Qwen25VL(_Qwen):
     text_model = "qwen2_5_vl_text"
     tower = _WindowTower
 
+    def positions(self, config: PretrainedConfig) -> PositionRule:
+        return GridPositions(per_second=float(config.vision_config.tokens_per_second))
+
     def window(self, config: PretrainedConfig) -> int | None:
         vision = config.vision_config
         return int(vision.window_size // vision.spatial_merge_size // vision.patch_size)
@@ -233,6 +265,26 @@ class Qwen3VL(_Qwen):
     model_class = Qwen3VLForConditionalGeneration
     text_model = "qwen3_vl_text"
     tower = _DeepstackTower
+
+    def video_program(self, folder: Path, config: PretrainedConfig) -> VideoProgram | None:
+        frames, named = int(config.vision_config.temporal_patch_size), special_tokens(folder)
+        start, end = (named.get(f"vision_{which}_token", f"<|vision_{which}|>") for which in ("start", "end"))
+
+        def program(raw: dict[str, Any]) -> VideoProgram:
+            least, most = pixel_bounds(raw)
+            return VideoProgram(
+                sampling=sampling(raw, ends=True),
+                size=FramesBudget(least=least, most=most, multiple=frames),
+                pixels=frame_pixels(raw, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+                text=FrameText(prefix="<{seconds} seconds>" + start, suffix=end),
+            )
+
+        settings = {
+            "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32},
+            "fps": 2,
+            "min_frames": 4,
+        }
+        return read_video_program(folder, "Qwen3VLVideoProcessor", settings, program)
 
     def table(self, config: PretrainedConfig) -> int | None:
         return int(config.vision_config.num_position_embeddings**0.5)

@@ -73,11 +73,11 @@ def load_image(source: ImageLike) -> NDArray[np.uint8]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), "the bytes handed in")
     if isinstance(source, (str, os.PathLike)):
-        with _opened(source) as file:
+        with opened(source) as file:
             return _decode(file, os.fsdecode(source))
     if hasattr(source, "read"):
         name = f"the file object {getattr(source, 'name', type(source).__name__)}"
-        return _decode(_seekable(source, name), name)
+        return _decode(seekable(source, name), name)
     raise InputError(
         f"an image of type {type(source).__name__} is not supported: expected a path, bytes, a binary file "
         "object, a PIL image or a uint8 array"
@@ -85,21 +85,26 @@ def load_image(source: ImageLike) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike[str], kind: str = "image") -> Iterator[BinaryIO]:
+    """A local file, open for reading; `kind` names it in messages.
+
+    Raises:
+        InputError: it is missing, unreadable or no regular file.
+    """
     name = os.fsdecode(path)
     if name.startswith(("http://", "https://", "data:")):
-        raise InputError(f"the image {name[:80]} is not a local file: download it first and give its path")
+        raise InputError(f"the {kind} {name[:80]} is not a local file: download it first and give its path")
     try:
-        file = open_regular(path, "the image")
+        file = open_regular(path, f"the {kind}")
     except FileNotFoundError as error:
-        raise InputError(f"there is no image {name}: check the path") from error
+        raise InputError(f"there is no {kind} {name}: check the path") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"the image {name} cannot be read ({error}): check its path and rights") from error
+        raise InputError(f"the {kind} {name} cannot be read ({error}): check its path and rights") from error
     with file:
         yield file
 
 
-def _seekable(file: BinaryIO, name: str) -> BinaryIO:
+def seekable(file: BinaryIO, name: str) -> BinaryIO:
     """The file object itself, or its content where it cannot be read from its beginning."""
     if isinstance(file, io.TextIOBase):
         raise InputError(f"{name} gives text: expected a file that is opened for bytes, in mode 'rb'")

@@ -11,13 +11,17 @@ from edgeprune.errors import InputError
 from edgeprune.runtime.tokenizing import check_text
 
 Message: TypeAlias = "Mapping[str, Any]"
-"""{"role": str, "content": str or list of {"type": "image"} and {"type": "text", "text": str}}."""
+"""{"role": str, "content": str or list of {"type": "image"}, {"type": "video"} and {"type": "text", "text":
+str}}."""
 
 PromptLike: TypeAlias = "str | Sequence[Message]"
 """A prompt's text, or the messages of a conversation."""
 
 Checked: TypeAlias = "list[dict[str, Any]]"
 """Messages in plain types only: a template must not get hold of any other object."""
+
+Places: TypeAlias = "Mapping[str, str]"
+"""What stands in a text for an "image", and for a "video" where the model takes videos."""
 
 # With more roles than that, all of them take one form.
 _MAX_ROLES = 3
@@ -36,17 +40,21 @@ def checked(messages: Sequence[Message]) -> Checked:
     return [_checked_message(message, number) for number, message in enumerate(messages)]
 
 
-def question(text: str, images: int) -> Checked:
-    """One message of a user: the images first, then the text."""
-    parts = _Parts([*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}])
-    return [{"role": "user", "content": parts}]
+def question(text: str, images: int, videos: int = 0) -> Checked:
+    """One message of a user: the images first, then the videos, then the text."""
+    seen = [*({"type": "image"} for _ in range(images)), *({"type": "video"} for _ in range(videos))]
+    return [{"role": "user", "content": _Parts([*seen, {"type": "text", "text": text}])}]
 
 
-def forms(messages: Checked, image_token: str) -> Iterator[Checked]:
+def forms(messages: Checked, places: Places) -> Iterator[Checked]:
     """The messages as they are, then in the other forms that templates want, each form once.
 
     Templates of multimodal models go through a list of parts; those of text models want a string, with the
-    image token in it; some want one for the system's message and the other for the user's.
+    places of images and videos in it; some want one for the system's message and the other for the user's.
+
+    Args:
+        messages: as `checked` gives them.
+        places: what stands for an image, and for a video.
     """
     roles = list(dict.fromkeys(message["role"] for message in messages))
     free = roles if len(roles) <= _MAX_ROLES else roles[:1]
@@ -54,9 +62,9 @@ def forms(messages: Checked, image_token: str) -> Iterator[Checked]:
     seen = [messages]
     yield messages
     for choice in choices:
-        of_role: dict[str, Callable[[Any, str], Any]] = dict(zip(free, choice, strict=True))
+        of_role: dict[str, Callable[[Any, Places], Any]] = dict(zip(free, choice, strict=True))
         form = [
-            {**message, "content": of_role.get(message["role"], choice[0])(message["content"], image_token)}
+            {**message, "content": of_role.get(message["role"], choice[0])(message["content"], places)}
             for message in messages
         ]
         if form not in seen:
@@ -100,9 +108,9 @@ def marked(messages: Checked) -> tuple[Checked, list[Said]]:
     return result, said
 
 
-def images_in(messages: Checked) -> int:
-    """How many parts are images."""
-    return sum(part["type"] == "image" for message in messages for part in _parts(message["content"], ""))
+def parts_in(messages: Checked, kind: str) -> int:
+    """How many parts are of this type."""
+    return sum(part["type"] == kind for message in messages for part in _parts(message["content"], {}))
 
 
 def _checked_message(message: Message, number: int) -> dict[str, Any]:
@@ -123,14 +131,14 @@ def _checked_message(message: Message, number: int) -> dict[str, Any]:
 
 def _checked_part(part: Any, number: int) -> dict[str, str]:
     if isinstance(part, Mapping):
-        if part.get("type") == "image" and set(part) == {"type"}:
-            return {"type": "image"}
+        if part.get("type") in ("image", "video") and set(part) == {"type"}:
+            return {"type": str(part["type"])}
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             check_text(part["text"], f"message {number}")
             return {"type": "text", "text": str(part["text"])}
     raise InputError(
-        f"message {number} has the part {part!r:.80}: expected {{'type': 'image'}}, its image handed over "
-        "separately in the same order, or {'type': 'text', 'text': ...}"
+        f"message {number} has the part {part!r:.80}: expected {{'type': 'image'}} or {{'type': 'video'}}, "
+        "handed over separately in the same order, or {'type': 'text', 'text': ...}"
     )
 
 
@@ -143,16 +151,17 @@ class _Parts(list[dict[str, str]]):
     __repr__ = __str__
 
 
-def _parts(content: Any, _image_token: str) -> Any:
+def _parts(content: Any, _places: Places) -> Any:
     return _Parts([{"type": "text", "text": content}]) if isinstance(content, str) else content
 
 
-def _string(content: Any, image_token: str) -> str:
-    """The texts joined, with a line of the image token for each image."""
+def _string(content: Any, places: Places) -> str:
+    """The texts joined, with a line for each image and each video."""
     return "".join(
-        part["text"] if part["type"] == "text" else f"{image_token}\n" for part in _parts(content, "")
+        part["text"] if part["type"] == "text" else f"{places.get(part['type'], '')}\n"
+        for part in _parts(content, places)
     )
 
 
-def _text_part(content: Any, image_token: str) -> Any:
-    return _parts(_string(content, image_token), "")
+def _text_part(content: Any, places: Places) -> Any:
+    return _parts(_string(content, places), places)

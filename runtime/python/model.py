@@ -29,6 +29,7 @@ from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
 from edgeprune.runtime.session import DEFAULT_BATCH, Session
 from edgeprune.runtime.stages import StageResult
 from edgeprune.runtime.statistics import Statistics
+from edgeprune.runtime.videos import VideoLike
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,6 +99,8 @@ class Model:
             mask=manifest.padding_mask,
             positions=manifest.positions,
             tower_tokens=manifest.tower_tokens,
+            most_tokens=manifest.model.max_positions,
+            video=manifest.video_program,
             # Converting millions of numbers takes longer than reading them from a table in the right type.
             dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
         )
@@ -109,6 +112,9 @@ class Model:
         prompt: str | Sequence[Message],
         images: Sequence[ImageLike] = (),
         *,
+        videos: Sequence[VideoLike] = (),
+        frames: int | None = None,
+        fps: float | None = None,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
         share_by_image: bool = False,
@@ -126,6 +132,9 @@ class Model:
         prompt: Sequence[PromptLike],
         images: Sequence[Sequence[ImageLike]],
         *,
+        videos: Sequence[Sequence[VideoLike]] = (),
+        frames: int | None = None,
+        fps: float | None = None,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
         share_by_image: bool = False,
@@ -142,6 +151,9 @@ class Model:
         prompt: Any,
         images: Any = (),
         *,
+        videos: Any = (),
+        frames: int | None = None,
+        fps: float | None = None,
         keep: Keep = None,
         debias: str | Sequence[str] | None = None,
         share_by_image: bool = False,
@@ -158,6 +170,11 @@ class Model:
             prompt: a string, or the messages of a conversation; or a list of strings or of conversations.
             images: the images of the prompt, in the order of its image places; for a list of prompts, a
                 list of such lists. Paths, bytes, file objects, PIL images or uint8 arrays.
+            videos: likewise, in the order of the video places: files, or frames as uint8 arrays [frames, H,
+                W, 3] or as lists of images.
+            frames: how many frames of each video are seen.
+            fps: how many frames of a second are seen instead; or, of frames that are handed in, how fast they
+                follow each other. Without both as the model says.
             keep: the share of visual tokens to keep, 0 < keep <= 1, as for `edgeprune.export`; 1 runs the
                 unpruned model. None is what the bundle was exported with.
             debias: what the selection is debiased by: "position" (where the bundle has a bias curve),
@@ -182,7 +199,8 @@ class Model:
             PruningError: the graph did not prune as the bundle's plan says.
         """
         single = isinstance(prompt, str) or _is_conversation(prompt)
-        prompts, pictures = ([prompt], [images]) if single else _checked_batch(prompt, images)
+        prompts, pictures = ([prompt], [images]) if single else _checked_batch(prompt, images, "images")
+        clips = [videos] if single else _checked_batch(prompt, videos, "videos")[1]
         if stream is not None and not single:
             raise InputError(
                 "stream was given with a list of prompts: expected a single prompt, as the pieces of several "
@@ -194,7 +212,10 @@ class Model:
         self._note_raw_prompts(prompts)
         how, seeds = chosen_by(self.manifest.generation, sampling), _seeds(seed, len(prompts), single=single)
         writers = [_Writer(self._encoder, stop, stream) for _ in prompts]
-        inputs = [self.prepare(one, its) for one, its in zip(prompts, pictures, strict=True)]
+        inputs = [
+            self.prepare(one, its, videos=own, frames=frames, fps=fps)
+            for one, its, own in zip(prompts, pictures, clips, strict=True)
+        ]
         pickers = [Sampler(how, one.input_ids, own).pick for one, own in zip(inputs, seeds, strict=True)]
         generated = self.session.generate(
             inputs,
@@ -222,23 +243,30 @@ class Model:
         return run_plan(self.manifest, keep, debias)
 
     def _note_raw_prompts(self, prompts: Sequence[PromptLike]) -> None:
-        token, template = self.manifest.prompt.place, self.manifest.prompt.chat_template
-        if template is not None and any(isinstance(one, str) and token in one for one in prompts):
-            note(f"a prompt that holds {token} is used as it stands, without the chat template")
+        described = self.manifest.prompt
+        for token in filter(None, (described.place, described.video_place)):
+            raw = any(isinstance(one, str) and token in one for one in prompts)
+            if described.chat_template is not None and raw:
+                note(f"a prompt that holds {token} is used as it stands, without the chat template")
 
     def prepare(
         self,
         prompt: PromptLike,
         images: Sequence[ImageLike] = (),
         programs: Sequence[ImageProgram] | None = None,
+        videos: Sequence[VideoLike] = (),
+        frames: int | None = None,
+        fps: float | None = None,
     ) -> PromptInputs:
-        """A prompt and its images as the session takes them; `programs` resize each image otherwise than the
-        bundle's, see `ImageProgram.shrunken`.
+        """A prompt and its images and videos as the session takes them; `programs` resize each image
+        otherwise than the bundle's, see `ImageProgram.shrunken`.
 
         Raises:
-            InputError: an image or the prompt cannot be used.
+            InputError: an image, a video or the prompt cannot be used.
         """
-        return self._preparation.prepare(prompt, _checked_images(images), programs)
+        return self._preparation.prepare(
+            prompt, _checked_list(images, "images"), programs, _checked_list(videos, "videos"), frames, fps
+        )
 
 
 def _note_starved(found: Statistics) -> None:
@@ -320,29 +348,29 @@ def _is_conversation(prompt: object) -> bool:
     return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
 
 
-def _checked_batch(prompts: Any, images: Any) -> tuple[list[PromptLike], list[Sequence[ImageLike]]]:
+def _checked_batch(prompts: Any, seen: Any, kind: str) -> tuple[list[PromptLike], list[Any]]:
     if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)) or not prompts:
         raise InputError(
             f"the prompt is {prompts!r:.80}: expected a string, the messages of a conversation, or a list of "
             "at least one of either"
         )
-    pictures = _checked_images(images) or [()] * len(prompts)
-    if len(pictures) != len(prompts):
+    found = _checked_list(seen, kind) or [()] * len(prompts)
+    if len(found) != len(prompts):
         raise InputError(
-            f"{len(prompts)} prompts come with {len(pictures)} lists of images: expected one list each; "
-            "give an empty one to a prompt without images"
+            f"{len(prompts)} prompts come with {len(found)} lists of {kind}: expected one list each; "
+            f"give an empty one to a prompt without {kind}"
         )
-    return list(prompts), pictures
+    return list(prompts), found
 
 
-def _checked_images(images: Any) -> list[Any]:
-    single = isinstance(images, (str, bytes, bytearray, os.PathLike, np.ndarray, Image.Image))
-    if single or not isinstance(images, Sequence):
+def _checked_list(seen: Any, kind: str) -> list[Any]:
+    single = isinstance(seen, (str, bytes, bytearray, os.PathLike, np.ndarray, Image.Image))
+    if single or not isinstance(seen, Sequence):
         raise InputError(
-            f"the images are one {type(images).__name__}: expected a list, for a list of prompts one for "
-            "each prompt; put a single image in brackets"
+            f"the {kind} are one {type(seen).__name__}: expected a list, for a list of prompts one for "
+            f"each prompt; put a single one in brackets"
         )
-    return list(images)
+    return list(seen)
 
 
 def _seeds(seed: Any, prompts: int, *, single: bool) -> list[Any]:

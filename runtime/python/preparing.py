@@ -9,14 +9,17 @@ from time import perf_counter
 import numpy as np
 
 from edgeprune.debias.masks import PaddingMask
+from edgeprune.errors import InputError
 from edgeprune.image_program import ImageProgram
 from edgeprune.layout import PromptLayout
 from edgeprune.positions import PositionRule, prompt_positions
 from edgeprune.runtime.batching import PromptInputs
 from edgeprune.runtime.images import ImageLike, load_image
 from edgeprune.runtime.messages import PromptLike
-from edgeprune.runtime.programs import run_program
+from edgeprune.runtime.programs import ImageInputs, run_frames, run_program
 from edgeprune.runtime.prompt import PromptEncoder
+from edgeprune.runtime.videos import VideoLike, open_video
+from edgeprune.video_program import USUAL_RATE, VideoProgram
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Preparation:
         program: of its images.
         mask: how padding masks are made.
         positions: of tokens.
-        dtype: of the pixel values that the vision graph reads.
         tower_tokens: of so many visual tokens, how many the prompt holds.
+        most_tokens: of a prompt, by its positions.
+        video: the program of its videos; None where the model takes none.
+        dtype: of the pixel values that the vision graph reads.
     """
 
     encoder: PromptEncoder
@@ -37,6 +42,8 @@ class Preparation:
     mask: PaddingMask
     positions: PositionRule
     tower_tokens: Callable[[int], int]
+    most_tokens: int
+    video: VideoProgram | None = None
     dtype: type[np.float32 | np.float16] = np.float32
 
     def prepare(
@@ -44,29 +51,40 @@ class Preparation:
         prompt: PromptLike,
         images: Sequence[ImageLike],
         programs: Sequence[ImageProgram] | None = None,
+        videos: Sequence[VideoLike] = (),
+        frames: int | None = None,
+        fps: float | None = None,
     ) -> PromptInputs:
-        """A prompt and its images as the session takes them.
+        """A prompt and its images and videos as the session takes them.
 
         Args:
             prompt: a string or messages.
             images: in the order of its image places.
             programs: of each image, where it is to be resized otherwise than `program` says.
+            videos: in the order of its video places.
+            frames: how many of each video are seen, or
+            fps: how many of a second; None for what the model says.
 
         Raises:
-            InputError: an image or the prompt cannot be used.
+            InputError: an image, a video or the prompt cannot be used.
         """
         started = perf_counter()
+        text = self.encoder.render(prompt, len(images), len(videos))
         program = self.program.of_prompt(len(images))
         each = [program] * len(images) if programs is None else programs
-        seen = [
-            run_program(load_image(image), program, self.dtype)
-            for image, program in zip(images, each, strict=True)
-        ]
+        shown = {
+            "image": (
+                run_program(load_image(image), own, self.dtype)
+                for image, own in zip(images, each, strict=True)
+            ),
+            "video": (self._video(video, frames, fps) for video in videos),
+        }
+        seen = [next(shown[kind]) for kind in self.encoder.order(text)]
         layout = PromptLayout(tuple(one.layout for one in seen))
         nothing = np.empty((0, *self.program.row_shape), dtype=self.dtype)
         described = self.encoder.prompt
         texts = [image.text(described.image_token, self.tower_tokens) for image in layout.images]
-        input_ids = np.array(self.encoder.encode(prompt, texts), dtype=np.int64)
+        input_ids = np.array(self.encoder.encode(text, texts), dtype=np.int64)
         is_visual = input_ids == described.image_token_id
         return PromptInputs(
             input_ids=input_ids,
@@ -76,3 +94,19 @@ class Preparation:
             positions=prompt_positions(self.positions, is_visual, layout),
             preprocess_seconds=perf_counter() - started,
         )
+
+    def _video(self, source: VideoLike, frames: int | None, fps: float | None) -> ImageInputs:
+        program = self.video
+        assert program is not None  # `render` has refused it
+        # Frames that are handed in follow each other as those that would be sampled.
+        usual = program.sampling.per_second or USUAL_RATE
+        with open_video(source, usual if fps is None else fps) as video:
+            indices = video.indices(program.sampling, frames, fps)
+            layout = program.layout(self.program, *video.size, indices, video.rate, video.total)
+            if layout.tokens > self.most_tokens:
+                raise InputError(
+                    f"the video becomes {layout.tokens} visual tokens, of {len(indices)} frames: expected at "
+                    f"most {self.most_tokens}, the model's range; give a lower `fps` or fewer `frames`"
+                )
+            one = program.frame_program(self.program, len(indices), *video.size)
+            return ImageInputs(run_frames(video.frames(indices), one, self.dtype), layout)

@@ -6,6 +6,7 @@ same integer roundings, so that pixel values agree to float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -54,8 +55,50 @@ def run_program(
     table = cast(Floats, _table(program.pixels).astype(dtype))
     layout = program.layout(image.shape[1], image.shape[0])
     if isinstance(program.feed, PatchFeed):
-        return ImageInputs(_patches(tiles[0], table, program.feed, program.unit[0]), layout)
-    return ImageInputs(np.stack([table[color][tiles[..., color]] for color in range(3)], axis=1), layout)
+        return ImageInputs(_patches([tiles[0]], table, program.feed, program.unit[0]), layout)
+    return ImageInputs(_tiles(tiles, table), layout)
+
+
+def run_frames(
+    frames: Iterable[NDArray[np.uint8]],
+    program: ImageProgram,
+    dtype: type[np.float32 | np.float16] = np.float32,
+) -> Floats:
+    """Carries out a program on the frames of a video, one at a time.
+
+    Args:
+        frames: uint8 [H, W, 3] in RGB, all of one size, at least one.
+        program: of each, see `VideoProgram.frame_program`.
+        dtype: as for `run_program`.
+
+    Returns:
+        Their pixel values, as the vision graph reads them: tile by tile, or square by square. The last frame
+        is repeated where patches hold several.
+
+    Raises:
+        InputError: as `run_program`.
+    """
+    table = cast(Floats, _table(program.pixels).astype(dtype))
+    found: list[Floats] = []
+    held: list[NDArray[np.uint8]] = []
+    feed = program.feed
+    for frame in frames:
+        tiles = image_tiles(frame, program)
+        if not isinstance(feed, PatchFeed):
+            found.append(_tiles(tiles, table))
+            continue
+        held.append(tiles[0])
+        if len(held) == feed.frames:
+            found.append(_patches(held, table, feed, program.unit[0]))
+            held = []
+    if held and isinstance(feed, PatchFeed):
+        held += [held[-1]] * (feed.frames - len(held))
+        found.append(_patches(held, table, feed, program.unit[0]))
+    return cast(Floats, np.concatenate(found))
+
+
+def _tiles(tiles: NDArray[np.uint8], table: Floats) -> Floats:
+    return np.stack([table[color][tiles[..., color]] for color in range(3)], axis=1)
 
 
 def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint8]:
@@ -126,18 +169,24 @@ def _step(
     return resize(image, target, resample, crop=crop)
 
 
-def _patches(image: NDArray[np.uint8], table: Floats, feed: PatchFeed, square: int) -> Floats:
-    """Squares of patches, window by window: [tokens, patches of a square, 3 * frames * size * size], of an
-    image, uint8 [height, width, 3], that is whole squares of so many pixels, by a table of values [3, 256].
+def _patches(images: Sequence[NDArray[np.uint8]], table: Floats, feed: PatchFeed, square: int) -> Floats:
+    """Squares of patches, window by window: [tokens, patches of a square, 3 * frames * size * size], of
+    images, uint8 [height, width, 3], that are whole squares of so many pixels, by a table of values [3, 256].
+
+    One image stands for all frames of a patch; else there are as many.
     """
-    rows, columns, side = image.shape[0] // square, image.shape[1] // square, square // feed.size
-    parts = image.reshape(rows, side, feed.size, columns, side, feed.size, 3)
-    parts = parts.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, side * side, 3, feed.size**2)
+    side = square // feed.size
+    rows, columns = images[0].shape[0] // square, images[0].shape[1] // square
     order = np.concatenate(windows_of((rows, columns), feed.window))
-    parts = parts[order]
-    values = np.empty((*parts.shape[:3], feed.frames, feed.size**2), dtype=table.dtype)
-    for color in range(3):
-        values[:, :, color] = table[color][parts[:, :, color]][:, :, None]
+    values = np.empty((len(order), side * side, 3, feed.frames, feed.size**2), dtype=table.dtype)
+    for number, image in enumerate(images):
+        parts = image.reshape(rows, side, feed.size, columns, side, feed.size, 3)
+        parts = parts.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, side * side, 3, feed.size**2)
+        parts = parts[order]
+        # Of one image all frames; else the frame of this number.
+        frame = slice(None) if len(images) == 1 else slice(number, number + 1)
+        for color in range(3):
+            values[:, :, color, frame] = table[color][parts[:, :, color]][:, :, None]
     return values.reshape(len(order), side * side, -1)
 
 

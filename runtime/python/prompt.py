@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import BundleError, EdgepruneError, InputError
 from edgeprune.manifest import Prompt
-from edgeprune.runtime.messages import Checked, PromptLike, Said, checked, forms, images_in, marked, question
+from edgeprune.runtime.messages import (
+    Checked,
+    Places,
+    PromptLike,
+    Said,
+    checked,
+    forms,
+    marked,
+    parts_in,
+    question,
+)
 from edgeprune.runtime.templates import Template, read_template
 from edgeprune.runtime.tokenizing import BundleTokenizer, check_text
 
@@ -28,8 +39,8 @@ class PromptEncoder:
     """Makes token ids of prompts, with room for the visual tokens, and text of token ids.
 
     An *image place* is one occurrence of the prompt's `place`, in most models the image token, in the text
-    that the model reads. There is no way to write it as mere text: in a user's words, too, it is an image
-    place, and counts as one.
+    that the model reads; a *video place* one of its `video_place`. There is no way to write them as mere
+    text: in a user's words, too, they are places, and count as such.
 
     Args:
         folder: the bundle.
@@ -52,73 +63,92 @@ class PromptEncoder:
         self._tokenizer = BundleTokenizer(Path(folder) / prompt.tokenizer)
         template = prompt.chat_template
         self._template = read_template(Path(folder) / template) if template is not None else None
+        video = {} if prompt.video_place is None else {"video": prompt.video_place}
+        self._places: Places = {"image": prompt.place, **video}
+        # The longer one first, of which the other may be a part.
+        longest = sorted(self._places.values(), key=len, reverse=True)
+        self._place = re.compile("|".join(map(re.escape, longest)))
 
-    def render(self, prompt: PromptLike, images: int) -> str:
-        """The text that the model reads, with one image token per image place.
+    def render(self, prompt: PromptLike, images: int, videos: int = 0) -> str:
+        """The text that the model reads, with image and video places in it.
 
         Args:
-            prompt: a string that holds the image token is used as it stands. A string without becomes one
-                user message, the images first, in the chat template (without images and template it is
-                used as it stands). Messages go through the chat template, which also opens the reply.
-            images: how many images come with the prompt.
+            prompt: a string that holds a place is used as it stands. A string without becomes one user
+                message, the images and then the videos first, in the chat template (without any of them and
+                without template it is used as it stands). Messages go through the chat template, which also
+                opens the reply.
+            images, videos: how many come with the prompt.
 
         Raises:
-            InputError: image places and images differ in number; a message has another form than
-                `Message`; a text is not Unicode; the template refuses it, leaves text out, or is missing.
+            InputError: places and images, or videos, differ in number; the model takes no videos; a message
+                has another form than `Message`; a text is not Unicode; the template refuses it, leaves text
+                out, or is missing.
             BundleError: the template does not end within bounds.
         """
-        if isinstance(prompt, str):
-            check_text(prompt, "the prompt")
-            text = self._wrap(prompt, images)
+        messages = None if isinstance(prompt, str) else checked(prompt)
+        if "video" not in self._places and (videos or (messages and parts_in(messages, "video"))):
+            raise InputError(
+                "the prompt comes with videos, and this model takes none: give some frames as images, or "
+                "export a model for videos"
+            )
+        if messages is None:
+            check_text(str(prompt), "the prompt")
+            text = self._wrap(str(prompt), images, videos)
         else:
-            text = self._apply_template(checked(prompt))
+            text = self._apply_template(messages)
         if self.prompt.image_place is not None and self.prompt.image_token in text:
             raise InputError(
                 f"the prompt holds {self.prompt.image_token}, which stands for one visual token: write "
                 f"{self.prompt.place} where an image goes"
             )
-        places = text.count(self.prompt.place)
-        if places != images:
-            raise InputError(
-                f"the prompt has {_count(places, 'image place')} ({self.prompt.place}) and comes with "
-                f"{_count(images, 'image')}: expected as many of one as of the other; add or remove some"
-            )
+        order = self.order(text)
+        for kind, place in self._places.items():
+            places, given = order.count(kind), {"image": images, "video": videos}[kind]
+            if places != given:
+                raise InputError(
+                    f"the prompt has {_count(places, f'{kind} place')} ({place}) and comes with "
+                    f"{_count(given, kind)}: expected as many of one as of the other; add or remove some"
+                )
         return text
 
-    def encode(self, prompt: PromptLike, images: Sequence[str]) -> list[int]:
-        """Token ids of a prompt, with its images in their places.
+    def order(self, text: str) -> list[str]:
+        """What stands in a rendered text, in order: "image" or "video" for each place."""
+        kinds = {place: kind for kind, place in self._places.items()}
+        return [kinds[place] for place in self._place.findall(text)]
+
+    def encode(self, text: str, seen: Sequence[str]) -> list[int]:
+        """Token ids of a rendered text, with images and videos in their places.
 
         Args:
-            prompt: as for `render`.
-            images: what the place of each image becomes: an image token for every visual token, and text
+            text: of `render`.
+            seen: what each place becomes, in their order: an image token for every visual token, and text
                 around them.
 
         The tokenizer adds its special tokens (often a BOS token in front), unless the text begins with the
         BOS token already.
 
         Raises:
-            InputError: as `render`; or nothing is left to encode, or far too much.
-            BundleError: as `render`; or the tokenizer fails, or does not know the image token as one token.
+            InputError: nothing is left to encode, or far too much.
+            BundleError: the tokenizer fails, or does not know the image token as one token.
         """
-        image_token, place = self.prompt.image_token, self.prompt.place
-        text = self.render(prompt, len(images))
-        length = len(text) + sum(map(len, images)) - len(images) * len(place)
+        image_token = self.prompt.image_token
+        length = len(text) - len("".join(self._place.findall(text))) + sum(map(len, seen))
         if self._longest is not None and length > self._longest:
             raise InputError(
                 f"the prompt has {length} characters: expected at most {self._longest}, far more than the "
                 "model has positions for; shorten it"
             )
-        before, *behind = text.split(place)
-        text = before + "".join(image + after for image, after in zip(images, behind, strict=True))
+        before, *behind = self._place.split(text)
+        text = before + "".join(one + after for one, after in zip(seen, behind, strict=True))
         has_bos = bool(self.prompt.bos_token) and text.startswith(self.prompt.bos_token or "")
         ids = self._tokenizer.encode(text, special_tokens=not has_bos)
         if not ids:
             raise InputError("the prompt is empty: expected at least one token; write a question")
         found = ids.count(self.prompt.image_token_id)
-        wanted = sum(image.count(image_token) for image in images)
+        wanted = sum(one.count(image_token) for one in seen)
         if found != wanted:
             raise BundleError(
-                f"the bundle's tokenizer makes {found} image tokens of {_count(len(images), 'image')}, "
+                f"the bundle's tokenizer makes {found} image tokens of {_count(len(seen), 'place')}, "
                 f"expected {wanted}: {image_token!r} is not one token, {self.prompt.image_token_id}; "
                 "export again"
             )
@@ -136,12 +166,12 @@ class PromptEncoder:
         """A new incremental decoder of this tokenizer."""
         return Stream(self.decode)
 
-    def _wrap(self, text: str, images: int) -> str:
-        if self.prompt.place in text:
+    def _wrap(self, text: str, images: int, videos: int) -> str:
+        if self.order(text):
             return text
-        if self._template is None and not images:
+        if self._template is None and not images + videos:
             return text
-        return self._apply_template(question(text, images))
+        return self._apply_template(question(text, images, videos))
 
     def _apply_template(self, messages: Checked) -> str:
         """Renders messages, their content as it is, or in another form where the template wants that.
@@ -156,9 +186,9 @@ class PromptEncoder:
                 f"{self.prompt.place} where each image goes; write the prompt so"
             )
         problem, without_images = "", None
-        token = self.prompt.place
+        places = self._places
         trial, said = marked(messages)
-        for form, trial_form in zip(forms(messages, token), forms(trial, token), strict=True):
+        for form, trial_form in zip(forms(messages, places), forms(trial, places), strict=True):
             try:
                 tried = self._render(self._template, trial_form).casefold()
                 text = self._render(self._template, form)
@@ -170,7 +200,9 @@ class PromptEncoder:
             lost = next((one.role for one in said if _is_lost(one, text, tried)), None)
             if lost is not None:
                 problem = problem or f"it leaves out what the {lost} says"
-            elif tried.count(token.casefold()) == images_in(messages):
+            elif all(
+                tried.count(place.casefold()) == parts_in(messages, kind) for kind, place in places.items()
+            ):
                 return text
             elif without_images is None:
                 without_images = text

@@ -59,7 +59,7 @@ def test_the_version_has_one_source() -> None:
 
 def test_extras_name_what_the_messages_name() -> None:
     extras = SETTINGS["project"]["optional-dependencies"]
-    assert {"export", "ort", "ort-gpu", "rtx", "trt", "debug", "dev"} <= set(extras)
+    assert {"export", "ort", "ort-gpu", "rtx", "trt", "video", "debug", "dev"} <= set(extras)
 
 
 def test_the_map_of_contributing_and_the_tree_agree() -> None:

@@ -113,10 +113,12 @@ def fastv(
         kept: how many visual tokens stay.
         curve: float32 [V], the bias curve's weight of each visual token.
     """
-    base, image = model.model, model.config.image_token_id
+    base, videos = model.model, "pixel_values_videos" in inputs.further
+    image = model.config.video_token_id if videos else model.config.image_token_id
     decoder = base.text_model if hasattr(base, "text_model") else base.language_model
     mask, ids = inputs.attention_mask, inputs.input_ids
-    given = {"pixel_values": inputs.pixel_values.to(model.dtype), **inputs.further}
+    pixels = {} if videos else {"pixel_values": inputs.pixel_values.to(model.dtype)}
+    given = {**pixels, **inputs.further}
     first = _positions(base, inputs, image)
     out = base(
         input_ids=ids,
@@ -134,7 +136,9 @@ def fastv(
             for row, visual, valid in zip(score, index, inputs.visual_valid, strict=True)
         ]
     )
-    features = base.get_image_features(**{k: v for k, v in given.items() if k != "token_type_ids"})
+    of_tower = ("token_type_ids", "mm_token_type_ids", "second_per_grid_ts")
+    look = base.get_video_features if videos else base.get_image_features
+    features = look(**{k: v for k, v in given.items() if k not in of_tower})
     runs = _runs(inputs.input_ids == image) * int("token_type_ids" in given)
     visual = torch.cat(list(features.pooler_output))
     is_visual = inputs.input_ids == image
@@ -223,13 +227,15 @@ def _runs(marks: torch.Tensor) -> torch.Tensor:
 
 def _positions(base: Any, inputs: Inputs, image: int) -> torch.Tensor:
     """Hugging Face's own position ids, int64 [B, S] or [3, B, S]."""
-    if "image_grid_thw" not in inputs.further:
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    given = {name: value for name, value in inputs.further.items() if name in names}
+    if not given:
         return (inputs.attention_mask.cumsum(1) - 1).clamp_min(0)
     found: torch.Tensor = base.get_rope_index(
         inputs.input_ids,
-        mm_token_type_ids=(inputs.input_ids == image).int(),
-        image_grid_thw=inputs.further["image_grid_thw"],
+        mm_token_type_ids=inputs.further.get("mm_token_type_ids", (inputs.input_ids == image).int()),
         attention_mask=inputs.attention_mask,
+        **given,
     )[0]
     return found
 

@@ -305,7 +305,8 @@ def test_prompt_of_a_saved_processor(model: Path, bundle: Path) -> None:
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is the star"}]}]
     )
     expected = theirs(text=text, images=[picture])["input_ids"][0]
-    assert PromptEncoder(bundle, prompt).encode("what is the star", ["<image>" * 4]) == expected
+    encoder = PromptEncoder(bundle, prompt)
+    assert encoder.encode(encoder.render("what is the star", 1), ["<image>" * 4]) == expected
     (found,) = run_program(picture, read_image_program(model, (28, 28), (2, 2))).pixel_values
     wanted = np.asarray(theirs.image_processor(picture)["pixel_values"])[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -154,6 +154,11 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
+def ids_of(encoder: PromptEncoder, prompt: Any, images: list[str]) -> list[int]:
+    """Token ids of a prompt with its images in their places."""
+    return encoder.encode(encoder.render(prompt, len(images)), images)
+
+
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("images", range(4))
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -162,7 +167,7 @@ def test_ids_are_those_of_hugging_face(kind: str, images: int, bos: bool) -> Non
     question = "what colour is the  big star? é 🙂"
     text = both.theirs.apply_chat_template([user(question, images)], add_generation_prompt=True)
     assert both.ours.render(question, images) == text
-    found = both.ours.encode(question, [IMAGE] * images)
+    found = ids_of(both.ours, question, [IMAGE] * images)
     assert found == hf_ids(both.theirs, text, images)
     assert found.count(4) == images * TOKENS_PER_IMAGE
     assert (found[0] == 1) == bos
@@ -173,7 +178,7 @@ def test_a_string_with_image_places_is_used_as_it_stands(kind: str) -> None:
     both = case(kind)
     text = "the <image> and\n<image>the star <image><image>?"
     assert both.ours.render(text, 4) == text
-    assert both.ours.encode(text, [IMAGE] * 4) == hf_ids(both.theirs, text, 4)
+    assert ids_of(both.ours, text, [IMAGE] * 4) == hf_ids(both.theirs, text, 4)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -187,7 +192,7 @@ def test_conversations(kind: str) -> None:
     ]
     text = both.theirs.apply_chat_template(messages, add_generation_prompt=True)
     assert both.ours.render(messages, 3) == text
-    assert both.ours.encode(messages, [IMAGE] * 3) == hf_ids(both.theirs, text, 3)
+    assert ids_of(both.ours, messages, [IMAGE] * 3) == hf_ids(both.theirs, text, 3)
 
 
 def test_plain_string_content_in_a_template_of_parts() -> None:
@@ -215,10 +220,10 @@ def test_bos_is_not_doubled(kind: str) -> None:
         tokenize=True,
         return_dict=True,
     )["input_ids"][0]
-    found = both.ours.encode([{"role": "user", "content": [{"type": "image"}]}], [IMAGE] * 1)
+    found = ids_of(both.ours, [{"role": "user", "content": [{"type": "image"}]}], [IMAGE])
     assert found == expected
     assert found.count(1) == 1
-    assert both.ours.encode("<s><image> the star", [IMAGE] * 1).count(1) == 1
+    assert ids_of(both.ours, "<s><image> the star", [IMAGE] * 1).count(1) == 1
 
 
 MIXED_TEMPLATE = (
@@ -282,6 +287,35 @@ def test_pictures_in_a_template_of_strings() -> None:
     assert case("word level", only_texts + "{% endfor %}").ours.render("star", 1) == "<image>\nstar"
 
 
+def with_videos(source: str | None) -> PromptEncoder:
+    """Of a model whose videos stand at the word "star"."""
+    both = case("word level", source)
+    return PromptEncoder(both.folder, both.prompt.model_copy(update={"video_place": "star"}))
+
+
+def test_videos_have_places_of_their_own() -> None:
+    parts = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<image> "
+    parts += "{% elif p.type == 'video' %}star {% else %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}"
+    ours = with_videos(parts)
+    assert ours.render("how many?", 1, 2) == "<image> star star how many?"
+    content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "how many?"}]
+    text = ours.render([{"role": "user", "content": content}], 1, 1)
+    assert (text, ours.order(text)) == ("star <image> how many?", ["video", "image"])
+    assert ours.encode(text, ["<image>" * 3, "the <image>"]).count(ours.prompt.image_token_id) == 4
+    with pytest.raises(InputError, match=r"has 1 video place \(star\) and comes with 2 videos"):
+        ours.render([{"role": "user", "content": content}], 1, 2)
+    only_texts = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert with_videos(only_texts).render("how many?", 0, 1) == "star\nhow many?"
+
+
+def test_a_model_without_videos_says_so() -> None:
+    ours = case("word level").ours
+    content = [{"type": "video"}, {"type": "text", "text": "how many?"}]
+    for prompt, videos in (("how many?", 1), ([{"role": "user", "content": content}], 0)):
+        with pytest.raises(InputError, match="comes with videos, and this model takes none"):
+            ours.render(prompt, 0, videos)
+
+
 HALF = "a star \ud83d"
 
 
@@ -300,26 +334,26 @@ def test_half_a_character(prompt: Any, what: str) -> None:
         with pytest.raises(
             InputError, match=rf"{what} is not Unicode text: .*'\\ud83d', half of one; expected"
         ):
-            case("word level", template).ours.encode(prompt, [])
+            ids_of(case("word level", template).ours, prompt, [])
 
 
 def test_half_a_character_elsewhere() -> None:
     with pytest.raises(InputError, match="a stop string is not Unicode text"):
         StopStrings(["ok", HALF])
     with pytest.raises(InputError, match="is not Unicode text"):
-        case("word level", "{{ messages[0].content[0].text }}{{ '\\ud83d' }}").ours.encode("star", [])
+        ids_of(case("word level", "{{ messages[0].content[0].text }}{{ '\\ud83d' }}").ours, "star", [])
 
 
 def test_far_too_long_a_prompt_is_refused_before_the_tokenizer_sees_it() -> None:
     both = case("word level")
     ours = PromptEncoder(both.folder, both.prompt, max_positions=10)
-    ours.encode("star " * 400, [])
+    ids_of(ours, "star " * 400, [])
     with pytest.raises(
         InputError, match=r"the prompt has \d+ characters: expected at most 2560, .*shorten it"
     ):
-        ours.encode("star " * 600, [])
+        ids_of(ours, "star " * 600, [])
     with pytest.raises(InputError, match="characters: expected at most 2560"):
-        ours.encode("star", ["<image>" * 600])
+        ids_of(ours, "star", ["<image>" * 600])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are text there")
@@ -327,7 +361,7 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     both = case("word level")
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en")
     shutil.copytree(both.folder, folder)
-    assert PromptEncoder(folder, both.prompt).encode("star", []) == both.ours.encode("star", [])
+    assert ids_of(PromptEncoder(folder, both.prompt), "star", []) == ids_of(both.ours, "star", [])
 
 
 def test_template_has_what_hugging_face_gives_it() -> None:
@@ -391,7 +425,7 @@ def test_no_template() -> None:
 )
 def test_places_and_pictures_differ(prompt: Any, images: int, places: str, pictures: str) -> None:
     ours = case("word level").ours
-    for step in (ours.render, lambda prompt, images: ours.encode(prompt, [IMAGE] * images)):
+    for step in (ours.render, lambda prompt, images: ids_of(ours, prompt, [IMAGE] * images)):
         with pytest.raises(
             InputError, match=rf"the prompt has {places}\(<image>\) and comes with {pictures}"
         ):
@@ -409,12 +443,12 @@ def test_places_and_pictures_differ(prompt: Any, images: int, places: str, pictu
         ([{"role": 1, "content": "x"}], "the role of message 0 is 1: expected a string"),
         ([{"role": "user", "content": 5}], "the content of message 0 is 5: expected a string or a list"),
         (
-            [{"role": "user", "content": [{"type": "video"}]}],
-            "message 0 has the part {'type': 'video'}: expected",
+            [{"role": "user", "content": [{"type": "audio"}]}],
+            "message 0 has the part {'type': 'audio'}: expected",
         ),
         (
             [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
-            "its image handed over separately",
+            "{'type': 'image'} or {'type': 'video'}, handed over separately",
         ),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "message 0 has the part"),
         ([{"role": "user", "content": ["x"]}], "message 0 has the part 'x'"),
@@ -427,7 +461,7 @@ def test_messages_of_another_form(messages: Any, message: str) -> None:
 
 def test_empty_prompt() -> None:
     with pytest.raises(InputError, match="the prompt is empty: expected at least one token"):
-        case("word level", None, bos=False).ours.encode("", [])
+        ids_of(case("word level", None, bos=False).ours, "", [])
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -448,15 +482,15 @@ def test_image_token_that_the_tokenizer_does_not_know() -> None:
     both = case("byte level")
     ours = PromptEncoder(both.folder, both.prompt.model_copy(update={"image_token": "<photo>"}))
     with pytest.raises(
-        BundleError, match="makes 0 image tokens of 1 image, expected 4: '<photo>' is not one token"
+        BundleError, match="makes 0 image tokens of 1 place, expected 4: '<photo>' is not one token"
     ):
-        ours.encode("<photo> star", ["<photo>" * 4])
+        ids_of(ours, "<photo> star", ["<photo>" * 4])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_decode_is_that_of_hugging_face(kind: str) -> None:
     both = case(kind)
-    for ids in ([1, 7, 9, 2], both.ours.encode(" the star , é 🙂 .", []), [], [2], [10**6]):
+    for ids in ([1, 7, 9, 2], ids_of(both.ours, " the star , é 🙂 .", []), [], [2], [10**6]):
         expected = both.theirs.batch_decode(
             [ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -473,7 +507,7 @@ def pieces(ours: PromptEncoder, ids: Sequence[int]) -> list[str]:
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_streamed_text_is_the_whole_text(kind: str, text: str) -> None:
     ours = case(kind, None).ours
-    ids = [*ours.encode(text, []), 2]
+    ids = [*ids_of(ours, text, []), 2]
     shown = pieces(ours, ids)
     assert "".join(shown) == ours.decode(ids)
     if "\ufffd" not in text:
@@ -489,11 +523,11 @@ def test_streamed_bytes_are_the_whole_text(ids: list[int]) -> None:
 
 def test_words_appear_at_once_and_characters_when_complete() -> None:
     ours = case("sentencepiece", None).ours
-    ids = ours.encode("the star 🙂 the", [])[1:]
+    ids = ids_of(ours, "the star 🙂 the", [])[1:]
     assert [ours.decode([token]) for token in ids[:2]] == ["the", "star"]
     assert pieces(ours, ids) == ["the", " star", " ", "", "", "", "🙂", " the", ""]
     words = case("word level", None).ours
-    assert pieces(words, [*words.encode("the", []), 2, *words.encode("star", [])]) == [
+    assert pieces(words, [*ids_of(words, "the", []), 2, *ids_of(words, "star", [])]) == [
         "",
         "the",
         "",
@@ -507,7 +541,7 @@ def test_bytes_that_make_no_character() -> None:
     ours = case("sentencepiece", None).ours
     euro = [5 + byte for byte in "€".encode()]
     assert pieces(ours, euro[:2]) == ["", "", "\ufffd\ufffd"]
-    the = ours.encode("the", [])[-1]
+    the = ids_of(ours, "the", [])[-1]
     # One bad byte after a shown character: it alone is replaced.
     assert pieces(ours, [*euro, euro[0], the]) == ["", "", "€", "", "\ufffd the", ""]
 
@@ -515,7 +549,7 @@ def test_bytes_that_make_no_character() -> None:
 def test_finish_leaves_nothing() -> None:
     ours = case("byte level", None).ours
     stream = Stream(ours.decode)
-    assert stream.push(ours.encode("ж", [])[1]) == ""
+    assert stream.push(ids_of(ours, "ж", [])[1]) == ""
     assert stream.finish() == "\ufffd"
     assert stream.finish() == ""
 

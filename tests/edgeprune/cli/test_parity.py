@@ -34,7 +34,7 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
         (Model.generate, SamplingOptions),
         # Several prompts at once, and a function that is called, are for programs.
         {"batch_size", "stream"},
-        {"image": "images"},
+        {"image": "images", "video": "videos"},
     ),
     "bench": ((bench,), set(), {"baseline": "baselines", "image": "images"}),
     "calibrate": ((calibrate,), set(), {"no_plot": "plot"}),

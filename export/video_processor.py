@@ -1,0 +1,89 @@
+"""A model's video processor, as the bundle's video program.
+
+Frames are resized as images are, by Pillow's filters. transformers' own classes do it by torchvision's, which
+round otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from edgeprune.errors import UnsupportedModelError
+from edgeprune.exporter.image_processor import check_steps, height_width, pixel_values, positive
+from edgeprune.exporter.model_files import read_json
+from edgeprune.fields import first_fault
+from edgeprune.image_program import PixelValues
+from edgeprune.image_sizes import FixedSize
+from edgeprune.video_program import FrameSampling, VideoProgram
+
+
+def read_video_program(
+    folder: Path, processor: str, defaults: dict[str, Any], make: Callable[[dict[str, Any]], VideoProgram]
+) -> VideoProgram:
+    """The program of a model's videos, by its video processor's own file, or else by what its class does.
+
+    The image processor's file, which transformers reads where there is no other one, says nothing about
+    videos: by its budget of pixels a frame would cost as much as a photograph.
+
+    Args:
+        folder: the model, in Hugging Face's layout.
+        processor: the class of its video processor.
+        defaults: what that does where its JSON says nothing.
+        make: the program of the settings, which hold every key of `defaults`.
+
+    Raises:
+        InputError: a file is not valid.
+        UnsupportedModelError: another class, or a setting that cannot be reproduced.
+    """
+    nested = (read_json(folder / "processor_config.json") or {}).get("video_processor")
+    found = nested if isinstance(nested, dict) else read_json(folder / "video_preprocessor_config.json")
+    raw = {**defaults, **{key: value for key, value in (found or {}).items() if value is not None}}
+    name = str(raw.get("video_processor_type", processor)).removesuffix("Fast")
+    if name != processor:
+        raise UnsupportedModelError(
+            f"the video processor {name} is not supported here. Supported: {processor}"
+        )
+    check_steps(raw)
+    try:
+        return make(raw)
+    except ValidationError as error:
+        raise UnsupportedModelError(f"the video processor's {first_fault(error)}") from error
+
+
+def frame_pixels(
+    raw: dict[str, Any], mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD
+) -> PixelValues:
+    """From bytes to numbers, with what the class normalises by where its JSON says nothing."""
+    return pixel_values(raw, mean=mean, std=std)
+
+
+def pixel_bounds(raw: dict[str, Any]) -> tuple[int, int]:
+    """The least and the most pixels."""
+    size = raw["size"] if isinstance(raw["size"], dict) else {}
+    edges = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+    least, most = (positive("size", raw.get(key) or size.get(edge)) for key, edge in edges)
+    return least, most
+
+
+def frame_size(raw: dict[str, Any]) -> FixedSize:
+    """The one size of every frame."""
+    height, width = height_width("size", raw["size"])
+    return FixedSize(height=height, width=width)
+
+
+def sampling(raw: dict[str, Any], multiple: int = 1, ends: bool = False) -> FrameSampling:
+    """Which frames are seen: so many, or so many of a second."""
+    if raw.get("num_frames"):
+        return FrameSampling(frames=positive("num_frames", raw["num_frames"]), multiple=multiple, ends=ends)
+    return FrameSampling(
+        per_second=float(raw["fps"]),
+        least=positive("min_frames", raw.get("min_frames", 1)),
+        most=positive("max_frames", raw.get("max_frames", 768)),
+        multiple=multiple,
+        ends=ends,
+    )
