@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.manifest import DType, ModelInfo
     from edgeprune.plans import PruningPlan
     from edgeprune.positions import PositionRule
+    from edgeprune.video_program import VideoProgram
 
 # The operator of a pruning stage, one node each.
 OP_DOMAIN, OP_NAME, OP_VERSION = "com.edgeprune", "DebiasedTokenPrune", 2
@@ -30,6 +31,10 @@ PLAN_METADATA = "edgeprune.plan"
 
 # The vision graph.
 PIXEL_VALUES, VISUAL_EMBEDS, VISUAL_PLACE = "pixel_values", "visual_embeds", "visual_place"
+# Beside PIXEL_VALUES, where the frames of videos have a tower of their own.
+FRAME_VALUES = "frame_values"
+# Of these two, the values are of the model's dtype.
+VALUES = (PIXEL_VALUES, FRAME_VALUES)
 # Beside PIXEL_VALUES, where it reads patches; see `edgeprune.vision_inputs`.
 PATCH_POSITION, BLOCK_SLOTS, BLOCK_PLACE = "patch_position", "block_slots", "block_place"
 WINDOW_SLOTS, WINDOW_PLACE, TOKEN_ROW = "window_slots", "window_place", "token_row"
@@ -199,7 +204,9 @@ def language_interface(info: ModelInfo, plan: PruningPlan, positions: PositionRu
     return Interface(tuple(inputs), tuple(outputs))
 
 
-def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) -> Interface:
+def vision_interface(
+    info: ModelInfo, plan: PruningPlan, program: ImageProgram, video: VideoProgram | None = None
+) -> Interface:
     """Names, dtypes and shapes of the vision graph; see `edgeprune.vision_inputs` for what it reads beside
     `pixel_values`. Where the tower merges, it also gives places and scores.
     """
@@ -212,6 +219,9 @@ def vision_interface(info: ModelInfo, plan: PruningPlan, program: ImageProgram) 
             inputs.append(_spec(PACK_INDEX, "int64", "visual", 4 if resamples else 1))
             if resamples:
                 inputs.append(_spec(PACK_WEIGHT, "float32", "visual", 4))
+        if video is not None and video.own_tower:
+            inputs.append(_spec(FRAME_VALUES, dtype, "frames", *program.row_shape))
+            inputs.append(_spec(TOKEN_ROW, "int64", "visual"))
     else:
         patches = program.row_shape[0]
         inputs = [

@@ -26,7 +26,7 @@ from edgeprune.errors import InputError
 _Element = TypeVar("_Element", bound=np.generic)
 
 BlockKind = Literal["tile", "thumbnail", "frame"]
-Newline = Literal["rows", "end"]
+Newline = Literal["front", "rows", "end"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Block:
     Attributes:
         grid: (rows, columns) of visual tokens.
         box: the part of the image that it shows.
-        newline: where tokens stand that show nothing: behind each of the rows, or one at the end of them;
-            None for nowhere.
+        newline: where tokens stand that show nothing: one in front of the rows, one behind each, or one at
+            the end of them; None for nowhere.
         kind: what it is of the image.
         tiles: (rows, columns) of the tiles that it is put together from.
     """
@@ -72,14 +72,14 @@ class Block:
         """The row that each token stands in, int64 [tokens]."""
         rows, columns = self.grid
         widths = np.full(rows, columns + (self.newline == "rows"), dtype=np.int64)
-        if self.newline == "end":
-            widths[-1] += 1
+        if self.newline in ("front", "end"):
+            widths[0 if self.newline == "front" else -1] += 1
         return np.repeat(np.arange(rows, dtype=np.int64), widths)
 
     @property
     def tokens(self) -> int:
         """Visual tokens of the block."""
-        return math.prod(self.grid) + {"rows": self.grid[0], "end": 1, None: 0}[self.newline]
+        return math.prod(self.grid) + {"front": 1, "rows": self.grid[0], "end": 1, None: 0}[self.newline]
 
     def boxes(self) -> NDArray[np.float64]:
         """What each token shows, float64 [tokens, 4]: see `PromptLayout.boxes`."""
@@ -97,7 +97,12 @@ class Block:
         if self.newline is None:
             return flat
         rows, columns = self.grid
-        before = np.arange(1, rows + 1) * columns if self.newline == "rows" else [rows * columns]
+        places = {
+            "front": [0],
+            "rows": [row * columns for row in range(1, rows + 1)],
+            "end": [rows * columns],
+        }
+        before = np.array(places[self.newline], dtype=np.int64)
         inserted: NDArray[_Element] = np.insert(flat, before, newline, axis=0)
         return inserted
 

@@ -268,7 +268,7 @@ class Manifest(Part):
         if self.plan.tower and self.plan.tower[0].kept > tokens:
             raise ValueError(f"the vision tower keeps {self.plan.tower[0].kept} of {tokens} tokens")
         language = language_interface(self.model, self.plan, self.positions)
-        vision = vision_interface(self.model, self.plan, self.image_program)
+        vision = vision_interface(self.model, self.plan, self.image_program, self.video_program)
         _check_interface("language", self.language, language)
         _check_interface("vision", self.vision, vision)
         if isinstance(self.curve, TabulatedCurve) and self.curve.num_tokens < self.curve_places:

@@ -15,7 +15,16 @@ from pydantic import Field, model_validator
 
 from edgeprune.errors import InputError
 from edgeprune.fields import Flag, Part, Pixels, TokenText
-from edgeprune.image_program import ImageProgram, ImageText, PackedTokens, PatchFeed, PixelValues, Stretch
+from edgeprune.image_program import (
+    GridTokens,
+    ImageProgram,
+    ImageText,
+    PackedTokens,
+    PatchFeed,
+    PatchTokens,
+    PixelValues,
+    Stretch,
+)
 from edgeprune.image_sizes import (
     MOST_ELONGATED,
     Area,
@@ -24,7 +33,7 @@ from edgeprune.image_sizes import (
     ShortestEdge,
     within_budget,
 )
-from edgeprune.layout import Block, ImageLayout
+from edgeprune.layout import Block, ImageLayout, Newline
 
 Frames = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
 PerSecond = Annotated[float, Field(strict=True, gt=0, le=1000)]
@@ -164,6 +173,8 @@ class VideoProgram(Part):
         pixels: from bytes to numbers.
         pool: rows and columns of a frame that are resampled to one, where tiles are put together.
         newline: whether one newline token stands behind the last frame.
+        own_tower: whether frames have a vision tower of their own, which reads `frame_values`, and in front
+            of each frame's grid one token that shows nothing.
         text: around the visual tokens.
     """
 
@@ -173,6 +184,7 @@ class VideoProgram(Part):
     pixels: PixelValues = PixelValues()
     pool: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
     newline: Flag = False
+    own_tower: Flag = False
     text: FrameText = FrameText()
 
     def fault(self, program: ImageProgram) -> str | None:
@@ -181,6 +193,8 @@ class VideoProgram(Part):
         if (self.pool > 1 or self.newline) and not packed:
             return "frames are resampled, and the graph resamples no tiles"
         patches = isinstance(program.feed, PatchFeed)
+        if self.own_tower and (not isinstance(program.tokens, GridTokens) or self.newline or self.pool > 1):
+            return "frames have a tower of their own, and images are not plain tiles"
         if not patches and isinstance(self.size, (PixelBudget, FramesBudget)):
             return "frames have any size, and the graph reads tiles"
         try:
@@ -188,6 +202,21 @@ class VideoProgram(Part):
         except ValueError as error:
             return str(error)
         return None
+
+    def most_tokens(self, program: ImageProgram) -> int:
+        """Visual tokens of a usual video: of frames that are always as many, else of `sampling.most`.
+
+        Of frames of any size, no more than one image has.
+        """
+        if isinstance(program.tokens, PatchTokens):
+            return program.most_tokens
+        frames = self.sampling.frames or self.sampling.most
+        return frames * self.frame_tokens(program) + self.newline
+
+    def frame_tokens(self, program: ImageProgram) -> int:
+        """Visual tokens of a frame that is one tile."""
+        rows, columns = (-(-side // self.pool) for side in program.grid or (1, 1))
+        return rows * columns + self.own_tower
 
     def within(self, pixels: int) -> VideoProgram:
         """The program whose frames have at most so many pixels, where they have any size."""
@@ -248,7 +277,8 @@ class VideoProgram(Part):
         (frame,) = self.frame_program(program, len(indices), width, height).layout(width, height).blocks
         grid = -(-frame.grid[0] // self.pool), -(-frame.grid[1] // self.pool)
         steps = -(-len(indices) // together)
-        blocks = [Block(grid, frame.box, kind="frame")] * steps
+        front: Newline | None = "front" if self.own_tower else None
+        blocks = [Block(grid, frame.box, newline=front, kind="frame")] * steps
         if self.newline:
             blocks[-1] = Block(grid, frame.box, newline="end", kind="frame")
         pieces: list[str | int] = []

@@ -8,6 +8,9 @@ gets:
   of the tiles' tokens, tile by tile;
 - `pack_weight` float32 [visual, 4]: how much of each; where images may be resampled, else each is one.
 
+One whose videos have a tower of their own gets `token_row` int64 [visual]: the number of each visual token
+among those of all tiles, and behind them those of all frames.
+
 One that reads patches gets its rows, one for each visual token's square of patches, window by window where
 its layers have windows, and further inputs, int64 where nothing else is said:
 
@@ -32,6 +35,7 @@ from edgeprune.image_program import ImageProgram, PackedTokens, PatchFeed
 from edgeprune.interface import (
     BLOCK_PLACE,
     BLOCK_SLOTS,
+    FRAME_VALUES,
     PACK_INDEX,
     PACK_WEIGHT,
     PATCH_POSITION,
@@ -43,15 +47,22 @@ from edgeprune.interface import (
 )
 from edgeprune.layout import ImageLayout
 from edgeprune.packing import Unpadded, pack_taps, unpadded
+from edgeprune.video_program import VideoProgram
 
 
-def vision_inputs(program: ImageProgram, images: Sequence[ImageLayout]) -> dict[str, NDArray[Any]]:
-    """The further inputs of the vision graph, by name, as `interface.vision_interface` states them.
+def vision_inputs(
+    program: ImageProgram, images: Sequence[ImageLayout], video: VideoProgram | None = None
+) -> dict[str, NDArray[Any]]:
+    """The further inputs of the vision graph, by name, as `interface.vision_interface` states them, but for
+    `frame_values`.
 
     Args:
         program: of the bundle.
-        images: of one run, in the order of their `pixel_values`.
+        images: of one run, in the order of their `pixel_values`; videos among them.
+        video: of the bundle; None for none.
     """
+    if video is not None and video.own_tower:
+        return {TOKEN_ROW: _rows_of_two_towers(images, program.tokens_per_tile)}
     if isinstance(program.tokens, PackedTokens):
         return _pack(program.tokens, images)
     if not isinstance(program.feed, PatchFeed):
@@ -80,6 +91,19 @@ def vision_inputs(program: ImageProgram, images: Sequence[ImageLayout]) -> dict[
     return found
 
 
+def _rows_of_two_towers(images: Sequence[ImageLayout], per_tile: int) -> NDArray[np.int64]:
+    blocks = [block for image in images for block in image.blocks]
+    # At least those of one tile: the tower of images is fed something always.
+    of_tiles = max(per_tile, sum(block.tokens for block in blocks if block.kind != "frame"))
+    first = {False: 0, True: of_tiles}
+    rows = [np.empty(0, dtype=np.int64)]
+    for block in blocks:
+        is_frame = block.kind == "frame"
+        rows.append(first[is_frame] + np.arange(block.tokens, dtype=np.int64))
+        first[is_frame] += block.tokens
+    return np.concatenate(rows)
+
+
 def _pack(tokens: PackedTokens, images: Sequence[ImageLayout]) -> dict[str, NDArray[Any]]:
     """What puts tiles together; the blocks of each image are its tiles in order."""
     newline = np.array([1, 0, 0, 0], dtype=np.float32)
@@ -101,6 +125,29 @@ def _pack(tokens: PackedTokens, images: Sequence[ImageLayout]) -> dict[str, NDAr
     if tokens.most is None:
         return {PACK_INDEX: np.concatenate(index)[:, :1]}
     return {PACK_INDEX: np.concatenate(index), PACK_WEIGHT: np.concatenate(weight)}
+
+
+def frame_feed(
+    program: ImageProgram, video: VideoProgram | None, frames: Sequence[NDArray[Any]] = ()
+) -> dict[str, NDArray[Any]]:
+    """`frame_values`, [frames, 3, height, width], where frames have a tower of their own; else nothing.
+
+    A tower is fed something always, as no runtime computes layers of nothing: of no video one black frame.
+
+    Args:
+        program, video: of the bundle.
+        frames: of each video.
+    """
+    if video is None or not video.own_tower:
+        return {}
+    return {FRAME_VALUES: something(program, frames)}
+
+
+def something(program: ImageProgram, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Rows of pixel values, or one of zeros where there is none, float32 or as they are."""
+    dtype = rows[0].dtype if rows else np.dtype(np.float32)
+    found = np.concatenate([np.empty((0, *program.row_shape), dtype=dtype), *rows])
+    return found if len(found) else np.zeros((1, *program.row_shape), dtype=dtype)
 
 
 def windows_of(grid: tuple[int, int], window: int | None) -> list[NDArray[np.int64]]:

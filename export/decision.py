@@ -113,7 +113,7 @@ def decide(
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
     language = language_interface(info, plan, positions)
-    vision = vision_interface(info, plan, program)
+    vision = vision_interface(info, plan, program, video)
     decided = Manifest(
         edgeprune_version=edgeprune.__version__,
         opset=options.opset,

@@ -64,7 +64,16 @@ def quiet_exporter() -> Iterator[None]:
 
 
 # Distinct sizes of at least 2: the tracer turns sizes of 0, 1, and equal ones into constants.
-_SIZES = {"batch": 2, "sequence": 23, "visual": 11, "tiles": 2, "blocks": 3, "slots": 5, "windows": 7}
+_SIZES = {
+    "batch": 2,
+    "sequence": 23,
+    "visual": 11,
+    "tiles": 2,
+    "blocks": 3,
+    "slots": 5,
+    "windows": 7,
+    "frames": 4,
+}
 _PAST_SIZES = (5, 3, 4, 7, 6, 13, 17, 19)
 _KEPT_SIZES = (10, 9, 8)
 _SMALLEST = {"batch": 1, "sequence": 1}

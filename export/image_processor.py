@@ -71,6 +71,9 @@ _SUPPORTED = {
     "LlavaImageProcessor": _Defaults(
         {"shortest_edge": 224}, _CLIP_CROP, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, can_letterbox=True
     ),
+    "VideoLlavaImageProcessor": _Defaults(
+        {"shortest_edge": 224}, _CLIP_CROP, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    ),
     "SiglipImageProcessor": _Defaults(
         {"height": 224, "width": 224}, None, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
     ),

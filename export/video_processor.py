@@ -18,7 +18,7 @@ from edgeprune.exporter.image_processor import check_steps, height_width, pixel_
 from edgeprune.exporter.model_files import read_json
 from edgeprune.fields import first_fault
 from edgeprune.image_program import PixelValues
-from edgeprune.image_sizes import FixedSize
+from edgeprune.image_sizes import FixedSize, ShortestEdge
 from edgeprune.video_program import FrameSampling, VideoProgram
 
 
@@ -70,10 +70,18 @@ def pixel_bounds(raw: dict[str, Any]) -> tuple[int, int]:
     return least, most
 
 
-def frame_size(raw: dict[str, Any]) -> FixedSize:
-    """The one size of every frame."""
-    height, width = height_width("size", raw["size"])
+def frame_size(raw: dict[str, Any]) -> FixedSize | ShortestEdge:
+    """The one size of every frame, or that of its shorter edge."""
+    size = raw["size"]
+    if isinstance(size, dict) and set(size) == {"shortest_edge"}:
+        return ShortestEdge(edge=positive("size", size["shortest_edge"]))
+    height, width = height_width("size", size)
     return FixedSize(height=height, width=width)
+
+
+def frame_crop(raw: dict[str, Any]) -> tuple[int, int] | None:
+    """The middle that is cut out of every frame; None for all of it."""
+    return height_width("crop_size", raw["crop_size"]) if raw["do_center_crop"] else None
 
 
 def sampling(raw: dict[str, Any], multiple: int = 1, ends: bool = False) -> FrameSampling:

@@ -17,6 +17,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
     LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
 
 from samples.processors import save_processor, save_qwen_processor, save_tokenizer
 
@@ -333,6 +334,28 @@ def save_anyres(
     if not one:
         settings |= {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
     own(**{**settings, **processor}).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(ANYRES_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def save_video_llava(folder: Path, seed: int = 0) -> Path:
+    """Saves a random Video-LLaVA of 6 x 6 visual tokens an image, and one more of each frame."""
+    plain = llava_config(max_position_embeddings=1024)
+    config = transformers.VideoLlavaConfig(
+        vision_config=plain.vision_config.to_dict(),
+        text_config=plain.text_config.to_dict(),
+        image_token_index=5,
+        video_token_index=6,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    model = transformers.VideoLlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
+    model.eval().save_pretrained(folder)
+    save_tokenizer(folder, ANYRES_WORDS, image_token="<image>", video_token="<video>")
+    sizes = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    VideoLlavaImageProcessor(**sizes).save_pretrained(folder)
+    video = {"video_processor_type": "VideoLlavaVideoProcessor", **sizes}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(ANYRES_TEMPLATE, encoding="utf-8")
     return folder
 

@@ -14,7 +14,7 @@ from edgeprune.manifest import Manifest, ModelInfo
 from edgeprune.plans import Keep, PruningPlan
 from edgeprune.runtime.backends import Backend
 from edgeprune.runtime.backends.tensorrt.backend import EngineBackend
-from edgeprune.runtime.backends.tensorrt.limits import Limits
+from edgeprune.runtime.backends.tensorrt.limits import Limits, default_visual
 from edgeprune.runtime.backends.tensorrt.sidecar import Sidecar
 
 PRUNED, NO_DEBIAS, UNPRUNED = "pruned", "pruned without debias", "unpruned"
@@ -137,14 +137,11 @@ def _prompt_of(manifest: Manifest) -> tuple[object, ...]:
 
 def _check_same_limits(other: Measured, theirs: Sidecar, own: Measured, ours: Sidecar) -> None:
     """Refuses engines with other limits: they are tuned for other shapes, and their buffers differ."""
-
-    def room(limits: Limits, manifest: Manifest) -> int:
-        """For text; a vision tower that merges tokens leaves a shorter prompt of the same text."""
-        return limits.prompt - manifest.most_visual_tokens(limits.images)
-
-    text = room(ours.limits, own.manifest)
-    visual = other.manifest.most_visual_tokens(ours.limits.images)
-    wanted = ours.limits.model_copy(update={"prompt": visual + text})
+    # A vision tower that merges tokens leaves a shorter prompt of the same text.
+    text, visual = ours.limits.prompt - ours.limits.visual, ours.limits.visual
+    if visual == default_visual(own.manifest, ours.limits.images):
+        visual = default_visual(other.manifest, ours.limits.images)
+    wanted = ours.limits.model_copy(update={"prompt": visual + text, "visual": visual})
     if theirs.limits != wanted:
         raise InputError(
             f"the engine of the baseline {other.name} takes {_in_words(theirs.limits)}, and that of the "

@@ -28,13 +28,14 @@ from edgeprune.exporter.origin import origin
 from edgeprune.exporter.pipeline import resolve_model
 from edgeprune.exporter.processor import read_prompt
 from edgeprune.image_program import ImageProgram
+from edgeprune.interface import VALUES
 from edgeprune.plans import PruningPlan, method_by_name
 from edgeprune.progress import Progress
-from edgeprune.runtime.batching import PromptInputs, batches, padded
+from edgeprune.runtime.batching import PromptInputs, batches, padded, vision_feeds
 from edgeprune.runtime.messages import PromptLike
 from edgeprune.runtime.preparing import Preparation
 from edgeprune.runtime.prompt import PromptEncoder
-from edgeprune.vision_inputs import vision_inputs
+from edgeprune.video_program import VideoProgram
 
 # Of a curve where it is read by relative position, as images' numbers of visual tokens differ.
 _PLACES: dict[Coordinate, int] = {"image": 256, "block": 256, "row": 64}
@@ -49,6 +50,7 @@ class Subject:
         plan: its stages, all of which score by attention.
         program: of the model's images.
         mask: how padding masks are made.
+        video: of the model's videos, none of which is measured; None where it takes none.
         belongs: whose curve it will be.
     """
 
@@ -56,6 +58,7 @@ class Subject:
     plan: PruningPlan
     program: ImageProgram
     mask: PaddingMask
+    video: VideoProgram | None
     belongs: FittedTo
 
     @property
@@ -108,6 +111,7 @@ def subject_of(
         plan=plan,
         program=program,
         mask=padding_mask_for(program, method),
+        video=family.video_program(folder, config),
         belongs=origin(folder, str(model), plan, program.grid, images),
     )
 
@@ -220,6 +224,7 @@ class Scorer:
             mask=subject.mask,
             positions=family.positions(config),
             tower_tokens=lambda tokens: tokens,
+            video=subject.video,
             most_tokens=int(config.get_text_config().max_position_embeddings),
         )
 
@@ -240,9 +245,11 @@ class Scorer:
     def _paid(self, prompts: Sequence[PromptInputs]) -> list[Paid]:
         """Of prompts with as many visual tokens."""
         batch = padded(prompts, self._preparation.encoder.prompt, self._subject.plan)
-        images = [image for prompt in prompts for image in prompt.layout.images]
-        pixels = self._tensor(np.concatenate([prompt.pixel_values for prompt in prompts])).to(self._dtype)
-        further = map(self._tensor, vision_inputs(self._program, images).values())
+        feeds = vision_feeds(prompts, self._program, self._subject.video)
+        pixels, *further = (
+            self._tensor(value).to(self._dtype) if name in VALUES else self._tensor(value)
+            for name, value in feeds.items()
+        )
         with torch.no_grad():
             seen = self._vision(pixels, *further)
             embeds, *levels = [

@@ -54,6 +54,10 @@ def build(
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens generated after a prompt; by default 512.")
     ] = None,
+    max_visual: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Visual tokens of a prompt; by default what its images can have."),
+    ] = None,
     workspace: Annotated[
         int | None,
         typer.Option(
@@ -89,6 +93,7 @@ def build(
             max_prompt=max_prompt,
             max_images=max_images,
             max_new_tokens=max_new_tokens,
+            max_visual=max_visual,
             workspace=None if workspace is None else workspace * 1_000_000,
             plugin=plugin.value,
             timing_cache=timing_cache,

@@ -24,7 +24,7 @@ from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import AUTO, Backend, available, is_ready, open_backend
 from edgeprune.runtime.backends.base import Graph
 from edgeprune.runtime.programs import run_program
-from edgeprune.vision_inputs import vision_inputs
+from edgeprune.vision_inputs import frame_feed, vision_inputs
 
 REFERENCE = "onnxruntime"
 _STEPS = 3
@@ -72,7 +72,12 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
     program = manifest.image_program
     noise = rng.integers(0, 256, size=(*program.unit, 3)).astype(np.uint8)
     image = run_program(noise, program)
-    pixels = {PIXEL_VALUES: image.pixel_values, **vision_inputs(program, [image.layout])}
+    video = manifest.video_program
+    pixels = {
+        PIXEL_VALUES: image.pixel_values,
+        **frame_feed(program, video),
+        **vision_inputs(program, [image.layout], video),
+    }
     found = [side.load(bundle, manifest.vision) for side in (backend, reference)]
     names = [spec.name for spec in manifest.vision.outputs]
     seen = comparison.run("vision", found, pixels, names)

@@ -37,7 +37,7 @@ from edgeprune.positions import prompt_positions
 from edgeprune.progress import Progress
 from edgeprune.runtime.programs import run_program
 from edgeprune.units import bytes_text
-from edgeprune.vision_inputs import vision_inputs
+from edgeprune.vision_inputs import frame_feed, vision_inputs
 
 DECODE_STEPS = 4
 # Largest accepted absolute difference of logits, in units of the logits' own spread (at least 1).
@@ -464,7 +464,8 @@ def _case(
         positions[..., row, mask[row] == 1] = of_row.ids
     vision = {
         interface.PIXEL_VALUES: np.concatenate([one.pixel_values for one in seen]),
-        **vision_inputs(program, [one.layout for one in seen]),
+        **frame_feed(program, manifest.video_program),
+        **vision_inputs(program, [one.layout for one in seen], manifest.video_program),
     }
     valid = np.stack([layout.valid(manifest.padding_mask)] * batch)
     place = np.stack([manifest.curve_place(layout)] * batch)

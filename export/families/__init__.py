@@ -15,6 +15,7 @@ from edgeprune.exporter.families.llava import Llava
 from edgeprune.exporter.families.llava_next import LlavaNext, LlavaOnevision
 from edgeprune.exporter.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
 from edgeprune.exporter.families.smolvlm import Idefics3, SmolVLM
+from edgeprune.exporter.families.video_llava import VideoLlava
 from edgeprune.fields import shown
 from edgeprune.json_file import read_json
 
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen25VL(),
     Qwen3VL(),
     Gemma3(),
+    VideoLlava(),
 )
 
 __all__ = ["FAMILIES", "Family", "ModelParts", "family_of", "read_config", "supported"]

@@ -25,11 +25,16 @@ def _skipped(config: PretrainedConfig) -> int:
 
 
 class LlavaVision(nn.Module):
-    """Tower, choice of hidden states, projector."""
+    """Tower, choice of hidden states, projector.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: with a projector.
+        tower: None for the model's own.
+    """
+
+    def __init__(self, model: PreTrainedModel, tower: nn.Module | None = None) -> None:
         super().__init__()
-        self.tower = model.model.vision_tower
+        self.tower = model.model.vision_tower if tower is None else tower
         self.projector = model.model.multi_modal_projector
         self.layers = model.config.vision_feature_layer
         self.skip_class_token = model.config.vision_feature_select_strategy == "default"

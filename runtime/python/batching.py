@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.image_program import ImageProgram
+from edgeprune.interface import PIXEL_VALUES
 from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Prompt
 from edgeprune.plans import Debias, PruningPlan
 from edgeprune.positions import Positions
+from edgeprune.video_program import VideoProgram
+from edgeprune.vision_inputs import frame_feed, something, vision_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +25,14 @@ class PromptInputs:
 
     Attributes:
         input_ids: int64 [S], with one image token for every visual token.
-        pixel_values: of all its images, float32 or float16, [tiles, 3, height, width] or as the program's
-            feed says.
+        pixel_values: of all its images and videos, float32 or float16, [tiles, 3, height, width] or as the
+            program's feed says.
         layout: its visual tokens, V of them as long as the vision tower merges none.
         visual_valid: float32 [V], their padding mask. It says what they are; the plan says whether that
             counts.
         positions: of its tokens.
+        frame_values: of the frames of its videos, [frames, 3, height, width], where these have a vision tower
+            of their own; None where they are among the pixel values.
         imposed: float32 [V], what the selection is told instead of the padding mask; for comparisons. None
             for what the plan says.
         preprocess_seconds: what making all this took.
@@ -36,6 +43,7 @@ class PromptInputs:
     layout: PromptLayout
     visual_valid: NDArray[np.float32]
     positions: Positions
+    frame_values: NDArray[np.float32] | None = None
     imposed: NDArray[np.float32] | None = None
     preprocess_seconds: float = 0.0
 
@@ -57,6 +65,23 @@ class Batch:
     visual_index: NDArray[np.int64]
     visual_valid: NDArray[np.float32]
     selectable: NDArray[np.float32]
+
+
+def vision_feeds(
+    prompts: Sequence[PromptInputs], program: ImageProgram, video: VideoProgram | None
+) -> dict[str, NDArray[Any]]:
+    """What the vision graph is fed for prompts, in the order of its inputs.
+
+    Args:
+        prompts: of one run.
+        program, video: of the bundle.
+    """
+    images = [image for prompt in prompts for image in prompt.layout.images]
+    pixels = [prompt.pixel_values for prompt in prompts]
+    own_tower = video is not None and video.own_tower
+    feeds = {PIXEL_VALUES: something(program, pixels) if own_tower else np.concatenate(pixels)}
+    frames = [prompt.frame_values for prompt in prompts if prompt.frame_values is not None]
+    return feeds | frame_feed(program, video, frames) | vision_inputs(program, images, video)
 
 
 def padded(prompts: Sequence[PromptInputs], described: Prompt, plan: PruningPlan) -> Batch:

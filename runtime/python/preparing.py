@@ -81,6 +81,8 @@ class Preparation:
         }
         seen = [next(shown[kind]) for kind in self.encoder.order(text)]
         layout = PromptLayout(tuple(one.layout for one in seen))
+        own_tower = self.video is not None and self.video.own_tower
+        frame_values = [one.pixel_values for one in seen if own_tower and one.layout.interval]
         nothing = np.empty((0, *self.program.row_shape), dtype=self.dtype)
         described = self.encoder.prompt
         texts = [image.text(described.image_token, self.tower_tokens) for image in layout.images]
@@ -88,10 +90,13 @@ class Preparation:
         is_visual = input_ids == described.image_token_id
         return PromptInputs(
             input_ids=input_ids,
-            pixel_values=np.concatenate([nothing, *(one.pixel_values for one in seen)]),
+            pixel_values=np.concatenate(
+                [nothing, *(one.pixel_values for one in seen if not (own_tower and one.layout.interval))]
+            ),
             layout=layout,
             visual_valid=layout.valid(self.mask),
             positions=prompt_positions(self.positions, is_visual, layout),
+            frame_values=np.concatenate([nothing, *frame_values]) if own_tower else None,
             preprocess_seconds=perf_counter() - started,
         )
 

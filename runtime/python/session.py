@@ -35,12 +35,11 @@ from edgeprune.interface import (
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, PruningPlan
 from edgeprune.runtime.backends.base import Array, Backend, Tensor
-from edgeprune.runtime.batching import PromptInputs, batches, padded
+from edgeprune.runtime.batching import PromptInputs, batches, padded, vision_feeds
 from edgeprune.runtime.graph_check import check_interface
 from edgeprune.runtime.growing import FinishReason, Growing, Listener, Picker
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
-from edgeprune.vision_inputs import vision_inputs
 
 DEFAULT_BATCH = 8
 
@@ -107,7 +106,8 @@ class Session:
                 "the text behind it, or moves tokens there: put the question behind the images"
             )
         tokens = int((prompt.input_ids == image).sum())
-        whole, rows = prompt.layout.tokens, len(prompt.pixel_values)
+        whole = prompt.layout.tokens
+        rows = len(prompt.pixel_values) + len(() if prompt.frame_values is None else prompt.frame_values)
         fed = sum(self.manifest.image_program.rows(image) for image in prompt.layout.images)
         if (tokens, rows, len(prompt.visual_valid)) != (visual, fed, whole):
             raise InputError(
@@ -341,17 +341,15 @@ class Session:
         if not visual:
             nothing = np.zeros((batch, 0, width), dtype=np.float32)
             return nothing, [nothing] * len(levels), np.zeros((batch, 0), dtype=np.int64)
-        pixels = np.concatenate([prompt.pixel_values for prompt in prompts])
+        feeds = vision_feeds(prompts, self.manifest.image_program, self.manifest.video_program)
         merges = bool(self.manifest.plan.tower)
         names = [VISUAL_EMBEDS, *levels, *([VISUAL_PLACE] if merges else [])]
-        images = [image for prompt in prompts for image in prompt.layout.images]
-        feeds = {PIXEL_VALUES: pixels, **vision_inputs(self.manifest.image_program, images)}
         found = self._vision.run(feeds, names)
         embeds, *deep = (found[name].reshape(batch, visual, width) for name in (VISUAL_EMBEDS, *levels))
         if not merges:
             return embeds, deep, np.broadcast_to(np.arange(visual), (batch, visual))
         place, left = found[VISUAL_PLACE].numpy(), self.manifest.tokens_per_tile
-        if place.shape != (len(pixels), left) or (np.diff(place, axis=1) <= 0).any():
+        if place.shape != (len(feeds[PIXEL_VALUES]), left) or (np.diff(place, axis=1) <= 0).any():
             raise PruningError(
                 f"the vision tower left {place.shape[-1]} tokens of a tile: expected {left}, in order, as "
                 f"the plan says ({self.manifest.plan.describe()}); export again"

@@ -15,7 +15,7 @@ from edgeprune.cli.main import main
 from edgeprune.exporter.families import family_of
 from tests.export.families import STEPS, Pair, Seen, noise
 from tests.export.reference import Inputs, fastv
-from tests.tiny import save_anyres, save_qwen
+from tests.tiny import save_anyres, save_qwen, save_video_llava
 from tests.videos import clip, write_video
 
 pytestmark = pytest.mark.usefixtures("width_first")
@@ -25,6 +25,7 @@ SAVERS: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": lambda folder: save_qwen(folder, "qwen2_5_vl"),
     "qwen3_vl": lambda folder: save_qwen(folder, "qwen3_vl"),
     "llava_onevision": lambda folder: save_anyres(folder, "llava_onevision", "qwen2"),
+    "video_llava": save_video_llava,
 }
 CLIPS = ("a file of 3.5 seconds", "five frames, all of them")
 
@@ -62,13 +63,18 @@ class VideoPair(Pair):
         is_video[ours.input_ids == place] = np.array(kinds)[ours.layout.image_of]
         ids = np.where(is_video, config.video_token_id, ours.input_ids)
         pixels = torch.from_numpy(ours.pixel_values)
-        first = sum(
-            self.ours.manifest.image_program.rows(one) for one in ours.layout.images if not one.interval
-        )
+        rows_of = self.ours.manifest.image_program.rows
+        first = sum(rows_of(one) for one in ours.layout.images if not one.interval)
         (video,) = (one for one in ours.layout.images if one.interval)
         further: dict[str, Any] = {}
-        if self.ours.manifest.model.family == "llava_onevision":
+        family = self.ours.manifest.model.family
+        if family == "llava_onevision":
             further["pixel_values_videos"] = pixels[first:][None]
+        elif family == "video_llava":
+            assert ours.frame_values is not None
+            further["pixel_values_videos"] = torch.from_numpy(ours.frame_values)[None]
+            if first:
+                further["pixel_values"] = pixels
         else:
             given = family_of(config).image_arguments(torch.empty(0), pixels, [ours.layout], config)
             side = config.vision_config.spatial_merge_size
@@ -76,13 +82,13 @@ class VideoPair(Pair):
             further["pixel_values_videos"] = given["pixel_values"][first * patches :]
             rows, columns = video.blocks[0].grid
             further["video_grid_thw"] = torch.tensor([[len(video.blocks), rows * side, columns * side]])
-            if self.ours.manifest.model.family == "qwen2_5_vl":
+            if family == "qwen2_5_vl":
                 further["second_per_grid_ts"] = torch.tensor([video.interval])
             if first:
                 further["pixel_values"] = given["pixel_values"][: first * patches]
                 further["image_grid_thw"] = given["image_grid_thw"][:1]
         types = np.where(is_video, 2, (ours.input_ids == place).astype(int))
-        if self.ours.manifest.model.family != "llava_onevision":
+        if family.startswith("qwen"):
             further["mm_token_type_ids"] = torch.from_numpy(types)[None].int()
         row = torch.from_numpy(ids)[None]
         valid = torch.ones(1, ours.layout.tokens)

@@ -44,6 +44,7 @@ from edgeprune.runtime.backends.tensorrt.device import Device, Memory, Staging
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour, flavour_by_name
 from edgeprune.runtime.backends.tensorrt.limits import (
     Profile,
+    default_visual,
     language_profiles,
     most_kept,
     vision_profile,
@@ -464,19 +465,28 @@ class _Advice:
     spec: GraphSpec
 
     def __call__(self, name: str, axis: int, size: int) -> str:
-        limits, per_image = self.sidecar.limits, self.manifest.most_image_tokens
+        limits = self.sidecar.limits
         shape = next(tensor.shape for tensor in self.spec.inputs if tensor.name == name)
         kind = str(shape[axis])
         if kind == "batch":
             found, most, changed = f"{size} prompts at once", f"{limits.batch}", {"batch": size}
         elif kind == "sequence":
             found, most, changed = f"the prompt's {size} tokens", f"{limits.prompt}", {"prompt": size}
-        elif kind in ("visual", "tiles"):
-            each = per_image if kind == "visual" else self.manifest.image_program.most_tiles
-            images = -(-size // each)
-            prompt = max(limits.prompt, limits.prompt + (images - limits.images) * per_image)
-            found, most = f"{images} images", f"{limits.images} per prompt"
-            changed = {"images": images, "prompt": prompt}
+        elif kind == "visual":
+            # Behind the batch, or of all of its prompts.
+            visual = size if axis else -(-size // limits.batch)
+            found, most = f"{visual} visual tokens", f"{limits.visual} per prompt"
+            changed = {"visual": visual, "prompt": limits.prompt + max(0, visual - limits.visual)}
+        elif kind in ("tiles", "frames"):
+            room = vision_profile(self.manifest, limits)[name].most[axis]
+            found, most = f"{size} {kind}", f"{room} for {limits.batch} prompts of {limits.images} images"
+            images = max(limits.images, -(-size // self.manifest.image_program.most_tiles))
+            visual = default_visual(self.manifest, images)
+            changed = {
+                "images": images,
+                "visual": max(limits.visual, visual),
+                "prompt": limits.prompt + max(0, visual - limits.visual),
+            }
         elif is_kept_slots(name):
             largest = most_kept(self.manifest, limits, self.sidecar.plugin is not None)
             return (

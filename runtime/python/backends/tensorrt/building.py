@@ -56,6 +56,7 @@ def build(
     max_prompt: int | None = None,
     max_images: int | None = None,
     max_new_tokens: int | None = None,
+    max_visual: int | None = None,
     workspace: int | None = None,
     plugin: plugins.Wish = "auto",
     timing_cache: str | os.PathLike[str] | None = None,
@@ -73,6 +74,8 @@ def build(
         max_prompt: tokens of a prompt, visual ones included; None for the images and 512 more.
         max_images: images of a prompt; None for 1.
         max_new_tokens: tokens generated after a prompt; None for 512.
+        max_visual: visual tokens of a prompt, of images and videos together; None for as many as the images
+            can have, or a usual video where that has more.
         workspace: GPU memory in bytes that kernels may use between layers; None for TensorRT's own limit.
         plugin: "on" takes the plugin for the pruning nodes, "off" their function body, "auto" the plugin
             where there is one.
@@ -94,7 +97,7 @@ def build(
     root = Path(os.path.abspath(bundle))
     manifest = read_manifest(root)
     need_utf8(root, "the bundle")  # the worker is told in JSON, and TensorRT takes no other
-    limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens)
+    limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens, max_visual)
     if workspace is not None:
         check_count("workspace", workspace)
     chosen = _flavour(flavour)
@@ -109,7 +112,7 @@ def build(
     resolved = resolve_targets(chosen, trt, targets)
     library = plugins.choose(plugin, chosen, version, manifest.plan.prunes)
     most = most_kept(manifest, limits, library is not None)
-    if manifest.plan.prunes and most < manifest.most_visual_tokens(limits.images):
+    if manifest.plan.prunes and most < limits.visual:
         note(
             f"without the plugin TensorRT selects at most {most} visual tokens: a prompt that keeps more is "
             "refused when it is run"

@@ -83,7 +83,7 @@ class Sidecar(Part):
         words += [f"--target {target}" for target in targets or self.targets]
         words += [
             f"--max-batch {limits.batch} --max-prompt {limits.prompt} --max-images {limits.images} "
-            f"--max-new-tokens {limits.new_tokens}"
+            f"--max-visual {limits.visual} --max-new-tokens {limits.new_tokens}"
         ]
         return " ".join(words)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
 from edgeprune.image_program import PatchFeed
+from edgeprune.image_sizes import FixedSize
 from edgeprune.interface import vision_interface
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends.tensorrt.limits import (
@@ -17,6 +18,7 @@ from edgeprune.runtime.backends.tensorrt.limits import (
     resolve_limits,
     vision_profile,
 )
+from edgeprune.video_program import FrameSampling, VideoProgram
 from edgeprune.vision_inputs import vision_inputs
 from tests.programs import qwen
 from tests.runtime.fakes import fake_manifest
@@ -40,6 +42,8 @@ def test_defaults_are_one_prompt_with_one_picture() -> None:
         ({"max_prompt": POSITIONS + 1}, f"the model has {POSITIONS} positions"),
         ({"max_prompt": 16}, "1 images are 16 visual tokens.*no room.*raise `max_prompt`"),
         ({"max_prompt": 40, "max_images": 3}, "3 images are 48 visual tokens"),
+        ({"max_prompt": 40, "max_visual": 50}, "`max_visual` is 50 visual tokens.*no room.*lower"),
+        ({"max_visual": -1}, "`max_visual` is -1"),
     ],
 )
 def test_limits_that_make_no_sense(options: dict[str, int], words: str) -> None:
@@ -68,6 +72,35 @@ def test_profiles_span_prompts_with_and_without_pictures_and_all_steps() -> None
     # Pruned layers are tuned for the shorter past.
     assert decode["past_mask.1"].usual < decode["past_mask.0"].usual
     assert vision_profile(MANIFEST, limits)["pixel_values"].most[0] == 6
+
+
+def test_visual_tokens_have_a_limit_of_their_own() -> None:
+    assert resolve_limits(MANIFEST, max_images=2).visual == 32
+    limits = resolve_limits(MANIFEST, max_images=2, max_visual=20)
+    assert language_profiles(MANIFEST, limits, False)["prefill"]["visual_index"].most == (1, 20)
+    program = qwen(2, 16, 4000)
+    model = MANIFEST.model.model_copy(update={"max_positions": 8192})
+    vision = vision_interface(MANIFEST.model, MANIFEST.plan, program)
+    manifest = MANIFEST.model_copy(
+        update={
+            "image_program": program,
+            "model": model,
+            "vision": GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=()),
+        }
+    )
+    limits = resolve_limits(manifest, max_batch=2, max_visual=100)
+    profile = vision_profile(manifest, limits)
+    assert profile["pixel_values"].most[0] == 200
+    assert profile["block_slots"].most == (2, 100)
+
+
+def test_videos_widen_what_images_need() -> None:
+    video = VideoProgram(sampling=FrameSampling(frames=8), size=FixedSize(height=1, width=1), own_tower=True)
+    manifest = MANIFEST.model_copy(update={"video_program": video})
+    # 8 frames of 16 tokens and one in front of each.
+    assert resolve_limits(manifest).visual == min(8 * 17, POSITIONS // 2)
+    assert resolve_limits(manifest, max_images=0).visual == 0
+    assert resolve_limits(manifest, max_visual=34).visual == 34
 
 
 def test_no_past_is_longer_than_the_positions() -> None:

@@ -50,7 +50,7 @@ FITTING = Sidecar(
     gpu=None,
     platform=this_platform(),
     bundle_sha256=bundle_hash(MANIFEST),
-    limits=Limits(batch=2, prompt=64, images=1, new_tokens=20),
+    limits=Limits(batch=2, prompt=64, images=1, visual=16, new_tokens=20),
     pruning="function body",
     memory_metric="of a test",
     engines={"language": ENGINE, "vision": ENGINE},
