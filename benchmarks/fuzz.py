@@ -33,6 +33,7 @@ Target = Callable[[random.Random], object]
 
 TARGETS: dict[str, Target] = {
     "images": inputs.try_image,
+    "videos": inputs.try_video,
     "prompts": inputs.try_prompt,
     "templates": inputs.try_template,
     "tokenizers": inputs.try_tokenizer,

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -25,6 +26,8 @@ from edgeprune.runtime.programs import run_program
 from edgeprune.runtime.prompt import PromptEncoder
 from edgeprune.runtime.templates import Template
 from edgeprune.runtime.tokenizing import BundleTokenizer
+from edgeprune.runtime.videos import open_video
+from edgeprune.video_program import FrameSampling
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "tiny-llava"
 
@@ -82,6 +85,34 @@ def try_image(draw: random.Random) -> object:
     return run_program(load_image(altered(draw.choice(pictures()), draw)), _PROGRAM)
 
 
+@cache
+def clips() -> tuple[bytes, ...]:
+    """Small videos of several formats."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), dtype=np.uint8)
+    made = []
+    for form, codec, pixels in (
+        ("matroska", "ffv1", "bgr0"),
+        ("mp4", "mpeg4", "yuv420p"),
+        ("avi", "mjpeg", "yuvj420p"),
+        ("webm", "libvpx", "yuv420p"),
+    ):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=form) as container:
+            stream: Any = container.add_stream(codec, rate=6)
+            stream.height, stream.width, stream.pix_fmt = 16, 24, pixels
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        made.append(buffer.getvalue())
+    return tuple(made)
+
+
+def try_video(draw: random.Random) -> object:
+    """An altered video, up to some of its frames."""
+    with open_video(altered(draw.choice(clips()), draw), 2.0) as video:
+        return list(video.frames(video.indices(FrameSampling(frames=3), None, None)))
+
+
 _PIECES = (
     "USER:",
     " what is the star? ",
@@ -129,10 +160,16 @@ def _words(template: str | None) -> PromptEncoder:
         image_token="<image>",
         image_token_id=_image_token_id(),
         pad_token_id=0,
+        video_place=_video_place(template),
         bos_token=str(manifest.get("bos_token") or "<s>"),
         eos_token_ids=(2,),
     )
     return PromptEncoder(folder, prompt, max_positions=4096)
+
+
+def _video_place(template: str | None) -> str | None:
+    """What a video stands at: one of the templates is of a model that takes none."""
+    return None if template == _CHATS[0] else "<s>"
 
 
 def _image_token_id() -> int:
@@ -154,7 +191,9 @@ def try_prompt(draw: random.Random) -> object:
     prompt: Any = draw.choice(
         (_text(draw), [_message(draw) for _ in range(draw.randrange(1, 5))], _message(draw))
     )
-    return words.decode(words.encode(prompt, ["<image>" * 9] * draw.randrange(3)))
+    images, videos = draw.randrange(3), draw.randrange(2)
+    text = words.render(prompt, images, videos)
+    return words.decode(words.encode(text, ["<image>" * 9] * (images + videos)))
 
 
 _TEMPLATES = (

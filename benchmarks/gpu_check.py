@@ -235,10 +235,14 @@ def families(place: Place) -> dict[str, Any]:
         return _compared(place, folder, name, "fp32")
 
     makers: dict[str, tuple[Callable[..., Path], tuple[str, ...]]] = {
+        "llava-next": (tiny.save_anyres, ("llava_next",)),
+        "llava-onevision": (tiny.save_anyres, ("llava_onevision", "qwen2")),
+        "video-llava": (tiny.save_video_llava, ()),
         "internvl": (tiny.save_internvl, ()),
         "smolvlm": (tiny.save_smolvlm, ()),
         "qwen2.5-vl": (tiny.save_qwen, ("qwen2_5_vl",)),
         "qwen3-vl": (tiny.save_qwen, ("qwen3_vl",)),
+        "gemma3": (tiny.save_gemma3, ()),
     }
     return _merged(saved(f"tiny-{name}", save, *kind) for name, (save, kind) in makers.items())
 

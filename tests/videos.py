@@ -24,10 +24,11 @@ def write_video(path: Path, frames: NDArray[np.uint8], rate: int, codec: str = "
     """Writes a video without loss; by another codec with some."""
     import av
 
+    formats = {"ffv1": "bgr0", "gif": "rgb8"}
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(rate))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        stream.pix_fmt = formats.get(codec, "yuv420p")
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(picture))

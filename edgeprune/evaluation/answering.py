@@ -133,7 +133,7 @@ class Bundle:
                 f"such as 'USER: {IMAGES_PLACE}{QUESTION_PLACE} ASSISTANT:'"
             )
         self._words = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
-        self._place = manifest.prompt.place
+        self._prompt = manifest.prompt
         how = chosen_by(manifest.generation, {"do_sample": False})
         self._picker: Callable[[PromptInputs], Picker] = lambda prompt: Sampler(how, prompt.input_ids).pick
         chosen = choice or Choice()
@@ -165,12 +165,15 @@ class Bundle:
 
     def _prepare(self, question: Question) -> PromptInputs:
         images = [image.read() if isinstance(image, EncodedImage) else image for image in question.images]
-        prompt = question.prompt
+        prompt, video = question.prompt, self._prompt.video_place if question.is_video else None
         if self._asking.template is not None:
-            places = f"{self._place}\n" * len(images)
+            places = f"{self._prompt.place}\n" * len(images) if video is None else f"{video}\n"
             prompt = self._asking.template.replace(IMAGES_PLACE, places).replace(QUESTION_PLACE, prompt)
         try:
-            prepared = self._model.prepare(prompt, *self._sized(images))
+            if video is None:
+                prepared = self._model.prepare(prompt, *self._sized(images))
+            else:
+                prepared = self._model.prepare(prompt, videos=[images])
         except InputError as error:
             raise InputError(f"{question.where}: {error}") from error
         asked, visual = self._asked(question), len(prepared.visual_valid)

@@ -236,7 +236,8 @@ def comparison_of(
         needs = needs_of(way, grid)
         folder = bundles.of(needs.pruning)
         manifest = read_manifest(folder)
-        reason = _pointless(way, manifest)
+        videos = manifest.video_program is not None and any(one.is_video for one in questions)
+        reason = _pointless(way, manifest, videos)
         if reason is not None:
             if reason not in left_out:
                 note(reason)
@@ -312,13 +313,15 @@ def _asked(found: Sequence[Prediction]) -> tuple[float, ...] | None:
     return tuple(sum(stage) / len(known) for stage in zip(*known, strict=True)) if known else None
 
 
-def _pointless(way: Way, manifest: Manifest) -> str | None:
+def _pointless(way: Way, manifest: Manifest, videos: bool) -> str | None:
     """Why a way would only repeat another one, or None."""
     if way.debias in ("position", "both") and manifest.curve is None:
         return (
             f"no bias curve of {way.method} is fitted to this model, so position debiasing is left out: give "
             "`curve`"
         )
+    if way.resized and videos:
+        return "the frames of videos are not resized, so that baseline is left out"
     if way.resized and manifest.image_program.fixed_tokens is not None:
         return "images of every size have as many visual tokens, so resizing them is left out"
     padding = way.debias in ("padding", "both") or way.drawn == "content"

@@ -50,6 +50,7 @@ class Question:
         group: subtask, category or answer type that is reported by itself; empty where there is none.
         unit: questions that only count together share it (an image's pair in MME, the rounds in MMBench).
         choices: texts of the options A, B, ...
+        is_video: whether the images are frames of one video, in order.
         asked_token: the visual token that shows what is asked about, by its number among those of all images;
             None where the file does not say.
         fields: what a submission needs beyond these.
@@ -63,6 +64,7 @@ class Question:
     group: str = ""
     unit: str = ""
     choices: tuple[str, ...] = ()
+    is_video: bool = False
     asked_token: int | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 

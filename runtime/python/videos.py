@@ -139,37 +139,48 @@ def _of_frames(frames: list[Any], per_second: float) -> Video:
 
 @contextmanager
 def _container(file: BinaryIO, name: str) -> Iterator[Video]:
+    with _stream(file, name) as (container, stream):
+        first = next(_decoded(container, stream, name), None)
+        if first is None:
+            raise InputError(f"{name} has no frame that can be decoded: use an undamaged copy")
+        total = int(min(stream.frames, _MOST_FRAMES))
+        rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
+    if not total:
+        total = _packets(file, name)
+    # Opened anew, as not every format can be wound back.
+    with _stream(file, name) as (container, stream):
+        size = (first.shape[1], first.shape[0])
+        yield Video(size, total, rate, False, _decoded(container, stream, name))
+
+
+@contextmanager
+def _stream(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
+    """The video stream of a file, from its beginning, and the container that it is in."""
     try:
         import av
     except ImportError as error:
         raise MissingDependencyError("reading a video", "av", "video") from error
-    # What FFmpeg itself would print is in the exceptions.
-    av.logging.set_level(av.logging.PANIC)
+    file.seek(0)
+    # FFmpeg's own log is left off: its threads would wait for Python, and Python for them.
     try:
         container: Any = av.open(file, options={"format_whitelist": _FORMATS})
     except Exception as error:  # FFmpeg's errors are of many kinds
         raise InputError(f"{name} is no video ({error}): expected {_EXPECTED}; convert it") from error
     with container:
         if not container.streams.video:
-            raise InputError(
-                f"{name} has no video in it: expected {_EXPECTED}; check that it is the right file"
-            )
+            raise InputError(f"{name} has no video in it: expected {_EXPECTED}; check the path")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InputError(
+                f"{name} is of a codec that cannot be decoded here: expected {_EXPECTED}; convert it"
+            )
         if stream.width * stream.height > MAX_PIXELS:
             raise InputError(
                 f"{name} has frames of {stream.width} x {stream.height} pixels: expected at most "
                 f"{MAX_PIXELS}; shrink it first"
             )
         stream.thread_type = "AUTO"
-        frames = _decoded(container, stream, name)
-        first = next(frames, None)
-        if first is None:
-            raise InputError(f"{name} has no frame that can be decoded: use an undamaged copy")
-        total = _frame_count(container, stream, name)
-        container.seek(0, stream=stream)
-        rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
-        size = (first.shape[1], first.shape[0])
-        yield Video(size, total, rate, False, _decoded(container, stream, name))
+        yield container, stream
 
 
 def _decoded(container: Any, stream: Any, name: str) -> Iterator[NDArray[np.uint8]]:
@@ -182,12 +193,10 @@ def _decoded(container: Any, stream: Any, name: str) -> Iterator[NDArray[np.uint
         raise InputError(f"{name} is not a whole video ({error}): use an undamaged copy") from error
 
 
-def _frame_count(container: Any, stream: Any, name: str) -> int:
-    """As the file says, or as many packets as it has."""
-    if stream.frames:
-        return int(min(stream.frames, _MOST_FRAMES))
-    container.seek(0, stream=stream)
-    try:
-        return max(1, sum(1 for packet in container.demux(stream) if packet.size))
-    except Exception as error:
-        raise InputError(f"{name} is not a whole video ({error}): use an undamaged copy") from error
+def _packets(file: BinaryIO, name: str) -> int:
+    """How many packets a file has, where it does not say how many frames."""
+    with _stream(file, name) as (container, stream):
+        try:
+            return max(1, sum(1 for packet in container.demux(stream) if packet.size))
+        except Exception as error:
+            raise InputError(f"{name} is not a whole video ({error}): use an undamaged copy") from error

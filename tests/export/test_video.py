@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from edgeprune.cli.main import main
+from edgeprune.evaluation import Asking, evaluate
 from edgeprune.exporter.families import family_of
 from tests.export.families import STEPS, Pair, Seen, noise
 from tests.export.reference import Inputs, fastv
@@ -173,6 +176,31 @@ def test_a_file_is_seen_as_its_frames_are(pair: VideoPair, tmp_path: Path, capsy
     asking = ["run", str(pair.bundle), "--video", str(path), "--prompt", prompt, "--max-new-tokens", "2"]
     assert main([*asking, "--frames", "4", "--json"]) == 0
     assert main([*asking, "--fps", "1"]) == 0
+
+
+def test_a_benchmark_of_videos_asks_about_videos(pair: VideoPair, tmp_path: Path) -> None:
+    folder = tmp_path / "frames" / "v1"
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(clip(6)):
+        PIL.Image.fromarray(frame).save(folder / f"{number}.png")
+    asked = [{"video_name": "v1", "question": "what is the box ?", "question_id": "v_1"}]
+    answers = [{"question_id": "v_1", "answer": "star", "type": 3}]
+    for name, content in (("q.json", asked), ("a.json", answers)):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    evaluate(
+        pair.bundle,
+        data=tmp_path / "q.json",
+        annotations=tmp_path / "a.json",
+        images=tmp_path / "frames",
+        benchmark="msvd-qa",
+        frames=4,
+        output=tmp_path / "out",
+        asking=Asking(max_new_tokens=2, threads=1),
+    )
+    numbers = [0, 2, 3, 5]  # the middles of quarters, as the benchmark takes them
+    video = pair.ours.prepare("what is the box ?", videos=[clip(6)[numbers]])
+    *_, answered = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(answered)["visual_tokens"] == video.layout.tokens
 
 
 def test_a_prompt_without_its_video_is_named(pair: VideoPair) -> None:

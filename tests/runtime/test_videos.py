@@ -30,9 +30,9 @@ def test_a_file_has_a_rate_and_its_frames(path: Path) -> None:
             np.testing.assert_array_equal(list(video.frames(indices)), FRAMES[::3])
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi", "clip.webm"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi", "clip.webm", "clip.ts", "clip.gif"])
 def test_formats_that_lose_something(name: str, tmp_path: Path) -> None:
-    codec = {"mp4": "mpeg4", "avi": "mpeg4", "webm": "libvpx"}[name.rpartition(".")[2]]
+    codec = {"webm": "libvpx", "ts": "mpeg2video", "gif": "gif"}.get(name.rpartition(".")[2], "mpeg4")
     with open_video(write_video(tmp_path / name, FRAMES, 6, codec), 2.0) as video:
         assert (video.size, video.total) == ((40, 24), 12)
         found = np.array(list(video.frames(np.arange(12))))

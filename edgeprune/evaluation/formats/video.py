@@ -33,6 +33,7 @@ def video(files: Files) -> list[Question]:
                 where=record.where,
                 prompt=record.text("question"),
                 images=frames[name],
+                is_video=True,
                 answers=(reference.text("answer"),),
                 group=str(reference.values.get("type", "")),
             )
