@@ -256,11 +256,12 @@ class PromptLayout:
 
         The curve begins anew with every image, as published curves are fitted to one. Where the image's
         tokens are not as many as the curve's places, they are read by relative position: the first token
-        at the first place, the last one at the last, those between at the nearest, halves rounded up.
+        at the first place, the last one at the last, those between at the nearest, halves rounded up. By
+        cells, rows and columns of a block are read so, each by as many places as the square's side.
 
         Args:
             count: places of the curve, the table's entries without the first; 0 for no curve.
-            coordinate: where the curve begins anew.
+            coordinate: what the places are.
 
         Returns:
             int64 [tokens], 1 to count; 0, which is no bias, where count is 0.
@@ -274,13 +275,26 @@ class PromptLayout:
             )
         if count == 0:
             return np.zeros(self.tokens, dtype=np.int64)
+        if coordinate == "cell":
+            return self._cells(count)
         by_block = self.block_of if coordinate == "block" else self._row_of
         runs = self.image_of if coordinate == "image" else by_block
         _, first, lengths = np.unique(runs, return_index=True, return_counts=True)
         index = np.arange(len(runs), dtype=np.int64) - np.repeat(first, lengths)
-        last = np.repeat(lengths, lengths).astype(np.int64) - 1
-        # Whole numbers, so that every implementation rounds alike; a token on its own reads the first place.
-        return 1 + (2 * index * (count - 1) + last) // np.maximum(2 * last, 1)
+        return 1 + _nearest(index, np.repeat(lengths, lengths).astype(np.int64) - 1, count)
+
+    def _cells(self, count: int) -> NDArray[np.int64]:
+        side = math.isqrt(count)  # a curve by cells has a square number of places
+        found = [np.empty(0, dtype=np.int64)]
+        for block in self._blocks:
+            rows, columns = block.grid
+            # A token that shows nothing is read as the last one of its row, or the first.
+            row = block.row_of
+            column = np.arange(len(row)) - np.searchsorted(row, row) - (block.newline == "front") * (row == 0)
+            last = np.asarray(max(columns - 1, 0))
+            across = _nearest(np.clip(column, 0, last), last, side)
+            found.append(1 + _nearest(row, np.asarray(rows - 1), side) * side + across)
+        return self._selected(np.concatenate(found))
 
     def take(self, places: Sequence[int] | NDArray[np.int64]) -> PromptLayout:
         """The layout of some of the visual tokens, such as those that a vision tower left.
@@ -311,6 +325,13 @@ class PromptLayout:
 
     def _selected(self, values: NDArray[_Element]) -> NDArray[_Element]:
         return values if self.taken is None else values[self.taken]
+
+
+def _nearest(index: NDArray[np.int64], last: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Which of `count` places each index from 0 to `last` reads, from 0."""
+    # Whole numbers, so that every implementation rounds alike; a token on its own reads the first place.
+    found: NDArray[np.int64] = (2 * index * (count - 1) + last) // np.maximum(2 * last, 1)
+    return found
 
 
 def _edges(start: Fraction, stop: Fraction, cells: int) -> list[Fraction]:

@@ -38,7 +38,7 @@ from edgeprune.runtime.prompt import PromptEncoder
 from edgeprune.video_program import VideoProgram
 
 # Of a curve where it is read by relative position, as images' numbers of visual tokens differ.
-_PLACES: dict[Coordinate, int] = {"image": 256, "block": 256, "row": 64}
+_PLACES: dict[Coordinate, int] = {"image": 256, "block": 256, "row": 64, "cell": 256}
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ class Subject:
         """The coordinates that a curve may go by, and its places in each.
 
         Where all images have as many visual tokens, in one grid, a place is one of them: row and column are
-        told apart already. Where they differ, a curve may begin anew with an image, a block or a row.
+        told apart already. Where they differ, a curve may begin anew with an image, a block or a row, or go
+        by rows and columns.
         """
         fixed, program = self.program.fixed_tokens, self.program
         if fixed is not None:
             return {"image": fixed}
         if program.grid is None:  # each image is one block
-            return {"image": _PLACES["image"], "row": _PLACES["row"]}
-        return {"image": _PLACES["image"], "block": program.tokens_per_tile, "row": program.grid[1]}
+            return {name: _PLACES[name] for name in ("image", "row", "cell")}
+        own: dict[Coordinate, int] = {"block": program.tokens_per_tile, "row": program.grid[1]}
+        return {"image": _PLACES["image"], **own, "cell": _PLACES["cell"]}
 
 
 def subject_of(

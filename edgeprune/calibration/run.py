@@ -61,9 +61,9 @@ def calibrate(
         output: the curve's file, which ends in .json; what an unfinished run gathered lies beside it.
         method, layer: as for `export`.
         trend: the kind to use; None for the one that errs least on images it has not seen.
-        coordinate: where the curve begins anew, "image", "block" or "row"; None for what explains most of the
-            attention of images it has not seen. Where all images have as many visual tokens, there is "image"
-            alone.
+        coordinate: what the curve's places are: those along an "image", a "block" or a "row" of one, or
+            "cell", rows and columns; None for what explains most of the attention of images it has not seen.
+            Where all images have as many visual tokens, there is "image" alone.
         batch: images that run together.
         restart: begin anew rather than go on with an unfinished run.
         plot: draw the plot as well, which needs matplotlib.

@@ -31,6 +31,7 @@ class CoordinateName(str, Enum):
     IMAGE = "image"
     BLOCK = "block"
     ROW = "row"
+    CELL = "cell"
 
 
 def calibrate(
@@ -57,7 +58,7 @@ def calibrate(
     ] = TrendName.AUTO,
     coordinate: Annotated[
         CoordinateName,
-        typer.Option(help="Where the curve begins anew; auto takes what explains most on unseen images."),
+        typer.Option(help="What the curve's places are; auto takes what explains most on unseen images."),
     ] = CoordinateName.AUTO,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The curve, for `export --curve`.")
@@ -122,7 +123,7 @@ def _print(found: Calibration) -> None:
     print_fields(
         [
             ("curve", found.curve.describe()),
-            *([("begins anew", _coordinates(found))] if len(found.explained) > 1 else []),
+            *([("places by", _coordinates(found))] if len(found.explained) > 1 else []),
             (
                 "b",
                 f"{fit.slope.b:.3e} ± {fit.slope.error:.1e} per token, p = {fit.slope.p:.2g}, {significant}",
@@ -151,7 +152,7 @@ def _coordinates(found: Calibration) -> str:
         f"{name} nothing fits" if share is None else f"{name} {share:.1%}"
         for name, share in found.explained.items()
     )
-    return f"at every {found.curve.coordinate}; explained of unseen attention: by {', '.join(shares)}"
+    return f"{found.curve.coordinate}; explained of unseen attention: by {', '.join(shares)}"
 
 
 def _print_stages(stages: tuple[StageCalibration, ...]) -> None:

@@ -41,8 +41,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_TOKENS = 1 << 20
 
 
-Coordinate = Literal["image", "block", "row"]
-"""Where a bias curve begins anew: at every image, at every block, or at every row of a block."""
+Coordinate = Literal["image", "block", "row", "cell"]
+"""What the places of a bias curve are: those along an image, along each block, along each row of a block; or
+the cells of a square over each block, row by row.
+"""
 COORDINATES: tuple[Coordinate, ...] = get_args(Coordinate)
 
 
@@ -75,7 +77,7 @@ class FittedTo(Part):
 
 
 class _Curve(BaseModel):
-    """What the kinds have in common: `coordinate` says where the curve begins anew, `source` is for people,
+    """What the kinds have in common: `coordinate` says what its places are, `source` is for people,
     `fitted_to` says where it was measured.
     """
 
@@ -90,6 +92,14 @@ class _Curve(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise _InvalidCurveError(f"the bias curve is not valid: {first_fault(error)}") from error
+
+    @model_validator(mode="after")
+    def _cells_are_a_square(self) -> _Curve:
+        if self.coordinate == "cell" and math.isqrt(self._fitted()) ** 2 != self._fitted():
+            raise ValueError(
+                f"it goes by cells and has {self._fitted()} places: expected a square number; measure it anew"
+            )
+        return self
 
     def weights(self, num_tokens: int | None = None) -> NDArray[np.float32]:
         """The weights w_i by which the tokens' scores are multiplied.

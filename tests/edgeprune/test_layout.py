@@ -229,6 +229,8 @@ def test_places_begin_anew_where_asked() -> None:
     np.testing.assert_array_equal(layout.places(8), [*range(1, 9), 1, 3, 6, 8])
     np.testing.assert_array_equal(layout.places(4, "block"), [1, 2, 3, 4] * 3)
     np.testing.assert_array_equal(layout.places(4, "row"), [1, 4, 1, 4, 1, 2, 3, 4, 1, 4, 1, 4])
+    # Each block's first and last row and column; a newline token as the last of its row.
+    np.testing.assert_array_equal(layout.places(4, "cell"), [1, 2, 3, 4, 1, 2, 2, 2, 1, 2, 3, 4])
 
 
 def test_taken_tokens() -> None:

@@ -90,7 +90,7 @@ PROGRAMS = {
 PROGRAMS["one of several"] = PROGRAMS["tiles put together"].of_prompt(2)
 # (width, height)
 SIZES = ((16, 16), (40, 17), (13, 31), (7, 100), (97, 33), (1, 1))
-CURVE_PLACES: tuple[tuple[Coordinate, int], ...] = (("image", 11), ("block", 11), ("row", 7))
+CURVE_PLACES: tuple[tuple[Coordinate, int], ...] = (("image", 11), ("block", 11), ("row", 7), ("cell", 9))
 
 
 def gradient(width: int, height: int) -> np.ndarray:

@@ -260,8 +260,21 @@ class SeenImage:
             rows * columns + {"rows": rows, "end": 1, None: 0}[newline]
             for (rows, columns), _, newline in self.blocks
         ]
+        if coordinate == "cell":
+            return self._cells(math.isqrt(places))
         runs = {"image": [sum(blocks)], "block": blocks, "row": rows}[coordinate]
         return [place for run in runs for place in curve_place(run, places)]
+
+    def _cells(self, side: int) -> list[int]:
+        found = []
+        for (rows, columns), _, newline in self.blocks:
+            down = [one - 1 for one in curve_place(rows, side)] if rows else []
+            across = curve_place(columns, side) if columns else [1]
+            for row in range(rows):
+                line = [down[row] * side + one for one in across[:columns]]
+                is_last = newline == "rows" or (newline == "end" and row == rows - 1)
+                found += line + [down[row] * side + across[-1]] * is_last
+        return found
 
     def _pieces(self, text: dict[str, str], thumbnail_first: bool | None) -> list[str | int]:
         tokens, (rows, columns) = self.grid[0] * self.grid[1], self.tile_grid

@@ -175,7 +175,7 @@ def test_images_of_different_sizes(kind: str, tmp_path: Path) -> None:
     folder = save_internvl(tmp_path / "m") if kind == "internvl" else save_qwen(tmp_path / "m", kind)
     about = subject(folder, layer=3)
     blocks = {} if about.program.grid is None else {"block": 9, "row": 3}
-    assert about.places == {"image": 256, "row": 64, **blocks}
+    assert about.places == {"image": 256, "row": 64, "cell": 256, **blocks}
     samples = []
     for number, (width, height) in enumerate([(40, 24), (24, 40), (64, 20), (40, 24)]):
         pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
