@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Literal, TypeAlias
 
@@ -72,6 +73,57 @@ class CutTiles(Part):
     thumbnail: Literal["first", "last"] | None = None
     thumbnail_of: Literal["image", "resized"] = "image"
     always: Flag = False
+
+
+class CutCrops(Part):
+    """An elongated image is cut along its longer side, and each crop is resized as the image is, which comes
+    first itself.
+
+    Attributes:
+        ratio: of the longer side to the shorter one, from which on an image is cut.
+        least: pixels that each side of a crop has at least; where it would have fewer, nothing is cut.
+        most: crops; at least 2 are made where that allows it.
+    """
+
+    kind: Literal["crops"] = "crops"
+    ratio: Annotated[float, Field(strict=True, ge=1, le=1e6)]
+    least: Pixels
+    most: Tiles
+
+    @property
+    def thumbnail(self) -> Literal["first"]:
+        """The whole image comes first."""
+        return "first"
+
+    @property
+    def always(self) -> bool:
+        """An image that is not cut comes once."""
+        return False
+
+    def crops(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of crops of an image; (1, 1) where it is not cut."""
+        long, short = max(width, height), min(width, height)
+        if long / short < self.ratio:
+            return 1, 1
+        count = min(long // self.least, math.floor(long / short + 0.5))
+        count = min(self.most, max(2, count))
+        if min(-(-long // count), short) < self.least:
+            return 1, 1
+        return (1, count) if width >= height else (count, 1)
+
+    def boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
+        """(top, left, bottom, right) of each crop, in pixels, the last one smaller than the others."""
+        rows, columns = self.crops(width, height)
+        high, wide = -(-height // rows), -(-width // columns)
+        return [
+            (row * high, column * wide, min(height, (row + 1) * high), min(width, (column + 1) * wide))
+            for row in range(rows)
+            for column in range(columns)
+        ]
+
+
+Cut: TypeAlias = Annotated[CutTiles | CutCrops, Field(discriminator="kind")]
+"""How an image is divided."""
 
 
 class PixelValues(Part):
@@ -184,6 +236,7 @@ class ImageText(Part):
     Attributes:
         prefix, suffix: in front of the image and behind it.
         tile: in front of each tile of an image that was cut; {row} and {column} become its own, from 1.
+        first: in front of the first of them instead; null for the same.
         row_end: behind the last tile of each row.
         thumbnail: in front of the thumbnail.
         whole: in front of the only tile of an image that was not cut.
@@ -191,6 +244,7 @@ class ImageText(Part):
 
     prefix: TokenText = ""
     tile: TokenText = ""
+    first: TokenText | None = None
     row_end: TokenText = ""
     thumbnail: TokenText = ""
     whole: TokenText = ""
@@ -230,7 +284,7 @@ class ImageProgram(Part):
     fit: Fit = Stretch()
     sizes: Annotated[tuple[SizeStep, ...], Field(max_length=_MOST_STEPS)] = ()
     crop: tuple[Pixels, Pixels] | None = None
-    cut: CutTiles | None = None
+    cut: Cut | None = None
     pixels: PixelValues = PixelValues()
     feed: Feed
     tokens: TokenGrid
@@ -330,6 +384,8 @@ class ImageProgram(Part):
         last = self.sizes[-1] if self.sizes else None
         alike = isinstance(last, AspectTiles) and last.least == last.most
         whole = self.cut is None and self.grid is not None
+        if isinstance(self.cut, CutCrops):
+            return None
         return self.most_tokens if whole or self._resized() or alike else None
 
     def within(self, pixels: int) -> ImageProgram:
@@ -361,6 +417,12 @@ class ImageProgram(Part):
         """
         if self.fixed_tokens is not None:
             return None
+        if isinstance(self.cut, CutCrops):
+            # The image as a whole is the least.
+            crops = [self.cut.model_copy(update={"most": most}) for most in range(2, self.cut.most + 1)]
+            cuts = [None, *crops]
+            programs = [self.model_copy(update={"cut": cut}) for cut in cuts]
+            return _closest([(one.layout(width, height).tokens, one) for one in programs], tokens)
         number, step = next(
             (number, step) for number, step in enumerate(self.sizes) if not isinstance(step, TileMultiples)
         )
@@ -394,8 +456,7 @@ class ImageProgram(Part):
         elif isinstance(step, LongestEdge):
             edges = range(max(self.unit), step.edge + 1, max(self.unit))
             steps = [step.model_copy(update={"edge": edge}) for edge in edges]
-        found = [variant(one) for one in steps]
-        return max(found, key=lambda pair: (pair[0] <= tokens, pair[0] if pair[0] <= tokens else -pair[0]))[1]
+        return _closest([variant(one) for one in steps], tokens)
 
     def canvas(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that an image is fitted to before it is resized: its own, or the square's."""
@@ -412,6 +473,8 @@ class ImageProgram(Part):
         """(rows, columns) of tiles that an image is cut into, or of squares of patches."""
         if self.cut is None and self.grid is not None:
             return 1, 1
+        if isinstance(self.cut, CutCrops):
+            return self.cut.crops(width, height)
         high, wide = self.targets(width, height)[-1]
         return high // self.unit[0], wide // self.unit[1]
 
@@ -445,9 +508,19 @@ class ImageProgram(Part):
         thumbnail = self.cut.thumbnail if self.cut is not None and rows * columns > 1 else None
         blocks: list[Block] = []
         pieces: list[str | int] = []
+        crops = self.cut.boxes(width, height) if isinstance(self.cut, CutCrops) else []
         for row in range(rows):
             for column in range(columns):
-                blocks.append(Block(self.grid, shown.part(row, column, grid)))
+                part = shown.part(row, column, grid)
+                if crops:
+                    top, left, bottom, right = crops[row * columns + column]
+                    part = Box(
+                        Fraction(top, height),
+                        Fraction(left, width),
+                        Fraction(bottom, height),
+                        Fraction(right, width),
+                    )
+                blocks.append(Block(self.grid, part))
                 pieces += [self._tile_text(row, column, grid), tokens]
             pieces += [self.text.row_end if rows * columns > 1 else ""]
         if thumbnail is not None:
@@ -481,6 +554,8 @@ class ImageProgram(Part):
     def _tile_text(self, row: int, column: int, grid: tuple[int, int]) -> str:
         if grid == (1, 1):
             return self.text.whole
+        if row == column == 0 and self.text.first is not None:
+            return self.text.first
         return self.text.tile.replace("{row}", str(row + 1)).replace("{column}", str(column + 1))
 
     def _shown(self, width: int, height: int) -> Box:
@@ -528,7 +603,7 @@ class ImageProgram(Part):
         packed = isinstance(self.tokens, PackedTokens) and self.cut is not None
         if not canvases:
             return "putting tiles together that are not cut from a canvas" if packed else None
-        if self.cut is None or len(self.sizes) > 1 or self._letterboxes:
+        if not isinstance(self.cut, CutTiles) or len(self.sizes) > 1 or self._letterboxes:
             return "canvas beside another step, or without tiles,"
         if packed and self.cut.thumbnail == "last":
             return "thumbnail behind tiles that are put together"
@@ -542,6 +617,8 @@ class ImageProgram(Part):
         resized, size = self._resized(), self.unit
         if self.crop is not None:
             return "crop_size beside tiles"
+        if isinstance(self.cut, CutCrops) and (resized != size or self._letterboxes):
+            return "cut of crops that are not stretched to one tile"
         if resized is not None and any(side % tile for side, tile in zip(resized, size, strict=True)):
             return f"size of {resized[0]} x {resized[1]} pixels for tiles of {size[0]} x {size[1]}"
         most = self._most_parts()
@@ -579,6 +656,8 @@ class ImageProgram(Part):
 
     def _most_parts(self) -> int | None:
         """The most tiles that an image is cut into, without a thumbnail; None where there is no bound."""
+        if isinstance(self.cut, CutCrops):
+            return self.cut.most
         if resized := self._resized():
             return (resized[0] // self.unit[0]) * (resized[1] // self.unit[1])
         *earlier, last = self.sizes or (None,)
@@ -593,3 +672,8 @@ class ImageProgram(Part):
         if isinstance(last, TileMultiples) and isinstance(before, LongestEdge) and square:
             return (whole_tiles(before.longest, self.unit[0]) // self.unit[0]) ** 2
         return None
+
+
+def _closest(found: Sequence[tuple[int, ImageProgram]], tokens: int) -> ImageProgram:
+    """Of programs and their visual tokens, the one with the most up to `tokens`, or else with the least."""
+    return max(found, key=lambda pair: (pair[0] <= tokens, pair[0] if pair[0] <= tokens else -pair[0]))[1]

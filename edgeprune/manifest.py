@@ -291,7 +291,7 @@ class Manifest(Part):
         if self.prompt.video_place == self.prompt.place:
             raise ValueError("images and videos have one place in prompts")
         text = [*program.text.model_dump().values(), *(video.text.model_dump().values() if video else ())]
-        if any(self.prompt.image_token in part for part in text):
+        if any(self.prompt.image_token in part for part in filter(None, text)):
             raise ValueError(
                 f"the image program's text holds the image token {self.prompt.image_token}, which stands for "
                 "visual tokens alone"

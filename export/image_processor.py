@@ -25,6 +25,7 @@ from edgeprune.exporter.model_files import read_json
 from edgeprune.fields import first_fault
 from edgeprune.image_program import (
     AmongSeveral,
+    CutCrops,
     CutTiles,
     GridTokens,
     ImageProgram,
@@ -92,6 +93,7 @@ def read_image_program(
     image_size: tuple[int, int],
     grid: tuple[int, int],
     text: ImageText = ImageText(),
+    cut: CutCrops | None = None,
 ) -> ImageProgram:
     """The image program of a model folder, from processor_config.json or preprocessor_config.json.
 
@@ -100,6 +102,7 @@ def read_image_program(
         image_size: (height, width) of the vision tower's input.
         grid: (rows, cols) of visual tokens of an image.
         text: of an image, around its tokens.
+        cut: into crops, where the processor's file asks for that.
 
     Raises:
         InputError: there is no such file, or it is not valid.
@@ -107,8 +110,6 @@ def read_image_program(
     """
     raw = _image_processor_json(folder)
     name = _class_name(raw)
-    if raw.get("do_pan_and_scan"):
-        raise _unsupported(f"do_pan_and_scan of {name}")
     if name not in _SUPPORTED:
         raise UnsupportedModelError(f"the image processor {name} is not supported. {_WHAT_WORKS}")
     defaults = _SUPPORTED[name]
@@ -145,6 +146,7 @@ def read_image_program(
             fit=Letterbox(color=color) if pads else Stretch(),
             sizes=sizes,
             crop=height_width("crop_size", raw.get("crop_size", defaults.crop_size)) if crops else None,
+            cut=cut,
             pixels=pixels,
             feed=TileFeed(height=image_size[0], width=image_size[1]),
             tokens=GridTokens(rows=grid[0], columns=grid[1]),
@@ -152,6 +154,30 @@ def read_image_program(
         )
     except ValidationError as error:
         raise UnsupportedModelError(f"the image processor's {first_fault(error)}. {_WHAT_WORKS}") from error
+
+
+def read_crops(folder: Path) -> CutCrops | None:
+    """Pan and scan, where a model's image processor asks for it.
+
+    Raises:
+        InputError, UnsupportedModelError: as `read_image_program`.
+    """
+    raw = _image_processor_json(folder)
+    if not raw.get("do_pan_and_scan"):
+        return None
+    # Where its file has nothing, the processor brings these.
+    least, most, ratio = (
+        default if (value := raw.get(f"pan_and_scan_{key}")) is None else value
+        for key, default in (("min_crop_size", 256), ("max_num_crops", 4), ("min_ratio_to_activate", 1.2))
+    )
+    try:
+        return CutCrops(
+            ratio=_number("pan_and_scan_min_ratio_to_activate", ratio),
+            least=positive("pan_and_scan_min_crop_size", least),
+            most=positive("pan_and_scan_max_num_crops", most),
+        )
+    except ValidationError as error:
+        raise UnsupportedModelError(f"the image processor's {first_fault(error)}") from error
 
 
 def read_tile_program(

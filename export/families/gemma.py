@@ -13,7 +13,7 @@ from transformers import Gemma3ForConditionalGeneration, PretrainedConfig, PreTr
 
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
-from edgeprune.exporter.image_processor import read_image_program
+from edgeprune.exporter.image_processor import read_crops, read_image_program
 from edgeprune.exporter.model_files import special_tokens
 from edgeprune.image_program import ImageProgram, ImageText
 from edgeprune.layout import PromptLayout
@@ -101,8 +101,18 @@ class Gemma3(Family):
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
         size, side = config.vision_config.image_size, math.isqrt(config.mm_tokens_per_image)
         start, end = _ends(folder)
-        text = ImageText(prefix=f"\n\n{start}", suffix=f"{end}\n\n")
-        return read_image_program(folder, (size, size), (side, side), text)
+        before, behind, cut = f"\n\n{start}", f"{end}\n\n", read_crops(folder)
+        text = ImageText(prefix=before, suffix=behind)
+        if cut is not None:
+            # Each crop is an image of its own between these words, as in the checkpoint's processor.
+            text = ImageText(
+                whole=before,
+                thumbnail=f"Here is the original image {before}",
+                first=f"{behind} and here are some crops to help you see better {before}",
+                tile=f"{behind} {before}",
+                suffix=behind,
+            )
+        return read_image_program(folder, (size, size), (side, side), text, cut)
 
 
 def _ends(folder: Path) -> tuple[str, str]:

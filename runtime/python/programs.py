@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
-from edgeprune.image_program import ImageProgram, Letterbox, PatchFeed, PixelValues
+from edgeprune.image_program import CutCrops, ImageProgram, Letterbox, PatchFeed, PixelValues
 from edgeprune.image_sizes import BestCanvas
 from edgeprune.layout import ImageLayout
 from edgeprune.runtime.resizing import resize
@@ -123,6 +123,11 @@ def image_tiles(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.u
     resized = _resized(image, program)
     if program.cut is None:
         return resized[None]
+    if isinstance(program.cut, CutCrops):
+        boxes = program.cut.boxes(image.shape[1], image.shape[0])
+        crops = [image[top:bottom, left:right] for top, left, bottom, right in boxes]
+        # Of an image that is not cut the one crop is the image.
+        return np.stack([resized, *(_resized(crop, program) for crop in (crops if len(crops) > 1 else []))])
     height, width = program.unit
     rows, columns = resized.shape[0] // height, resized.shape[1] // width
     tiles = resized.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)

@@ -17,6 +17,7 @@ from edgeprune.errors import InputError
 from edgeprune.fields import first_fault
 from edgeprune.image_program import (
     AmongSeveral,
+    CutCrops,
     CutTiles,
     GridTokens,
     ImageProgram,
@@ -124,6 +125,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"cut": CutTiles(), "sizes": (BestCanvas(canvases=((24, 48), (24, 50))),)},
         "canvas of 24 x 50 pixels for tiles of 24 x 24 is not supported",
+    ),
+    (
+        {"cut": CutCrops(ratio=1.2, least=8, most=4), "sizes": (FixedSize(height=24, width=48),)},
+        "cut of crops that are not stretched to one tile is not supported",
     ),
     (
         {"cut": CutTiles(), "sizes": (AspectTiles(most=2),), "tokens": PACKED},

@@ -40,8 +40,9 @@ def seen_by(folder: Path) -> Callable[[Sequence[Image]], Seen]:
     def see(shown: Sequence[Image]) -> Seen:
         # Of an array that is one pixel high it would not know the channels.
         pictures = [PIL.Image.fromarray(image) for image in shown]
-        pixels = images(pictures, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
-        return Seen(pixels, [processor.full_image_sequence] * len(shown))
+        found = images(pictures, return_tensors="pt")
+        texts = [processor.replace_image_token(found, number) for number in range(len(shown))]
+        return Seen(found["pixel_values"], texts)
 
     return see
 
@@ -131,11 +132,45 @@ def test_what_is_not_supported_is_named(tmp_path: Path, change: dict[str, Any], 
         family_of(read_config(folder))
 
 
-def test_pan_and_scan_is_named(tmp_path: Path) -> None:
-    folder = save_gemma3(tmp_path / "model", do_pan_and_scan=True)
-    config = read_config(folder)
-    with pytest.raises(UnsupportedModelError, match="do_pan_and_scan of Gemma3ImageProcessor"):
-        family_of(config).image_program(folder, config)
+PAN_AND_SCAN: dict[str, Any] = {
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 16,
+    "pan_and_scan_max_num_crops": 3,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}
+
+
+@pytest.fixture(scope="module")
+def scanning(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = save_gemma3(tmp_path_factory.mktemp("gemma3-crops") / "model", **PAN_AND_SCAN)
+    return Pair(folder, seen_by(folder), layer=3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_with_pan_and_scan_it_answers_as_hugging_face(scanning: Pair, name: str) -> None:
+    images = [noise(size) for size in CASES[name]]
+    scanning.check_unpruned(asked("what is the big star ?", len(images)), images)
+    if images:
+        scanning.check_pruned(asked("what is the big star ?", len(images)), images)
+
+
+def test_crops_are_those_of_its_own_processor(scanning: Pair) -> None:
+    see = seen_by(scanning.folder)
+    program = scanning.ours.manifest.image_program
+    for size in (WIDE, TALL, SMALL, (1, 1), (40, 40), (48, 40), (47, 40), (33, 16), (500, 17), (16, 800)):
+        ours = scanning.ours.prepare(asked("what ?", 1), [noise(size)])
+        seen = see([noise(size)])
+        np.testing.assert_array_equal(ours.pixel_values, seen.pixel_values.numpy())
+        (image,) = ours.layout.images
+        assert image.text("<image_soft_token>") == seen.texts[0]
+        assert len(ours.pixel_values) == program.rows(image) <= program.most_tiles
+
+
+@pytest.mark.slow
+def test_every_command_takes_crops(scanning: Pair, tmp_path: Path) -> None:
+    scanning.check_commands(tmp_path, noise(WIDE))
+    scanning.check_comparison(tmp_path, noise(WIDE), keep=0.6)
+    scanning.check_engines()
 
 
 @pytest.mark.parametrize("method", ["pyramiddrop", "sparsevlm"])

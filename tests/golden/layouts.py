@@ -11,6 +11,7 @@ from edgeprune.debias.curves import Coordinate
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.image_program import (
     AmongSeveral,
+    CutCrops,
     CutTiles,
     GridTokens,
     ImageProgram,
@@ -87,6 +88,13 @@ PROGRAMS = {
         tokens=PackedTokens(rows=4, columns=4),
     ),
 }
+PROGRAMS["crops"] = ImageProgram(
+    sizes=(FixedSize(height=16, width=16),),
+    cut=CutCrops(ratio=1.2, least=6, most=3),
+    feed=_FEED,
+    tokens=_TOKENS,
+    text=ImageText(thumbnail="<whole>", first="<first>", tile="<crop>", whole="<only>", suffix="<end>"),
+)
 PROGRAMS["one of several"] = PROGRAMS["tiles put together"].of_prompt(2)
 # (width, height)
 SIZES = ((16, 16), (40, 17), (13, 31), (7, 100), (97, 33), (1, 1))

@@ -156,6 +156,12 @@ class SeenImage:
                 self.boxes.append([_part(box[0], r, rows), _part(box[1], c, columns)])
         cut = program["cut"]
         first = None
+        if cut is not None and cut["kind"] == "crops":
+            self._crop(image, last, cut, program["sizes"], number, feed)
+            self.pieces: list[str | int] = self._pieces(
+                program["text"], True if len(self.tiles) > 1 else None
+            )
+            return
         several = rows * columns > 1 or (cut is not None and cut["always"])
         if cut is not None and cut["thumbnail"] is not None and several:
             first = cut["thumbnail"] == "first"
@@ -173,11 +179,38 @@ class SeenImage:
             self.pack_index = np.array([[place for place, _ in entry[:count]] for entry in taps], np.int64)
             self.pack_weight = np.array([[weight for _, weight in entry] for entry in taps], np.float32)
             tokens = sum(len(block) for block in self.packed)
-            self.pieces: list[str | int] = [
+            self.pieces = [
                 part for part in (program["text"]["prefix"], tokens, program["text"]["suffix"]) if part
             ]
         else:
             self.pieces = self._pieces(program["text"], first)
+
+    def _crop(
+        self, image: np.ndarray, whole: np.ndarray, cut: dict[str, Any], sizes: Any, number: int, feed: Size
+    ) -> None:
+        """Tiles, boxes and blocks of an image that is cut into crops."""
+        height, width = self.own
+        long, short = max(self.own), min(self.own)
+        n = 1
+        if long / short >= cut["ratio"]:
+            n = min(cut["most"], max(2, min(long // cut["least"], int(long / short + 0.5))))
+            if min(-(-long // n), short) < cut["least"]:
+                n = 1
+        axis = 1 if width >= height else 0
+        self.tile_grid = (1, n) if axis else (n, 1)
+        everything = [(Fraction(0), Fraction(1))] * 2
+        tiles, self.boxes = [whole], [everything]
+        for i in range(n if n > 1 else 0):
+            start, stop = i * -(-long // n), min(long, (i + 1) * -(-long // n))
+            part = image[:, start:stop] if axis else image[start:stop]
+            for step in sizes:
+                part = resize(part, next_size(step, *part.shape[:2], feed), number)
+            tiles.append(part)
+            box = list(everything)
+            box[axis] = (Fraction(start, long), Fraction(stop, long))
+            self.boxes.append(box)
+        self.tiles = np.stack(tiles)
+        self.blocks = [(self.grid, box, None) for box in self.boxes]
 
     def _pack(self, most: int | None, cut: bool, thumbnail: bool, box: Any) -> None:
         """Blocks, and of each the entries and weights of its tokens."""
@@ -283,6 +316,8 @@ class SeenImage:
         for r in range(rows):
             for c in range(columns):
                 named = text["tile"].replace("{row}", str(r + 1)).replace("{column}", str(c + 1))
+                if r == c == 0 and text["first"] is not None:
+                    named = text["first"]
                 found += [named if several else text["whole"], tokens]
             found.append(text["row_end"] if several else "")
         found += [*(small if thumbnail_first is False else []), text["suffix"]]
