@@ -115,7 +115,7 @@ def read_image_program(
     defaults = _SUPPORTED[name]
     pads = bool(raw.get("do_pad", False))
     if pads and not defaults.can_letterbox:
-        raise _unsupported(f"do_pad of {name}")
+        raise UnsupportedModelError(f"the image processor's do_pad of {name} is not supported. {_WHAT_WORKS}")
     resizes, rescales, normalizes = (
         bool(raw.get(f"do_{step}", True)) for step in ("resize", "rescale", "normalize")
     )
@@ -416,7 +416,10 @@ def _program(**fields: Any) -> ImageProgram:
 
 
 def _unsupported(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"the image processor's {what} is not supported. {_WHAT_WORKS}")
+    return UnsupportedModelError(
+        f"the processor's {what} is not supported: expected a setting that its class and checkpoints "
+        "have; correct preprocessor_config.json, or the file that the setting is in"
+    )
 
 
 def _resample(raw: dict[str, Any], default: int = 3) -> int:

@@ -22,10 +22,12 @@ from edgeprune.exporter.weights import StoredTensor
 from tests.tiny import (
     TEXT_CONFIGS,
     llava_config,
+    save_anyres,
     save_gemma3,
     save_internvl,
     save_qwen,
     save_smolvlm,
+    save_video_llava,
     tiny_llava,
 )
 
@@ -471,6 +473,11 @@ def test_folders_without_usable_weights_are_refused(name: str, tmp_path: Path) -
         (save_qwen, "visual.", "model.visual."),
         (save_internvl, "language_model.model.", "model.language_model."),
         (save_smolvlm, "model.text_model.", "model.text_model."),
+        (save_anyres, "vision_tower.", "vision_tower.vision_model."),
+        (save_anyres, "language_model.model.", "model.language_model."),
+        (save_anyres, "image_newline", "model.image_newline"),
+        (save_video_llava, "image_tower.", "image_tower.vision_model."),
+        (save_video_llava, "video_tower.", "model.video_tower.vision_model."),
     ],
 )
 def test_names_of_older_and_newer_checkpoints(
