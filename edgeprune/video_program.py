@@ -66,6 +66,12 @@ class FrameSampling(Part):
             raise ValueError("frames or per_second: give exactly one of them")
         return self
 
+    def describe(self) -> str:
+        """The rule in a few words, for people."""
+        if self.frames is not None:
+            return f"{self.frames} frames of each"
+        return f"{self.per_second:g} frames a second, {self.least} to {self.most}"
+
     def changed(self, frames: int | None, per_second: float | None) -> FrameSampling:
         """The same by another number of frames, or by another number per second.
 

@@ -85,6 +85,7 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
     print_fields(
         [
             ("visual tokens", f"{program.most_tokens} an image ({grid}{tiles})"),
+            *([("videos", manifest.video_program.sampling.describe())] if manifest.video_program else []),
             ("positions", str(model.max_positions)),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
             ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),

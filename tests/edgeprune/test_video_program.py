@@ -96,6 +96,11 @@ def test_numbers_that_cannot_be_are_named(frames: Any, fps: Any, message: str) -
         EVEN.changed(frames, fps)
 
 
+def test_the_rule_in_words() -> None:
+    assert EVEN.describe() == "2 frames a second, 4 to 768"
+    assert FrameSampling(frames=8).describe() == "8 frames of each"
+
+
 def test_one_rule_samples() -> None:
     for fields in ({}, {"frames": 8, "per_second": 2.0}):
         with pytest.raises(ValidationError, match="give exactly one of them"):

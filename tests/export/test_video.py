@@ -176,6 +176,9 @@ def test_a_file_is_seen_as_its_frames_are(pair: VideoPair, tmp_path: Path, capsy
     asking = ["run", str(pair.bundle), "--video", str(path), "--prompt", prompt, "--max-new-tokens", "2"]
     assert main([*asking, "--frames", "4", "--json"]) == 0
     assert main([*asking, "--fps", "1"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(pair.bundle)]) == 0
+    assert program.sampling.describe() in capsys.readouterr().out
 
 
 def test_a_benchmark_of_videos_asks_about_videos(pair: VideoPair, tmp_path: Path) -> None:
