@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import json_file
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, UnsupportedModelError
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -24,6 +24,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds {type(raw).__name__}: expected a JSON object; copy it again")
     return raw
+
+
+def check_told(folder: Path, key: str, tokens: int) -> None:
+    """Refuses a processor_config.json that tells another number of visual tokens than config.json makes.
+
+    Args:
+        folder: the model, in Hugging Face's layout.
+        key: of the number, where the file has it.
+        tokens: of a tile.
+
+    Raises:
+        InputError: the file is not valid.
+        UnsupportedModelError: the numbers differ.
+    """
+    told = (read_json(folder / "processor_config.json") or {}).get(key, tokens)
+    if told != tokens:
+        raise UnsupportedModelError(
+            f"{key} {told!r} in processor_config.json is not the {tokens} visual tokens that config.json "
+            "makes of a tile: correct one of them"
+        )
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from transformers import Gemma3ForConditionalGeneration, PretrainedConfig, PreTr
 from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
 from edgeprune.exporter.image_processor import read_crops, read_image_program
-from edgeprune.exporter.model_files import special_tokens
+from edgeprune.exporter.model_files import check_told, special_tokens
 from edgeprune.image_program import ImageProgram, ImageText
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
@@ -100,6 +100,7 @@ class Gemma3(Family):
 
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
         size, side = config.vision_config.image_size, math.isqrt(config.mm_tokens_per_image)
+        check_told(folder, "image_seq_length", side * side)
         start, end = _ends(folder)
         before, behind, cut = f"\n\n{start}", f"{end}\n\n", read_crops(folder)
         text = ImageText(prefix=before, suffix=behind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.families.base import ModelParts
 from edgeprune.exporter.families.llava import Llava, LlavaVision
 from edgeprune.exporter.image_processor import read_canvas_program
+from edgeprune.exporter.model_files import check_told
 from edgeprune.exporter.video_processor import frame_pixels, frame_size, read_video_program, sampling
 from edgeprune.image_program import ImageProgram, PackedTokens
 from edgeprune.layout import PromptLayout
@@ -119,6 +121,10 @@ class LlavaOnevision(LlavaNext):
                 f"vision_aspect_ratio {config.vision_aspect_ratio!r} is not supported: expected "
                 "anyres_max_ and a number of tiles, 1 to 99"
             )
+
+    def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
+        check_told(folder, "num_image_tokens", math.prod(self.grid(config)))
+        return super().image_program(folder, config)
 
     def most_tiles(self, config: PretrainedConfig) -> int | None:
         return int(str(config.vision_aspect_ratio).removeprefix("anyres_max_"))

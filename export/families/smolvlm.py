@@ -19,7 +19,7 @@ from transformers import (
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config
 from edgeprune.exporter.image_processor import read_split_program
-from edgeprune.exporter.model_files import read_json, special_tokens
+from edgeprune.exporter.model_files import check_told, special_tokens
 from edgeprune.image_program import ImageProgram, ImageText
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
@@ -108,12 +108,7 @@ class SmolVLM(Family):
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
         size, patch, factor = self._sizes(config)
         side = size // patch // factor
-        told = (read_json(folder / "processor_config.json") or {}).get("image_seq_len", side * side)
-        if told != side * side:
-            raise UnsupportedModelError(
-                f"image_seq_len {told!r} in processor_config.json is not the {side * side} visual tokens "
-                "that config.json makes of a tile: correct one of them"
-            )
+        check_told(folder, "image_seq_len", side * side)
         named = special_tokens(folder)
         around = named.get("fake_image_token", "<fake_token_around_image>")
         whole = around + named.get("global_image_token", "<global-img>")

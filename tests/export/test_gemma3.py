@@ -166,6 +166,14 @@ def test_crops_are_those_of_its_own_processor(scanning: Pair) -> None:
         assert len(ours.pixel_values) == program.rows(image) <= program.most_tiles
 
 
+def test_a_processor_that_tells_other_tokens_is_named(tmp_path: Path) -> None:
+    folder = save_gemma3(tmp_path / "model")
+    (folder / "processor_config.json").write_text('{"image_seq_length": 15}', encoding="utf-8")
+    config = read_config(folder)
+    with pytest.raises(UnsupportedModelError, match=r"image_seq_length 15 .* is not the 16 visual tokens"):
+        family_of(config).image_program(folder, config)
+
+
 @pytest.mark.slow
 def test_every_command_takes_crops(scanning: Pair, tmp_path: Path) -> None:
     scanning.check_commands(tmp_path, noise(WIDE))

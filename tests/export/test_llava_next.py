@@ -240,6 +240,14 @@ def test_what_is_not_supported_is_named(
         family_of(config).image_program(folder, config)
 
 
+def test_a_processor_that_tells_other_tokens_is_named(tmp_path: Path) -> None:
+    folder = save_anyres(tmp_path / "model", "llava_onevision")
+    (folder / "processor_config.json").write_text('{"num_image_tokens": 35}', encoding="utf-8")
+    config = read_config(folder)
+    with pytest.raises(UnsupportedModelError, match=r"num_image_tokens 35 .* is not the 36 visual tokens"):
+        family_of(config).image_program(folder, config)
+
+
 def test_canvases_that_are_no_whole_tiles_are_named(tmp_path: Path) -> None:
     folder = save_anyres(tmp_path / "model")
     for file in ("config.json", "preprocessor_config.json"):
