@@ -328,8 +328,13 @@ class ImageProgram(Part):
     @property
     def pads(self) -> bool:
         """Whether images are padded, so that some visual tokens show padding."""
-        alone = self._letterboxes or any(isinstance(step, BestCanvas) for step in self.sizes)
+        alone = self._letterboxes or self.best_canvas is not None
         return alone or (self.several is not None and self._several().pads)
+
+    @property
+    def best_canvas(self) -> BestCanvas | None:
+        """The step that puts images onto a canvas, which is then the only one; None where there is none."""
+        return next((step for step in self.sizes if isinstance(step, BestCanvas)), None)
 
     @property
     def _letterboxes(self) -> bool:
@@ -373,10 +378,12 @@ class ImageProgram(Part):
 
     def most_of_prompt(self, images: int) -> tuple[int, int]:
         """The most tiles (or squares of patches), and the most visual tokens, of up to so many images."""
+        if not images:
+            return 0, 0
         each = self.of_prompt(images)
-        most = [(self.most_tiles, self.most_tokens), (images * each.most_tiles, images * each.most_tokens)]
-        tiles, tokens = zip(*most[:images], strict=True) if images else ((0,), (0,))
-        return max(tiles), max(tokens)
+        return max(self.most_tiles, images * each.most_tiles), max(
+            self.most_tokens, images * each.most_tokens
+        )
 
     @property
     def fixed_tokens(self) -> int | None:
@@ -419,8 +426,7 @@ class ImageProgram(Part):
             return None
         if isinstance(self.cut, CutCrops):
             # The image as a whole is the least.
-            crops = [self.cut.model_copy(update={"most": most}) for most in range(2, self.cut.most + 1)]
-            cuts = [None, *crops]
+            cuts = [None, *(self.cut.model_copy(update={"most": n}) for n in range(2, self.cut.most + 1))]
             programs = [self.model_copy(update={"cut": cut}) for cut in cuts]
             return _closest([(one.layout(width, height).tokens, one) for one in programs], tokens)
         number, step = next(
@@ -505,7 +511,9 @@ class ImageProgram(Part):
             found = sum(block.tokens for block in packed)
             around = [self.text.prefix, found, self.text.suffix]
             return ImageLayout.of((width, height), packed, around)
-        thumbnail = self.cut.thumbnail if self.cut is not None and rows * columns > 1 else None
+        thumbnail = (
+            self.cut.thumbnail if self.cut is not None and self._has_thumbnail(rows * columns) else None
+        )
         blocks: list[Block] = []
         pieces: list[str | int] = []
         crops = self.cut.boxes(width, height) if isinstance(self.cut, CutCrops) else []
@@ -548,7 +556,7 @@ class ImageProgram(Part):
     def _packed_grids(self) -> list[tuple[int, int]]:
         """The grids of all canvases, put together."""
         rows, columns = self.grid or (0, 0)
-        canvases = self.sizes[-1].canvases if isinstance(self.sizes[-1], BestCanvas) else ()
+        canvases = () if self.best_canvas is None else self.best_canvas.canvases
         return [(high // self.unit[0] * rows, wide // self.unit[1] * columns) for high, wide in canvases]
 
     def _tile_text(self, row: int, column: int, grid: tuple[int, int]) -> str:
@@ -565,7 +573,7 @@ class ImageProgram(Part):
         """
         canvas = self.canvas(width, height)
         target = (self.targets(width, height) or [canvas])[-1]
-        if self.sizes and isinstance(self.sizes[-1], BestCanvas):
+        if self.best_canvas is not None:
             above, before, high, wide = BestCanvas.placed(height, width, target)
             return Box(
                 Fraction(-above, high),
@@ -599,15 +607,15 @@ class ImageProgram(Part):
 
     def _canvas_fault(self) -> str | None:
         """Why images on canvases, or whose tiles are put together, are not as this program says."""
-        canvases = [step.canvases for step in self.sizes if isinstance(step, BestCanvas)]
+        canvas_step = self.best_canvas
         packed = isinstance(self.tokens, PackedTokens) and self.cut is not None
-        if not canvases:
+        if canvas_step is None:
             return "putting tiles together that are not cut from a canvas" if packed else None
         if not isinstance(self.cut, CutTiles) or len(self.sizes) > 1 or self._letterboxes:
             return "canvas beside another step, or without tiles,"
         if packed and self.cut.thumbnail == "last":
             return "thumbnail behind tiles that are put together"
-        for canvas in canvases[0]:
+        for canvas in canvas_step.canvases:
             if any(side % tile for side, tile in zip(canvas, self.unit, strict=True)):
                 return "canvas of {} x {} pixels for tiles of {} x {}".format(*canvas, *self.unit)
         return None

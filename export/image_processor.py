@@ -330,12 +330,7 @@ def read_patch_program(folder: Path, feed: PatchFeed, tokens: PatchTokens) -> Im
                 f"the image processor's {key} {found!r} is not that of config.json, {own}: correct one of "
                 "them"
             )
-    size = raw.get("size") or {}
-    edges = (("min_pixels", "shortest_edge", 56 * 56), ("max_pixels", "longest_edge", 28 * 28 * 1280))
-    pixels = [
-        raw[key] if raw.get(key) is not None else size.get(edge, default) for key, edge, default in edges
-    ]
-    least, most = (positive(edge[0], found) for edge, found in zip(edges, pixels, strict=True))
+    least, most = pixel_bounds(raw, 56 * 56, 28 * 28 * 1280)
     return _program(
         sizes=(PixelBudget(least=least, most=most),), pixels=pixel_values(raw), feed=feed, tokens=tokens
     )
@@ -420,6 +415,17 @@ def _unsupported(what: str) -> UnsupportedModelError:
         f"the processor's {what} is not supported: expected a setting that its class and checkpoints "
         "have; correct preprocessor_config.json, or the file that the setting is in"
     )
+
+
+def pixel_bounds(raw: dict[str, Any], least: int | None = None, most: int | None = None) -> tuple[int, int]:
+    """The least and the most pixels of a setting, or these where it has none."""
+    size = raw["size"] if isinstance(raw.get("size"), dict) else {}
+    edges = (("min_pixels", "shortest_edge", least), ("max_pixels", "longest_edge", most))
+    found = [
+        positive(key, raw[key] if raw.get(key) is not None else size.get(edge, default))
+        for key, edge, default in edges
+    ]
+    return found[0], found[1]
 
 
 def _resample(raw: dict[str, Any], default: int = 3) -> int:

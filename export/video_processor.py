@@ -6,18 +6,16 @@ round otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from edgeprune.errors import UnsupportedModelError
-from edgeprune.exporter.image_processor import check_steps, height_width, pixel_values, positive
+from edgeprune.exporter.image_processor import check_steps, height_width, positive
 from edgeprune.exporter.model_files import read_json
 from edgeprune.fields import first_fault
-from edgeprune.image_program import PixelValues
 from edgeprune.image_sizes import FixedSize, ShortestEdge
 from edgeprune.video_program import FrameSampling, VideoProgram
 
@@ -53,21 +51,6 @@ def read_video_program(
         return make(raw)
     except ValidationError as error:
         raise UnsupportedModelError(f"the video processor's {first_fault(error)}") from error
-
-
-def frame_pixels(
-    raw: dict[str, Any], mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD
-) -> PixelValues:
-    """From bytes to numbers, with what the class normalises by where its JSON says nothing."""
-    return pixel_values(raw, mean=mean, std=std)
-
-
-def pixel_bounds(raw: dict[str, Any]) -> tuple[int, int]:
-    """The least and the most pixels."""
-    size = raw["size"] if isinstance(raw["size"], dict) else {}
-    edges = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    least, most = (positive("size", raw.get(key) or size.get(edge)) for key, edge in edges)
-    return least, most
 
 
 def frame_size(raw: dict[str, Any]) -> FixedSize | ShortestEdge:

@@ -20,9 +20,9 @@ from transformers import (
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.families.base import ModelParts
 from edgeprune.exporter.families.llava import Llava, LlavaVision
-from edgeprune.exporter.image_processor import read_canvas_program
+from edgeprune.exporter.image_processor import pixel_values, read_canvas_program
 from edgeprune.exporter.model_files import check_told
-from edgeprune.exporter.video_processor import frame_pixels, frame_size, read_video_program, sampling
+from edgeprune.exporter.video_processor import frame_size, read_video_program, sampling
 from edgeprune.image_program import ImageProgram, PackedTokens
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
@@ -134,7 +134,7 @@ class LlavaOnevision(LlavaNext):
             return VideoProgram(
                 sampling=sampling(raw),
                 size=frame_size(raw),
-                pixels=frame_pixels(raw),
+                pixels=pixel_values(raw),
                 pool=2,
                 newline=True,
             )

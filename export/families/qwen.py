@@ -23,11 +23,9 @@ from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.attention import SEGMENTS_NAME, Segments
 from edgeprune.exporter.decoder import layer_windows
 from edgeprune.exporter.families.base import Family, ModelParts, check_text_config, supported
-from edgeprune.exporter.image_processor import read_patch_program
+from edgeprune.exporter.image_processor import pixel_bounds, pixel_values, read_patch_program
 from edgeprune.exporter.model_files import special_tokens
 from edgeprune.exporter.video_processor import (
-    frame_pixels,
-    pixel_bounds,
     read_video_program,
     sampling,
 )
@@ -192,7 +190,7 @@ class _Qwen(Family):
             return VideoProgram(
                 sampling=sampling(raw, multiple=frames),
                 size=PixelBudget(least=least, most=most),
-                pixels=frame_pixels(raw),
+                pixels=pixel_values(raw),
             )
 
         # Two frames a second, as the released code has it: transformers leaves that to whoever calls it.
@@ -275,7 +273,7 @@ class Qwen3VL(_Qwen):
             return VideoProgram(
                 sampling=sampling(raw, ends=True),
                 size=FramesBudget(least=least, most=most, multiple=frames),
-                pixels=frame_pixels(raw, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+                pixels=pixel_values(raw, mean=IMAGENET_STANDARD_MEAN, std=IMAGENET_STANDARD_STD),
                 text=FrameText(prefix="<{seconds} seconds>" + start, suffix=end),
             )
 

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel, VideoLlavaForConditi
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.families.base import ModelParts
 from edgeprune.exporter.families.llava import Llava, LlavaVision
+from edgeprune.exporter.image_processor import pixel_values
 from edgeprune.exporter.video_processor import (
     frame_crop,
-    frame_pixels,
     frame_size,
     read_video_program,
     sampling,
@@ -75,7 +75,7 @@ class VideoLlava(Llava):
                 sampling=sampling(raw),
                 size=frame_size(raw),
                 crop=frame_crop(raw),
-                pixels=frame_pixels(raw),
+                pixels=pixel_values(raw),
                 own_tower=True,
             )
 

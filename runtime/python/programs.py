@@ -147,7 +147,7 @@ def _resized(image: NDArray[np.uint8], program: ImageProgram) -> NDArray[np.uint
     """The image after fit, sizes and crop."""
     height, width = image.shape[:2]
     targets = program.targets(width, height) or [program.canvas(width, height)]
-    if program.sizes and isinstance(program.sizes[0], BestCanvas):
+    if program.best_canvas is not None:
         top, left, high, wide = BestCanvas.placed(height, width, targets[0])
         canvas = np.zeros((*targets[0], 3), dtype=np.uint8)
         canvas[top : top + high, left : left + wide] = resize(image, (high, wide), program.pixels.resample)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -134,23 +135,21 @@ def _of_frames(frames: list[Any], per_second: float) -> Video:
         raise InputError("a video has no frames: expected at least one")
     first = load_image(frames[0])
     size = (first.shape[1], first.shape[0])
-    return Video(size, len(frames), per_second, True, (load_image(frame) for frame in frames))
+    return Video(size, len(frames), per_second, True, chain([first], map(load_image, frames[1:])))
 
 
 @contextmanager
 def _container(file: BinaryIO, name: str) -> Iterator[Video]:
     with _stream(file, name) as (container, stream):
-        first = next(_decoded(container, stream, name), None)
-        if first is None:
-            raise InputError(f"{name} has no frame that can be decoded: use an undamaged copy")
-        total = int(min(stream.frames, _MOST_FRAMES))
+        total = int(min(stream.frames, _MOST_FRAMES)) or _packets(container, stream, name)
         rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
-    if not total:
-        total = _packets(file, name)
     # Opened anew, as not every format can be wound back.
     with _stream(file, name) as (container, stream):
-        size = (first.shape[1], first.shape[0])
-        yield Video(size, total, rate, False, _decoded(container, stream, name))
+        frames = _decoded(container, stream, name)
+        first = next(frames, None)
+        if first is None:
+            raise InputError(f"{name} has no frame that can be decoded: use an undamaged copy")
+        yield Video((first.shape[1], first.shape[0]), total, rate, False, chain([first], frames))
 
 
 @contextmanager
@@ -193,10 +192,9 @@ def _decoded(container: Any, stream: Any, name: str) -> Iterator[NDArray[np.uint
         raise InputError(f"{name} is not a whole video ({error}): use an undamaged copy") from error
 
 
-def _packets(file: BinaryIO, name: str) -> int:
+def _packets(container: Any, stream: Any, name: str) -> int:
     """How many packets a file has, where it does not say how many frames."""
-    with _stream(file, name) as (container, stream):
-        try:
-            return max(1, sum(1 for packet in container.demux(stream) if packet.size))
-        except Exception as error:
-            raise InputError(f"{name} is not a whole video ({error}): use an undamaged copy") from error
+    try:
+        return max(1, sum(1 for packet in container.demux(stream) if packet.size))
+    except Exception as error:
+        raise InputError(f"{name} is not a whole video ({error}): use an undamaged copy") from error
