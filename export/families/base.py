@@ -53,6 +53,17 @@ class ModelParts:
     image_token_id: int
     two_way: bool = False
 
+    @classmethod
+    def of(cls, model: Any, vision: nn.Module, two_way: bool = False) -> ModelParts:
+        """Of a model whose decoder and head have their usual names."""
+        return cls(
+            vision=vision,
+            text_model=model.model.language_model,
+            lm_head=model.lm_head,
+            image_token_id=model.config.image_token_id,
+            two_way=two_way,
+        )
+
 
 class Family(ABC):
     """One architecture of vision-language models."""
@@ -73,9 +84,11 @@ class Family(ABC):
     def tower_layers(self, config: PretrainedConfig) -> int:
         """Layers of the vision tower in front of the visual tokens; 0 where these come from several."""
 
-    @abstractmethod
     def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        """The vision tower's own attention to the image's places, [N, heads, rows, places]."""
+        """The vision tower's own attention to the image's places, [N, heads, rows, places]; asked for only
+        where a stage merges in it.
+        """
+        raise AssertionError("no stage merges in this tower")
 
     @abstractmethod
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:

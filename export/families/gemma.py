@@ -69,21 +69,11 @@ class Gemma3(Family):
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         assert not tower  # `tower_layers` is 0
-        whole: Any = model
-        return ModelParts(
-            vision=_GemmaVision(model),
-            text_model=whole.model.language_model,
-            lm_head=whole.lm_head,
-            image_token_id=whole.config.image_token_id,
-            two_way=True,
-        )
+        return ModelParts.of(model, _GemmaVision(model), two_way=True)
 
     def tower_layers(self, config: PretrainedConfig) -> int:
         # The projector takes means of neighbours, where a token merged away would leave a hole.
         return 0
-
-    def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        raise AssertionError("no stage merges in this tower")
 
     def image_place(self, folder: Path) -> str | None:
         return _ends(folder)[0]

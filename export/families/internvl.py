@@ -78,20 +78,11 @@ class InternVL(Family):
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         assert not tower  # `tower_layers` is 0
-        whole: Any = model
-        return ModelParts(
-            vision=_InternVLVision(model),
-            text_model=whole.model.language_model,
-            lm_head=whole.lm_head,
-            image_token_id=whole.config.image_token_id,
-        )
+        return ModelParts.of(model, _InternVLVision(model))
 
     def tower_layers(self, config: PretrainedConfig) -> int:
         # Pixel shuffle joins neighbours, so that a token merged away would leave a hole.
         return 0
-
-    def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        raise AssertionError("no stage merges in this tower")
 
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
         named = special_tokens(folder)

@@ -88,12 +88,8 @@ class Llava(Family):
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         layers = self.tower_layers(model.config)
-        return ModelParts(
-            vision=_MergingLlavaVision(model, tower, layers) if tower else LlavaVision(model),
-            text_model=model.model.language_model,
-            lm_head=model.lm_head,
-            image_token_id=model.config.image_token_id,
-        )
+        vision = _MergingLlavaVision(model, tower, layers) if tower else LlavaVision(model)
+        return ModelParts.of(model, vision)
 
     def tower_layers(self, config: PretrainedConfig) -> int:
         layer = config.vision_feature_layer

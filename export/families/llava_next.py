@@ -69,13 +69,7 @@ class LlavaNext(Llava):
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         assert not tower  # `tower_layers` is 0
-        whole: Any = model
-        return ModelParts(
-            vision=_PackedVision(whole),
-            text_model=whole.model.language_model,
-            lm_head=whole.lm_head,
-            image_token_id=whole.config.image_token_id,
-        )
+        return ModelParts.of(model, _PackedVision(model))
 
     def tower_layers(self, config: PretrainedConfig) -> int:
         # Tiles are put together by rows and columns, so that a token merged away would leave a hole.

@@ -155,20 +155,11 @@ class _Qwen(Family):
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         assert not tower  # `tower_layers` is 0
-        whole: Any = model
-        return ModelParts(
-            vision=self.tower(whole.model.visual),
-            text_model=whole.model.language_model,
-            lm_head=whole.lm_head,
-            image_token_id=whole.config.image_token_id,
-        )
+        return ModelParts.of(model, self.tower(model.model.visual))
 
     def tower_layers(self, config: PretrainedConfig) -> int:
         # A merged token would leave a hole in the square of patches that becomes one visual token.
         return 0
-
-    def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        raise AssertionError("no stage merges in this tower")
 
     def positions(self, config: PretrainedConfig) -> PositionRule:
         return GridPositions()

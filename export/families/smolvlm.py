@@ -102,9 +102,6 @@ class SmolVLM(Family):
         # The connector joins neighbours, so that a token merged away would leave a hole.
         return 0
 
-    def tower_attention(self, model: PreTrainedModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        raise AssertionError("no stage merges in this tower")
-
     def image_program(self, folder: Path, config: PretrainedConfig) -> ImageProgram:
         size, patch, factor = self._sizes(config)
         side = size // patch // factor

@@ -57,13 +57,7 @@ class VideoLlava(Llava):
 
     def parts(self, model: PreTrainedModel, tower: Sequence[TowerStage] = ()) -> ModelParts:
         assert not tower  # `tower_layers` is 0
-        whole: Any = model
-        return ModelParts(
-            vision=_TwoTowers(whole),
-            text_model=whole.model.language_model,
-            lm_head=whole.lm_head,
-            image_token_id=whole.config.image_token_id,
-        )
+        return ModelParts.of(model, _TwoTowers(model))
 
     def tower_layers(self, config: PretrainedConfig) -> int:
         # Merging is published for one tower, and nobody knows what it does to frames.
