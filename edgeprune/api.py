@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgeprune.optional import export_module
 
 if TYPE_CHECKING:
-    from edgeprune.manifest import DType
+    from edgeprune.manifest import DType, WeightKind
     from edgeprune.plans import Keep
     from edgeprune.progress import Progress
 
@@ -25,7 +25,8 @@ def export(
     curve: str | os.PathLike[str] | None = None,
     debias: str | Sequence[str] | None = None,
     dtype: DType | None = None,
-    opset: int = 18,
+    weights: WeightKind | None = None,
+    opset: int | None = None,
     seed: int = 0,
     max_pixels: int | None = None,
     force: bool = False,
@@ -48,8 +49,11 @@ def export(
             fitted to (LLaVA-1.5 with 576 visual tokens an image).
         debias: what the first stage is debiased by: "position" (the bias curve), "padding" (the padding
             mask), both, or "none"; None is what there is a curve for, and padding. A default too.
-        dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
-        opset: ONNX opset, 18 to 22.
+        dtype: what the graphs compute in, "fp32", "fp16" or "bf16"; None is the checkpoint's own.
+        weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8"
+            or "fp8" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where all is as
+            in the checkpoint, its files stay as they are.
+        opset: ONNX opset, 18 to 22; None is the least that has what is needed, 18, for weights in blocks 21.
         seed: of the method "random".
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
@@ -64,7 +68,9 @@ def export(
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
     pipeline = export_module("exporter.pipeline")
-    options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed, max_pixels)
+    options = pipeline.ExportOptions(
+        keep, method, layer, curve, debias, dtype, weights, opset, seed, max_pixels
+    )
     written: Path = pipeline.export(
         model,
         options,

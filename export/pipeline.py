@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import onnx_ir as ir
 import torch
@@ -19,15 +19,16 @@ from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import read_share
 from edgeprune.errors import InputError
-from edgeprune.exporter import assemble, graph, weights
+from edgeprune.exporter import assemble, graph, placing, weights
 from edgeprune.exporter.debiasing import check_wish
 from edgeprune.exporter.decision import ExportOptions, decide
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, family_of, read_config
 from edgeprune.exporter.origin import model_name
+from edgeprune.exporter.precision import choosing
 from edgeprune.files import need_utf8
 from edgeprune.interface import PLAN_METADATA
-from edgeprune.manifest import MAX_OPSET, MIN_OPSET, FileEntry, Manifest, Verification
+from edgeprune.manifest import MAX_OPSET, MIN_OPSET, FileEntry, Manifest, Verification, WeightKind
 from edgeprune.plans import keep_ratios, method_by_name, plan_name, read_debias
 from edgeprune.progress import Progress, Silent
 from edgeprune.replacing import need_space, writing_to
@@ -47,7 +48,7 @@ def export(
 ) -> Path:
     """Writes a bundle; see `edgeprune.export`. What `verify` refuses is not put in place; None skips it."""
     listener = progress or Silent()
-    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+    if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
         raise InputError(f"opset {options.opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
     _check_options(options)
     folder = resolve_model(model, listener)
@@ -71,6 +72,11 @@ def _check_options(options: ExportOptions) -> None:
     if options.dtype is not None and options.dtype not in graph.TORCH_DTYPES:
         raise InputError(
             f"the dtype {options.dtype!r} is not supported: choose one of {', '.join(graph.TORCH_DTYPES)}"
+        )
+    kinds = get_args(WeightKind)
+    if options.weights is not None and options.weights not in kinds:
+        raise InputError(
+            f"weights of the type {options.weights!r} are not supported: choose one of {', '.join(kinds)}"
         )
     method = method_by_name(options.method)
     for share in keep_ratios(options.keep):
@@ -151,6 +157,7 @@ class _Traced:
     Attributes:
         model: all of it.
         stored: where its parameters are stored, by name.
+        forms: what they become, by name.
         size: bytes of the weights to write.
         vision, decoder: the modules that the graphs were traced from.
         vision_graph, language_graph: the graphs, whose weights are still to be attached.
@@ -158,6 +165,7 @@ class _Traced:
 
     model: PreTrainedModel
     stored: dict[str, weights.StoredTensor]
+    forms: dict[str, placing.Form]
     size: int
     vision: nn.Module
     decoder: PrunedDecoder
@@ -175,15 +183,18 @@ def _trace(
 ) -> _Traced:
     """Traces the graphs, once the weights are found and there is space for them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    plan, opset, dtype = decided.plan, decided.opset, graph.TORCH_DTYPES[decided.model.dtype]
+    plan, opset, precision = decided.plan, decided.opset, decided.precision
+    dtype = graph.TORCH_DTYPES[precision.compute]
     with mode:
         model = family.build(config, dtype)
         curve = torch.empty(1 + decided.curve_places)
     # Before the parts are taken: it unties what the checkpoint stores apart.
     stored = weights.locate(model, folder)
-    size = weights.bytes_to_write(stored, folder, dtype)
-    need_space(scratch.parent, size)
     parts = family.parts(model, plan.tower)
+    choosing.untie(parts.text_model, parts.lm_head, precision)
+    forms = choosing.forms_of(model, parts.text_model, parts.lm_head, plan, precision)
+    size = placing.bytes_to_write(stored, forms, folder, dtype)
+    need_space(scratch.parent, size)
     progress.step("tracing the vision graph")
     vision = graph.trace_vision(parts.vision, decided.vision, mode, opset)
     progress.step("tracing the language graph")
@@ -197,15 +208,15 @@ def _trace(
         parts.two_way,
     ).eval()
     language = graph.trace_language(decoder, decided.language, mode, opset)
-    return _Traced(model, stored, size, parts.vision, decoder, vision, language)
+    return _Traced(model, stored, forms, size, parts.vision, decoder, vision, language)
 
 
 def _write(decided: Manifest, traced: _Traced, folder: Path, scratch: Path, progress: Progress) -> Manifest:
     """Writes weights and graphs; returns the manifest with its files."""
-    dtype = graph.TORCH_DTYPES[decided.model.dtype]
+    dtype = graph.TORCH_DTYPES[decided.precision.compute]
     buffers = weights.buffer_values(traced.model)
     progress.step("writing weights", traced.size)
-    placed, entries = weights.place(traced.stored, folder, scratch, dtype, progress.advance)
+    placed, entries = placing.place(traced.stored, traced.forms, folder, scratch, dtype, progress.advance)
 
     progress.step("writing and checking the graphs")
     curve = torch.from_numpy(curve_table(decided.curve, decided.curve_places))

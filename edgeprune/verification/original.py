@@ -122,7 +122,7 @@ def verify_bundle(
 
 def why_not(bundle: Path, manifest: Manifest) -> str | None:
     """Why the comparison cannot run on this machine; None where it can."""
-    if manifest.model.dtype == "bf16":
+    if manifest.precision.compute == "bf16":
         return "ONNX Runtime's CPU kernels do not run bfloat16"
     weights = sum(entry.bytes for entry in manifest.files)
     free = available_memory()
@@ -135,7 +135,7 @@ def why_not(bundle: Path, manifest: Manifest) -> str | None:
 def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     """All figures, without judging them."""
     family = family_of(read_config(source))
-    dtype = TORCH_DTYPES[manifest.model.dtype]
+    dtype = TORCH_DTYPES[manifest.precision.compute]
     model = family.load(source, dtype)
     vision, language = _session(bundle / manifest.vision.file), _session(bundle / manifest.language.file)
     figures = Figures()
@@ -208,7 +208,7 @@ def _received(family: Family, model: Any, case: Case, layer: int) -> Array:
 def _compare_vision(
     seen: _Seen, received: Array | None, manifest: Manifest, record: Callable[[str, float, float], None]
 ) -> None:
-    kind = manifest.model.dtype
+    kind = manifest.precision.compute
     for name, value in seen.expected.items():
         found = seen.found[name]
         if name == interface.VISUAL_PLACE:
@@ -251,7 +251,7 @@ def _compare_language(
     hf_score: torch.Tensor | None,
     record: Callable[[str, float, float], None],
 ) -> None:
-    kind = manifest.model.dtype
+    kind = manifest.precision.compute
     stages = len(manifest.plan.stages)
     feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), seen.embeds, seen.levels)
     whole = session.run([interface.LOGITS], {name: _to_numpy(value) for name, value in feeds.items()})[0]

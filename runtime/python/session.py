@@ -364,7 +364,7 @@ class Session:
         if np.isfinite(logits.max(axis=1)).all():
             return
         kind = "NaN" if np.isnan(logits).any() else "infinite"
-        narrow = self.manifest.model.dtype == "fp16"  # the others reach as far as the model's own can
+        narrow = self.manifest.precision.compute == "fp16"  # the others reach as far as the model's own can
         raise NumericsError(
             f"the model computed logits that are {kind}: expected numbers; "
             + (
