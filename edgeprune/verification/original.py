@@ -7,12 +7,15 @@ Three independent statements are checked, on random inputs and on a drawn image 
    scores of the layers before the first stage, its eager attention; and where the vision tower merges
    tokens, the scores of the first such layer;
 3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
+
+Where weights are stored in fewer bits, that is checked of the model with the weights that are stored, and a
+fourth statement says how far that is from the original.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import select
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter.decoder import PrunedDecoder
-from edgeprune.exporter.families import Family, family_of, read_config
+from edgeprune.exporter.families import Family, ModelParts, family_of, read_config
 from edgeprune.exporter.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.layout import PromptLayout
 from edgeprune.log import note
@@ -37,6 +40,8 @@ from edgeprune.positions import prompt_positions
 from edgeprune.progress import Progress
 from edgeprune.runtime.programs import run_program
 from edgeprune.units import bytes_text
+from edgeprune.verification import quantising
+from edgeprune.verification.quantising import Selected
 from edgeprune.vision_inputs import frame_feed, vision_inputs
 
 DECODE_STEPS = 4
@@ -143,23 +148,60 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
 
     cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_image_case(bundle, manifest)]
     tower = manifest.plan.tower
-    received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
     parts = family.parts(model, tower)
+    worst = quantising.store(model, parts, bundle, manifest)
+    received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
     seen_of = [_see(vision, parts.vision, case) for case in cases]
     reference = [
         _huggingface(family, model, case, manifest, seen.embeds if tower else None)
         for case, seen in zip(cases, seen_of, strict=True)
     ]
-    curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
-    most = manifest.model.max_positions
-    decoder = PrunedDecoder(
-        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most, parts.two_way
-    ).eval()
+    decoder = _decoder(parts, manifest)
+    found: list[Selected] = []
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
         case = _after_tower(case, seen, manifest)
-        _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
+        prefill = _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
+        found.append(Selected.of(prefill, len(manifest.plan.stages)))
+    limits = quantising.weakest(manifest.precision)
+    if limits is None:
+        return figures.checks
+    record("weights in blocks, the worst matrix against the original", worst, limits.weights)
+    parts = family.parts(family.load(source, dtype), tower)
+    for before, after in zip(_originals(parts, vision, cases, manifest), found, strict=True):
+        for name, value in after.changes(before).items():
+            what = "kept tokens" if name == "kept" else name
+            record(f"{what}, against the original weights", value, getattr(limits, name))
     return figures.checks
+
+
+def _decoder(parts: ModelParts, manifest: Manifest) -> PrunedDecoder:
+    curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
+    return PrunedDecoder(
+        parts.text_model,
+        parts.lm_head,
+        manifest.plan,
+        parts.image_token_id,
+        curve,
+        manifest.model.max_positions,
+        parts.two_way,
+    ).eval()
+
+
+def _originals(
+    parts: ModelParts, vision: Any, cases: Sequence[Case], manifest: Manifest
+) -> Iterator[Selected]:
+    """What the original's prefill selects in each case."""
+    decoder, names = _decoder(parts, manifest), [spec.name for spec in manifest.language.outputs]
+    for case in cases:
+        seen = _see(vision, parts.vision, case)
+        feeds = first_feeds(
+            _after_tower(case, seen, manifest), manifest, manifest.plan, seen.embeds, seen.levels
+        )
+        with torch.no_grad():
+            outputs = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
+        arrays = {name: _to_numpy(value) for name, value in outputs.items()}
+        yield Selected.of(arrays, len(manifest.plan.stages))
 
 
 @dataclass(frozen=True)
@@ -250,7 +292,8 @@ def _compare_language(
     hf_logits: torch.Tensor,
     hf_score: torch.Tensor | None,
     record: Callable[[str, float, float], None],
-) -> None:
+) -> dict[str, Array]:
+    """Returns what the graph gave out in the pruned prefill."""
     kind = manifest.precision.compute
     stages = len(manifest.plan.stages)
     feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), seen.embeds, seen.levels)
@@ -262,6 +305,7 @@ def _compare_language(
     )
     feeds = first_feeds(case, manifest, manifest.plan, seen.embeds, seen.levels)
     names = [spec.name for spec in manifest.language.outputs]
+    prefill: dict[str, Array] = {}
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
             expected = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
@@ -278,6 +322,7 @@ def _compare_language(
             LOGIT_LIMITS[kind],
         )
         if step == 0:
+            prefill = found
             visual = _to_numpy(feeds[interface.VISUAL_INDEX])
             every, place = visual.shape[1], _to_numpy(feeds[interface.CURVE_PLACE])
             weights = (
@@ -303,6 +348,7 @@ def _compare_language(
                 apart = _apart(found[interface.score(0)], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
         feeds = _next_feeds(case.following + step, expected, manifest)
+    return prefill
 
 
 def first_feeds(
@@ -482,6 +528,8 @@ def _session(path: Path) -> Any:
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # By default what multiplies weights in blocks is rounded to 8 bits, which is no mistake of the graph.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

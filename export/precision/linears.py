@@ -7,15 +7,18 @@ checkpoint's own order, [N, K] and a transposition, ONNX Runtime would dequantis
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import torch
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter.placing import QuantisedTensor
+from edgeprune.exporter.precision.blocks import Blocks, unpacked
 from edgeprune.exporter.weights import StoredTensor
+from edgeprune.files import open_regular
 from edgeprune.manifest import BlockKind
 
 BLOCKS_OPSET = 21  # blocks of DequantizeLinear, and 4 bit integers
@@ -158,3 +161,27 @@ def _initializer(
     )
     graph.register_initializer(found)
     return found
+
+
+def stored_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
+    """The weights in blocks of an ONNX file, each by its parameter's name, one after the other."""
+    graph = onnx.load(path, load_external_data=False).graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    kinds = {dtype.value: kind for kind, dtype in _VALUES.items()}
+    floats = {dtype.value: stored for stored, dtype in _IR_DTYPES.items()}
+    for name, values in initializers.items():
+        own = name.removesuffix(VALUES)
+        if own == name or own.rpartition(".")[2].isdecimal():  # a second reader has the same
+            continue
+        scale = initializers[own + SCALE]
+        raw = torch.frombuffer(_bytes_of(values, path.parent), dtype=torch.uint8)
+        held = unpacked(raw, kinds[values.data_type]).reshape(tuple(values.dims))
+        scales = torch.frombuffer(_bytes_of(scale, path.parent), dtype=floats[scale.data_type])
+        yield own, Blocks(held, scales.reshape(tuple(scale.dims)))
+
+
+def _bytes_of(tensor: onnx.TensorProto, folder: Path) -> bytearray:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    with open_regular(folder / entries["location"]) as file:
+        file.seek(int(entries["offset"]))
+        return bytearray(file.read(int(entries["length"])))
