@@ -148,9 +148,9 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
 
     cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_image_case(bundle, manifest)]
     tower = manifest.plan.tower
-    parts = family.parts(model, tower)
-    worst = quantising.store(model, parts, bundle, manifest)
+    worst = quantising.store(model, family.parts(model), bundle, manifest)
     received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
+    parts = family.parts(model, tower)  # from here on the tower's own attention is another
     seen_of = [_see(vision, parts.vision, case) for case in cases]
     reference = [
         _huggingface(family, model, case, manifest, seen.embeds if tower else None)
