@@ -36,8 +36,8 @@ class Limits:
     logits: float
 
 
-# Rounding a normal distribution leaves 0.006, 0.03 and 0.1 of it. What comes of that depends on the model, of a
-# tiny or random one far more than of one that was trained. So these tell a mistake, not how good a model is.
+# Rounding a normal distribution leaves 0.006, 0.03 and 0.1 of it. What comes of that depends on the model: of
+# a tiny or random one far more than of one that was trained. These tell a mistake, not how good a model is.
 LIMITS: dict[BlockKind, Limits] = {
     "int8": Limits(weights=0.02, kept=0.2, score=0.2, logits=0.3),
     "fp8": Limits(weights=0.06, kept=0.4, score=0.4, logits=0.6),

@@ -69,10 +69,13 @@ class Blocks:
 
 
 def block_of(inputs: int, wanted: int) -> int | None:
-    """The longest block of `wanted` or half of it and so on, down to 16, that divides K; None where none."""
+    """The longest block of `wanted` or half of it and so on, down to 16, that K has two of at least; or None.
+
+    Of a single one TensorRT for RTX 1.7 fails to compile the product.
+    """
     block = wanted
     while block >= SMALLEST_BLOCK:
-        if inputs % block == 0:
+        if inputs % block == 0 and inputs > block:
             return block
         block //= 2
     return None

@@ -82,7 +82,8 @@ def test_eight_bit_values_are_their_bytes(kind: BlockKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "block"), [(4096, 128), (896, 128), (576, 64), (96, 32), (48, 16), (40, None), (8, None)]
+    ("inputs", "block"),
+    [(4096, 128), (896, 128), (128, 64), (576, 64), (96, 32), (48, 16), (40, None), (16, None)],
 )
 def test_the_longest_block_that_divides(inputs: int, block: int | None) -> None:
     assert block_of(inputs, 128) == block
