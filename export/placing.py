@@ -59,73 +59,75 @@ class QuantisedTensor:
 Placed: TypeAlias = "StoredTensor | QuantisedTensor"
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which files are brought as they are, and what is written anew, by what it is and its form."""
-
-    whole: tuple[str, ...]
-    anew: dict[tuple[StoredTensor, Form], str]
-
-
-def _plan(wanted: Mapping[str, StoredTensor], forms: Mapping[str, Form]) -> _Plan:
-    gained: dict[str, int] = {}
-    for tensor, form in {(tensor, forms[name]) for name, tensor in wanted.items()}:
-        stays = tensor.length if form == tensor.dtype else -tensor.length
-        gained[tensor.file] = gained.get(tensor.file, 0) + stays
-    whole = {file for file, gain in gained.items() if gain >= 0}
-    anew = {
-        (tensor, forms[name]): name
-        for name, tensor in wanted.items()
-        if tensor.file not in whole or forms[name] != tensor.dtype
-    }
-    return _Plan(tuple(sorted(whole)), anew)
-
-
-def bytes_to_write(
-    wanted: Mapping[str, StoredTensor], forms: Mapping[str, Form], source: Path, scale: torch.dtype
-) -> int:
-    """What `place` writes, but for one header."""
-    plan = _plan(wanted, forms)
-    whole = sum((source / file).stat().st_size for file in plan.whole)
-    return whole + sum(piece.bytes for key in plan.anew for piece in _pieces(*key, scale))
-
-
-def place(
-    wanted: Mapping[str, StoredTensor],
-    forms: Mapping[str, Form],
-    source: Path,
-    target: Path,
-    scale: torch.dtype,
-    progress: Callable[[int], None] | None = None,
-    into_blocks: Quantise | None = None,
-) -> tuple[dict[str, Placed], list[FileEntry]]:
-    """Brings the wanted tensors into `target`; `progress` is told the bytes written.
+class Placing:
+    """Brings tensors of a checkpoint into a bundle.
 
     Args:
         wanted: where each is stored.
         forms: what each becomes.
         source, target: the model and the bundle.
         scale: the type of the scales of blocks.
-        progress: see above.
         into_blocks: how weights come into blocks; None rounds them to the nearest.
-
-    Returns:
-        Where each now lies, and the files written with their sums.
-
-    Raises:
-        InputError: a weight is stored in no floating type, or is beyond the range of the one it becomes.
     """
-    plan = _plan(wanted, forms)
-    entries = [copy_with_sha256(source / file, target / file, progress) for file in plan.whole]
-    moved: dict[tuple[StoredTensor, Form], Placed] = {}
-    if plan.anew:
-        name = CONVERTED
-        while name in plan.whole:  # a checkpoint's own file may be called so
-            name = f"_{name}"
-        rounds = into_blocks or (lambda _, weight, form: quantise(weight, form, scale))
-        moved, entry = _write(plan.anew, source, target / name, scale, rounds, progress)
-        entries.append(entry)
-    return {name: moved.get((tensor, forms[name]), tensor) for name, tensor in wanted.items()}, entries
+
+    def __init__(
+        self,
+        wanted: Mapping[str, StoredTensor],
+        forms: Mapping[str, Form],
+        source: Path,
+        target: Path,
+        scale: torch.dtype,
+        into_blocks: Quantise | None = None,
+    ) -> None:
+        self._wanted, self._forms = wanted, forms
+        self._source, self._target, self._scale = source, target, scale
+        self._into_blocks = into_blocks or (lambda _, weight, form: quantise(weight, form, scale))
+        gained: dict[str, int] = {}
+        for tensor, form in {(tensor, forms[name]) for name, tensor in wanted.items()}:
+            stays = tensor.length if form == tensor.dtype else -tensor.length
+            gained[tensor.file] = gained.get(tensor.file, 0) + stays
+        self._whole = tuple(sorted(file for file, gain in gained.items() if gain >= 0))
+        self._anew = {
+            (tensor, forms[name]): name
+            for name, tensor in wanted.items()
+            if tensor.file not in self._whole or forms[name] != tensor.dtype
+        }
+
+    @property
+    def bytes(self) -> int:
+        """What will be written, but for one header."""
+        whole = sum((self._source / file).stat().st_size for file in self._whole)
+        return whole + sum(piece.bytes for key in self._anew for piece in _pieces(*key, self._scale))
+
+    def copy(self, progress: Callable[[int], None]) -> list[FileEntry]:
+        """Copies the files that stay as they are; `progress` is told the bytes written.
+
+        Returns:
+            Those files with their sums.
+        """
+        return [copy_with_sha256(self._source / file, self._target / file, progress) for file in self._whole]
+
+    def convert(self, progress: Callable[[int], None]) -> tuple[dict[str, Placed], list[FileEntry]]:
+        """Writes what changes; `progress` is told the bytes written.
+
+        Returns:
+            Where every tensor now lies, and the file written, if any, with its sum.
+
+        Raises:
+            InputError: a weight is stored in no floating type, or is beyond the range of the one it becomes.
+        """
+        moved: dict[tuple[StoredTensor, Form], Placed] = {}
+        entries = []
+        if self._anew:
+            name = CONVERTED
+            while name in self._whole:  # a checkpoint's own file may be called so
+                name = f"_{name}"
+            moved, entry = _write(
+                self._anew, self._source, self._target / name, self._scale, self._into_blocks, progress
+            )
+            entries.append(entry)
+        forms = self._forms
+        return {n: moved.get((tensor, forms[n]), tensor) for n, tensor in self._wanted.items()}, entries
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _write(
     path: Path,
     scale: torch.dtype,
     into_blocks: Quantise,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> tuple[dict[tuple[StoredTensor, Form], Placed], FileEntry]:
     """Writes one safetensors file."""
     for tensor, _ in anew:
@@ -226,7 +228,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 class _HashedFile:
     """A file that is hashed while it is written, both behind the back of whoever makes its content."""
 
-    def __init__(self, path: Path, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, path: Path, progress: Callable[[int], None]) -> None:
         self._path = path
         self._progress = progress
         self._file = path.open("wb")
@@ -238,7 +240,7 @@ class _HashedFile:
     def write(self, content: bytes | memoryview, silent: bool = False) -> None:
         """Takes the content over; it must not change afterwards."""
         self._wait()
-        if self._progress and not silent:
+        if not silent:
             self._progress(len(content))
         self._busy = self._thread.submit(self._put, content)
 

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeprune.errors import InputError
-from edgeprune.exporter import placing
-from edgeprune.exporter.placing import Form, QuantisedTensor
+from edgeprune.exporter.placing import CONVERTED, Form, Placing, QuantisedTensor
 from edgeprune.exporter.precision.blocks import BlockForm, Blocks, quantise
 from edgeprune.exporter.weights import StoredTensor, read_header, read_tensor
 
@@ -37,11 +36,11 @@ class Place:
     def place(self, stored: Mapping[str, StoredTensor], forms: Form | Mapping[str, Form], **more: Any) -> Any:
         if not isinstance(forms, dict):
             forms = dict.fromkeys(stored, forms)
-        expected = placing.bytes_to_write(stored, forms, self.source, torch.float32)
-        found = placing.place(
-            stored, forms, self.source, self.target, torch.float32, self.advanced.append, **more
-        )
-        assert sum(self.advanced) == expected
+        placing = Placing(stored, forms, self.source, self.target, torch.float32, **more)
+        copied = placing.copy(self.advanced.append)
+        placed, converted = placing.convert(self.advanced.append)
+        assert sum(self.advanced) == placing.bytes
+        found = placed, [*copied, *converted]
         for entry in found[1]:
             content = (self.target / entry.path).read_bytes()
             assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
@@ -85,14 +84,14 @@ def test_a_file_that_would_be_mostly_idle_is_not_brought(here: Place) -> None:
     tensors = {"stays": torch.randn(64), "changes": torch.randn(64, 64)}
     stored = here.store(tensors)
     placed, entries = here.place(stored, {"stays": torch.float32, "changes": torch.float16})
-    assert [entry.path for entry in entries] == [placing.CONVERTED]
+    assert [entry.path for entry in entries] == [CONVERTED]
     assert torch.equal(read_tensor(here.target, placed["stays"]), tensors["stays"])
-    assert len(load_file(here.target / placing.CONVERTED)) == 2
+    assert len(load_file(here.target / CONVERTED)) == 2
 
 
 def test_a_checkpoint_s_file_of_the_new_file_s_name_stays_as_it_is(here: Place) -> None:
     tensors = {"a": torch.randn(300, 5), "b": torch.randn(7).half()}
-    stored = here.store(tensors, placing.CONVERTED)
+    stored = here.store(tensors, CONVERTED)
     placed, entries = here.place(stored, torch.float32)
     assert len({entry.path for entry in entries}) == 2
     for name, tensor in placed.items():

@@ -64,7 +64,7 @@ def attached(model: ir.Model, weight: torch.Tensor, form: placing.Form, folder: 
     (source := folder / "source").mkdir()
     save_file({"w": weight}, source / "model.safetensors")
     stored = read_header(source / "model.safetensors")
-    placed, _ = placing.place(stored, {"w": form}, source, folder, torch.float32)
+    placed, _ = placing.Placing(stored, {"w": form}, source, folder, torch.float32).convert(print)
     assemble.attach(model, placed, folder)
     onnx.save(ir.to_proto(model), folder / "model.onnx")
     onnx.checker.check_model(str(folder / "model.onnx"))
