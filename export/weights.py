@@ -11,7 +11,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,8 +210,10 @@ def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     return renamed
 
 
-def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
+def locate(model: PreTrainedModel, folder: Path, quantised: Collection[str] = ()) -> dict[str, StoredTensor]:
     """Where every parameter of `model` is stored, by parameter name; tied names share an entry.
+
+    Those named as `quantised` are left out: other tensors make them up, as `precision.stored` finds them.
 
     What `model` ties is changed to what transformers ties when it loads this checkpoint: a stored head of
     other values than the embedding stays a weight of its own, whatever the config says.
@@ -242,7 +244,8 @@ def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
     _tie_as_loaded(model, folder, by_name)
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
+        if name not in quantised:
+            groups.setdefault(id(parameter), []).append(name)
     found: dict[str, StoredTensor] = {}
     for names in groups.values():
         tensor = next((by_name[name] for name in names if name in by_name), None)

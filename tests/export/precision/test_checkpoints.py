@@ -14,14 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from safetensors.torch import load_file
 
 from edgeprune.errors import InputError, UnsupportedModelError
-from edgeprune.exporter import weights
-from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.precision.checkpoints import (
     Repacked,
-    check_layer,
     dequantise,
     group_layers,
     repack,
@@ -36,10 +32,8 @@ from tests.quantised_checkpoints import (
     float8,
     gptq,
     packed,
-    quantise_folder,
     words,
 )
-from tests.tiny import llava_config, save_gemma3, save_internvl, save_llava, save_qwen, save_smolvlm
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 AWQ = Scheme("awq", 4, 16, symmetric=False)
@@ -393,76 +387,6 @@ def test_groups_too_small_for_blocks_are_refused() -> None:
     matrix = Integers(4, np.zeros((32, 8), int), torch.ones(4, 8), np.zeros((4, 8), int), np.arange(32) // 8)
     with pytest.raises(UnsupportedModelError, match=r"groups of \[8\] input features, which cannot be cut"):
         repack(Scheme("awq", 4, 8), NAME, awq(matrix), (8, 32))
-
-
-def test_a_header_is_enough_to_check_a_layer(tmp_path: Path) -> None:
-    folder = save_llava(tmp_path / "model")
-    quantise_folder(folder, "gptq")
-    stored = weights.read_header(folder / "model.safetensors")
-    layers = group_layers(stored, {key: key for key in stored})
-    name, layer = next(item for item in layers.items() if item[0].endswith("down_proj.weight"))
-    assert check_layer(GPTQ, name, layer, (32, 48)) == 4
-    with pytest.raises(InputError, match="do not belong together"):
-        check_layer(GPTQ, name, layer, (32, 64))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_layers_of_a_folder_mean_what_was_quantised(layout: str, tmp_path: Path) -> None:
-    folder = save_llava(tmp_path / "model")
-    meant = quantise_folder(folder, layout)
-    path = folder / "model.safetensors"
-    config = llava_config()
-    family = family_of(config)
-    model = family.build(config, torch.float32)
-    stored = weights.read_header(path)
-    renamed = weights.rename_map(model, stored)
-    layers = group_layers(stored, renamed)
-    values = {renamed.get(key, key): value for key, value in load_file(path).items()}
-    scheme = read_quantization(folder, {"quantization_config": LAYOUTS[layout][1]})
-    assert scheme is not None
-    wanted = {name: meant[key] for key, name in weights.rename_map(model, meant).items()}
-    assert len(layers) == 4 * 7
-    parameters = dict(model.named_parameters())
-    for name, layer in layers.items():
-        stem = name.removesuffix("weight")
-        tensors = {part: values[f"{stem}{part}"] for part in layer}
-        n, k = parameters[name].shape
-        found = repack(scheme, name, tensors, (n, k))
-        assert np.array_equal(dequantise(found), wanted[name].numpy()), name
-
-
-@pytest.mark.parametrize(
-    ("save", "before", "after"),
-    [
-        (save_llava, "", ""),
-        (save_gemma3, "language_model.model.", "model.language_model."),
-        (save_qwen, "model.layers.", "model.language_model.layers."),
-        (save_internvl, "language_model.model.", "model.language_model."),
-        (save_smolvlm, "model.text_model.", "model.text_model."),
-    ],
-)
-def test_parts_of_a_layer_are_renamed_as_its_weight(
-    save: Any, before: str, after: str, tmp_path: Path
-) -> None:
-    """In the names of older and of newer checkpoints."""
-    folder = save(tmp_path / "model")
-    config = read_config(folder)
-    family = family_of(config)
-    path = folder / "model.safetensors"
-    plain = weights.rename_map(family.build(config, torch.float32), weights.read_header(path))
-    quantise_folder(folder, "gptq")
-    stored = weights.read_header(path)
-    for changed in (False, True):
-        keys = {
-            after + key.removeprefix(before) if changed and key.startswith(before) else key: tensor
-            for key, tensor in stored.items()
-        }
-        model = family.build(config, torch.float32)
-        layers = group_layers(keys, weights.rename_map(model, keys))
-        parameters = dict(model.named_parameters())
-        assert layers
-        assert set(layers) <= set(parameters) & set(plain.values())
-        assert all(set(layer) == {"qweight", "qzeros", "scales", "g_idx"} for layer in layers.values())
 
 
 def _tensor(dtype: torch.dtype = torch.int32) -> torch.Tensor:
