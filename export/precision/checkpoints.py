@@ -316,12 +316,12 @@ def _of_output_rows(
     scheme: Scheme, layer: Mapping[str, torch.Tensor], bits: int, shape: tuple[int, int]
 ) -> _Parts:
     """A layer of compressed-tensors or float8: [N, K], packed along K or not."""
-    n, k = shape
+    n, _ = shape
     entries = _array(layer[_scale_part(layer)])
     form = _scale_form(scheme, entries.shape, shape)
     assert form is not None  # `check_layer` has seen to it
     if "weight_packed" in layer:
-        codes = _unpacked(_array(layer["weight_packed"]), bits, 1)[:, :k]
+        codes = _unpacked(_array(layer["weight_packed"]), bits, 1)
     else:
         codes = _array(layer["weight"]).view(np.uint8)
         if layer["weight"].dtype == torch.int8:

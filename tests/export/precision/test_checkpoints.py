@@ -113,8 +113,8 @@ def test_rows_out_of_order_are_sorted_by_group(data: st.DataObject, symmetric: b
     if found.order is None:
         assert (np.diff(matrix.groups) >= 0).all()
     else:
-        assert sorted(found.order) == list(range(found.shape[0]))
-        assert (np.diff(matrix.groups[found.order]) >= 0).all()
+        rows = range(len(matrix.groups))
+        assert found.order.tolist() == sorted(rows, key=lambda row: (matrix.groups[row], row))
 
 
 @given(st.data(), st.sampled_from([4, 8]), st.booleans())
@@ -321,7 +321,7 @@ def _parts() -> Parts:
         (GPTQ, {"scales": torch.ones([])}, r"scales of .*expected \(0, 16\)"),
         (GPTQ, {"g_idx": torch.zeros(16, dtype=torch.int32)}, r"g_idx of .*expected \(32,\)"),
         (GPTQ, {"g_idx": torch.full((32,), 2, dtype=torch.int32)}, r"g_idx of .*expected 2 groups"),
-        (GPTQ, {"g_idx": torch.arange(-1, 31, dtype=torch.int32)}, r"g_idx of .*expected 2 groups"),
+        (GPTQ, {"g_idx": torch.arange(32, dtype=torch.int32) // 16 - 1}, r"g_idx of .*expected 2 groups"),
         (AWQ, {}, r"qweight of .*\(4, 16\), expected \(32, 2\) for a weight \(16, 32\) by config\.json"),
     ],
 )
@@ -360,6 +360,7 @@ def test_a_weight_whose_words_cannot_be_whole_is_refused() -> None:
             r"weight_zero_point of .*expected \(16, 2\)",
         ),
         ("weight_shape", torch.tensor([16, 31]), r"weight_shape of .*expected \[16, 32\] by config"),
+        ("weight_g_idx", torch.zeros(16, dtype=torch.int32), r"weight_g_idx of .*expected \(32,\)"),
         ("weight_shape", torch.tensor([16]), r"weight_shape of .*expected \(2,\)"),
         (
             "weight_packed",
@@ -381,6 +382,26 @@ def test_a_scaled_but_unquantised_weight_is_refused() -> None:
         InputError, match=r"weight of .* as torch\.float32 .*expected torch\.float8_e4m3fn or"
     ):
         repack(COMPRESSED, NAME, parts, (16, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_unpacked_values_of_another_shape_are_refused(dtype: torch.dtype) -> None:
+    parts = {"weight": torch.zeros(16, 32).to(dtype), "weight_scale": torch.ones(16, 1)}
+    with pytest.raises(
+        InputError, match=r"weight of .*\(16, 32\), expected \(16, 48\) for a weight \(16, 48\)"
+    ):
+        repack(COMPRESSED, NAME, parts, (16, 48))
+
+
+def test_output_features_may_fill_no_word() -> None:
+    """Zero points are packed along them, and fill no byte."""
+    chance = np.random.default_rng(0)
+    zeros = chance.integers(1, 8, (1, 9))
+    matrix = Integers(4, chance.integers(0, 16, (16, 9)), torch.ones(1, 9), zeros, np.zeros(16, int))
+    found = repack(COMPRESSED, NAME, packed(matrix, False), (9, 16))
+    assert_same(found, matrix)
+    assert found.zero is not None
+    assert found.zero.tolist() == [*(zeros[0, 0:8:2] + 16 * zeros[0, 1:8:2]), zeros[0, 8]]
 
 
 def test_groups_too_small_for_blocks_are_refused() -> None:

@@ -134,6 +134,7 @@ def test_a_block_of_zeros_stays_zero() -> None:
     values, scales = quantise_gptq(weight, torch.eye(32), 16, 4, widest(4))
     assert scales[0, 1] == 0
     assert not bool(values[:16, 1].any())
+    assert torch.equal(values[16:], nearest(weight, 16, 4)[0][16:])
 
 
 def test_the_scale_is_used_as_it_will_be_stored() -> None:
@@ -157,7 +158,7 @@ def test_the_scale_is_used_as_it_will_be_stored() -> None:
     ("hessian", "message"),
     [
         (torch.full((16, 16), torch.nan), r"no finite second moments: expected finite activations"),
-        (-torch.ones(16, 16) + 2 * torch.eye(16).roll(1, 0), r"not positive even when damped by"),
+        (100 - 99 * torch.eye(16), r"not positive even when damped by 10: expected a sum of x x\^T"),
     ],
 )
 def test_what_is_no_hessian_is_named(hessian: torch.Tensor, message: str) -> None:
