@@ -329,7 +329,7 @@ def _of_output_rows(
     zeros: NDArray[np.uint8] | None = None
     if (stored := layer.get("weight_zero_point")) is not None:
         if stored.dtype == torch.int32:  # packed along N
-            zeros = _unpacked(_array(stored), bits, 0)[:n]
+            zeros = _unpacked(_array(stored), bits, 0)
         else:
             zeros = (_array(stored).astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
         zeros = form.spread(zeros, n)

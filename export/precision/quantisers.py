@@ -25,11 +25,11 @@ _FILES: dict[str, Kind | None] = {
 _NAMES = ("quant_method", "quant_algo", "format", "load_in_4bit", "load_in_8bit", "producer")
 
 # The formats of compressed-tensors that hold one integer or one float8 a weight: the type, and its bits.
-_FORMATS: dict[str, set[tuple[str, int]]] = {
-    "pack-quantized": {("int", 4), ("int", 8)},
-    "int-quantized": {("int", 8)},
-    "float-quantized": {("float", 8)},
-    "naive-quantized": {("int", 8), ("float", 8)},
+_FORMATS: dict[str, tuple[tuple[str, int], ...]] = {
+    "pack-quantized": (("int", 4), ("int", 8)),
+    "int-quantized": (("int", 8),),
+    "float-quantized": (("float", 8),),
+    "naive-quantized": (("int", 8), ("float", 8)),
 }
 
 
@@ -223,11 +223,10 @@ def _compressed_group(found: Description, group: Any, layout: Any) -> Scheme:
             f"in the format {shown(repr(layout))} with weights of type {shown(repr(kind))} and "
             f"{shown(repr(bits))} bits, which is not supported"
         )
-    strategy = weights.get("strategy")
     return Scheme(
         "compressed-tensors",
         bits,
-        _group(found, weights.get("group_size")) if strategy in (None, "group") else None,
+        _group(found, weights.get("group_size")),
         symmetric=bool(weights.get("symmetric", True)),
         act_order=weights.get("actorder") in ("group", "dynamic"),
         block=_block(found, weights.get("block_structure")),
@@ -259,10 +258,10 @@ def _first(content: Mapping[str, Any], *names: str) -> Any:
 
 
 def _bits(found: Description, bits: Any, allowed: set[int]) -> int:
-    if isinstance(bits, bool) or bits not in allowed:
+    if not isinstance(bits, int) or bits not in allowed:
         words = " and ".join(map(str, sorted(allowed)))
         raise found.refused(f"with {shown(repr(bits))} bits a weight, of which only {words} are supported")
-    return int(bits)
+    return bits
 
 
 def _group(found: Description, size: Any) -> int | None:

@@ -191,6 +191,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "awq of 3 bits": ({**QWEN_AWQ, "bits": 3}, r"with 3 bits a weight, of which only 4 are supported"),
     "gptq of 3 bits": ({**GPTQ, "bits": 3}, r"with 3 bits a weight, of which only 4 and 8 are supported"),
     "gptq of no bits": ({**GPTQ, "bits": True}, r"with True bits a weight"),
+    "gptq of bits in a list": ({**GPTQ, "bits": [4]}, r"with \[4\] bits a weight"),
+    "compressed-tensors of bits in a list": (compressed(num_bits=[4]), r"of type 'int' and \[4\] bits"),
     "gptq in groups of text": ({**GPTQ, "group_size": "all"}, r"in groups of 'all', where a number of input"),
     "marlin": ({**GPTQ, "checkpoint_format": "marlin"}, r"in the layout 'marlin', of which only 'gptq' and"),
     "marlin of old": ({**GPTQ, "is_marlin_format": True}, r"in the layout 'marlin'"),
