@@ -174,7 +174,7 @@ def _int8(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
 def _float8(kind: str) -> Callable[[torch.Tensor], tuple[Parts, torch.Tensor]]:
     def quantise(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
         if kind == "block":
-            parts, whole = float8(weight, (32, 32), torch.float32)
+            parts, whole = float8(weight, (GROUP, GROUP), torch.float32)
             return {"weight": parts["weight"], "weight_scale_inv": parts["weight_scale"]}, whole
         parts, whole = float8(weight, (1, weight.shape[1]) if kind == "channel" else None, torch.bfloat16)
         if kind == "tensor":
@@ -221,7 +221,7 @@ def _compressed_config(layout: str, inputs: bool, **weights: Any) -> dict[str, A
         "config_groups": {"group_0": group},
         "format": layout,
         "global_compression_ratio": None,
-        "ignore": ["lm_head", "re:vision_tower.*", "re:multi_modal_projector.*"],
+        "ignore": ["lm_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"],
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
@@ -231,7 +231,7 @@ def _compressed_config(layout: str, inputs: bool, **weights: Any) -> dict[str, A
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 _AWQ = {"bits": 4, "group_size": GROUP, "quant_method": "awq", "version": "gemm", "zero_point": True}
 _UNTOUCHED = ["vision_tower", "multi_modal_projector"]
-_FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [32, 32]}
+_FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [GROUP, GROUP]}
 
 # By layout: what becomes of a weight, and the quantization_config.
 LAYOUTS: dict[str, tuple[Callable[[torch.Tensor], tuple[Parts, torch.Tensor]], dict[str, Any]]] = {
