@@ -231,7 +231,12 @@ def _compressed_config(layout: str, inputs: bool, **weights: Any) -> dict[str, A
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 _AWQ = {"bits": 4, "group_size": GROUP, "quant_method": "awq", "version": "gemm", "zero_point": True}
 _UNTOUCHED = ["vision_tower", "multi_modal_projector"]
-_FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [GROUP, GROUP]}
+_FP8 = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [GROUP, GROUP],
+}
 
 # By layout: what becomes of a weight, and the quantization_config.
 LAYOUTS: dict[str, tuple[Callable[[torch.Tensor], tuple[Parts, torch.Tensor]], dict[str, Any]]] = {

@@ -22,14 +22,6 @@ from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.precision.quantisers import Scheme
 from edgeprune.fields import shown
 
-# What a quantised layer's tensors are called in the place of `weight`.
-_PARTS = frozenset(
-    {
-        *("qweight", "qzeros", "scales", "g_idx"),
-        *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
-        "weight_scale_inv",
-    }
-)
 _VALUES = ("qweight", "weight_packed", "weight")
 # Where in a word of AWQ each of eight columns is: its nibbles hold the columns 0, 2, 4, 6, 1, 3, 5, 7.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -38,6 +30,7 @@ _LEAST, _MOST = 16, 128
 
 _INTEGERS = (torch.int32,)
 _SCALES = (torch.float16, torch.bfloat16, torch.float32, torch.float8_e8m0fnu)
+# By part of a quantised layer.
 _DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "qweight": _INTEGERS,
     "qzeros": _INTEGERS,
@@ -51,6 +44,8 @@ _DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "weight_shape": (torch.int64, torch.int32),
     "weight_g_idx": _INTEGERS,
 }
+# What stands in the place of `weight`, or beside it.
+_PARTS = frozenset(_DTYPES) - {"weight"}
 
 
 class _Tensor(Protocol):
