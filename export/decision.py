@@ -185,18 +185,18 @@ def _note_resampled(curve: BiasCurve, per_image: int) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype that most of the checkpoint's bytes have."""
+    """The dtype that most of the checkpoint's bytes have, but for those of quantised weights."""
     sizes: dict[torch.dtype, int] = {}
     for file in weights.checkpoint_files(folder):
         for tensor in weights.read_header(file).values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
-    dtype = max(sizes, key=lambda d: sizes[d])
-    if dtype not in _DTYPE_NAMES:
+            if tensor.dtype in _DTYPE_NAMES:
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
+    if not sizes:
         raise InputError(
             f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before "
             "quantisation"
         )
-    return dtype
+    return max(sizes, key=lambda d: sizes[d])
 
 
 def _opset(asked: int | None, precision: Precision) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 from transformers.utils import logging
 
 from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.exporter.precision.checkpoints import as_weight, of_weight
 from edgeprune.fields import shown
 from edgeprune.files import open_regular
 from edgeprune.json_file import parse_json, read_json
@@ -30,8 +31,17 @@ from edgeprune.json_file import parse_json, read_json
 _INDEX_SUFFIX = ".safetensors.index.json"
 _INDEX = f"model{_INDEX_SUFFIX}"
 _SINGLE = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
+# Those of quantised weights, too; what has no name here can only be refused, whatever it is.
+_DTYPES = {
+    **_FLOATS,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,8 @@ def _stored(file: str, key: str, entry: Mapping[str, Any], start: int) -> Stored
 def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     """Checkpoint key -> parameter name, as transformers renames on loading.
 
+    Parts of a quantised layer go where its weight goes, and keep their last name.
+
     Raises:
         UnsupportedModelError: loading would transform a weight, so that it cannot stay in its file.
     """
@@ -175,20 +187,23 @@ def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     prefix, wanted = model.base_model_prefix, model.state_dict(keep_vars=True)
     renamed = {}
     for key in sorted(keys, key=dot_natural_key):  # a renaming may wait for an earlier key
-        name, pattern = rename_source_key(key, renamings, converters, prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, pattern = rename_source_key(key, [], [], prefix, wanted)
+        plain, part = as_weight(key)
+        name, pattern = rename_source_key(plain, renamings, converters, prefix, wanted)
+        if name not in wanted and plain in wanted:
+            name, pattern = rename_source_key(plain, [], [], prefix, wanted)
         if pattern is not None and name in wanted:
             raise UnsupportedModelError(
                 f"the checkpoint's {shown(key)} has to be transformed on loading, which is not supported: "
                 "save the model once with save_pretrained of the installed transformers"
             )
-        renamed[key] = name
+        renamed[key] = of_weight(name, part)
     return renamed
 
 
-def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
+def locate(model: PreTrainedModel, folder: Path, quantised: Collection[str] = ()) -> dict[str, StoredTensor]:
     """Where every parameter of `model` is stored, by parameter name; tied names share an entry.
+
+    Those named as `quantised` are left out: other tensors make them up, as `precision.stored` finds them.
 
     What `model` ties is changed to what transformers ties when it loads this checkpoint: a stored head of
     other values than the embedding stays a weight of its own, whatever the config says.
@@ -219,7 +234,8 @@ def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
     _tie_as_loaded(model, folder, by_name)
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
+        if name not in quantised:
+            groups.setdefault(id(parameter), []).append(name)
     found: dict[str, StoredTensor] = {}
     for names in groups.values():
         tensor = next((by_name[name] for name in names if name in by_name), None)

@@ -338,6 +338,9 @@ def test_most_bytes_decide_the_dtype(tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(10).half(), "b": torch.zeros(4)}, tmp_path / "model.safetensors")
     assert decision.stored_dtype(tmp_path) == torch.float16
+    quantised = {"a": torch.zeros(99, dtype=torch.int32), "b": torch.zeros(99).to(torch.float8_e4m3fn)}
+    save_file({**quantised, "c": torch.zeros(4).bfloat16()}, tmp_path / "model.safetensors")
+    assert decision.stored_dtype(tmp_path) == torch.bfloat16
     save_file({"a": torch.zeros(10, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not stored as fp32, fp16 or bf16: export the model before"):
         decision.stored_dtype(tmp_path)

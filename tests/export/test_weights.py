@@ -321,6 +321,16 @@ def test_reads_what_it_should(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [*ITEM, torch.int8, torch.int32, torch.int64, torch.float8_e4m3fn, torch.float8_e8m0fnu],
+    ids=str,
+)
+def test_types_of_tensors_are_told_apart(dtype: torch.dtype, tmp_path: Path) -> None:
+    (found,) = stored_in(tmp_path, {"w": torch.ones(4).to(dtype)}).values()
+    assert found.dtype == dtype
+
+
 def _pickled(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
 
