@@ -321,13 +321,18 @@ def test_reads_what_it_should(tmp_path: Path) -> None:
     }
 
 
+def _stored(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, StoredTensor]:
+    save_file(tensors, folder / "model.safetensors")
+    return weights.read_header(folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     "dtype",
     [*ITEM, torch.int8, torch.int32, torch.int64, torch.float8_e4m3fn, torch.float8_e8m0fnu],
     ids=str,
 )
 def test_types_of_tensors_are_told_apart(dtype: torch.dtype, tmp_path: Path) -> None:
-    (found,) = stored_in(tmp_path, {"w": torch.ones(4).to(dtype)}).values()
+    (found,) = _stored(tmp_path, {"w": torch.ones(4).to(dtype)}).values()
     assert found.dtype == dtype
 
 
