@@ -26,6 +26,8 @@ def export(
     debias: str | Sequence[str] | None = None,
     dtype: DType | None = None,
     weights: WeightKind | None = None,
+    calibrate_images: str | os.PathLike[str] | None = None,
+    calibrate_prompts: str | os.PathLike[str] | None = None,
     opset: int | None = None,
     seed: int = 0,
     max_pixels: int | None = None,
@@ -53,6 +55,10 @@ def export(
         weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8"
             or "fp8" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where all is as
             in the checkpoint, its files stay as they are.
+        calibrate_images: images to round int4 or int8 weights by (GPTQ), a folder, a list of paths, or a
+            question file (.jsonl), some dozens like those that the model will see; None rounds to the
+            nearest. The model is loaded whole for it.
+        calibrate_prompts: a file with a question a line, asked in turn; None is a general one.
         opset: ONNX opset, 18 to 22; None is the least that has what is needed, 18, for weights in blocks 21.
         seed: of the method "random".
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
@@ -69,7 +75,18 @@ def export(
     """
     pipeline = export_module("exporter.pipeline")
     options = pipeline.ExportOptions(
-        keep, method, layer, curve, debias, dtype, weights, opset, seed, max_pixels
+        keep=keep,
+        method=method,
+        layer=layer,
+        curve=curve,
+        debias=debias,
+        dtype=dtype,
+        weights=weights,
+        calibrate_images=calibrate_images,
+        calibrate_prompts=calibrate_prompts,
+        opset=opset,
+        seed=seed,
+        max_pixels=max_pixels,
     )
     written: Path = pipeline.export(
         model,
@@ -77,6 +94,7 @@ def export(
         output=output,
         force=force,
         verify=export_module("verification.original").verify_bundle if verify else None,
+        by_gptq=None if calibrate_images is None else export_module("calibration.rounding").by_gptq,
         progress=progress,
     )
     return written

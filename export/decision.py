@@ -56,6 +56,8 @@ class ExportOptions:
     debias: str | Sequence[str] | None = None
     dtype: DType | None = None
     weights: WeightKind | None = None
+    calibrate_images: str | os.PathLike[str] | None = None
+    calibrate_prompts: str | os.PathLike[str] | None = None
     opset: int | None = None
     seed: int = 0
     max_pixels: int | None = None
@@ -126,6 +128,8 @@ def decide(
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
     precision = precision_of(options.weights, options.dtype or stored, stored, plan, info.layers)
+    if options.calibrate_images is not None:
+        precision = precision.model_copy(update={"method": "gptq"})
     language = language_interface(info, precision, plan, positions)
     vision = vision_interface(info, precision, plan, program, video)
     decided = Manifest(

@@ -36,6 +36,8 @@ from edgeprune.replacing import need_space, writing_to
 
 Verify: TypeAlias = "Callable[[Path, Manifest, Path, Progress], Verification]"
 """Compares a bundle with the model's folder; see `edgeprune.verification.original.verify_bundle`."""
+ByGptq: TypeAlias = "Callable[..., placing.Quantise]"
+"""See `edgeprune.calibration.rounding.by_gptq`."""
 
 
 def export(
@@ -45,6 +47,7 @@ def export(
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
     verify: Verify | None = None,
+    by_gptq: ByGptq | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes a bundle; see `edgeprune.export`. What `verify` refuses is not put in place; None skips it."""
@@ -66,7 +69,12 @@ def export(
             traced = _trace(decided, prepared.parts, mode, listener)
             listener.step("writing weights", prepared.placing.bytes)
             copied = copying.finish(listener.advance)
-        placed, converted = prepared.placing.convert(listener.advance)
+        into_blocks = None
+        if options.calibrate_images is not None and by_gptq is not None:
+            images, prompts = options.calibrate_images, options.calibrate_prompts
+            into_blocks = by_gptq(folder, decided, images, prompts, listener)
+            listener.step("rounding weights by what they are multiplied with", prepared.placing.bytes)
+        placed, converted = prepared.placing.convert(listener.advance, into_blocks)
         entries = [*copied, *converted]
         manifest = _write(decided, prepared, traced, placed, entries, scratch, listener)
         verification = Verification(skipped="it was not asked for")
@@ -86,6 +94,16 @@ def _check_options(options: ExportOptions) -> None:
     if options.weights is not None and options.weights not in kinds:
         raise InputError(
             f"weights of the type {options.weights!r} are not supported: choose one of {', '.join(kinds)}"
+        )
+    if options.calibrate_images is not None and options.weights not in ("int4", "int8"):
+        raise InputError(
+            f"`calibrate_images` was given and weights are {options.weights or 'not rounded'}: expected int4 "
+            "or int8 weights, which it rounds better; leave it out, or choose `weights`"
+        )
+    if options.calibrate_prompts is not None and options.calibrate_images is None:
+        raise InputError(
+            "`calibrate_prompts` was given without images: expected `calibrate_images` beside it, which the "
+            "questions are asked about"
         )
     method = method_by_name(options.method)
     for share in keep_ratios(options.keep):

@@ -67,7 +67,6 @@ class Placing:
         forms: what each becomes.
         source, target: the model and the bundle.
         scale: the type of the scales of blocks.
-        into_blocks: how weights come into blocks; None rounds them to the nearest.
     """
 
     def __init__(
@@ -77,11 +76,9 @@ class Placing:
         source: Path,
         target: Path,
         scale: torch.dtype,
-        into_blocks: Quantise | None = None,
     ) -> None:
         self._wanted, self._forms = wanted, forms
         self._source, self._target, self._scale = source, target, scale
-        self._into_blocks = into_blocks or (lambda _, weight, form: quantise(weight, form, scale))
         gained: dict[str, int] = {}
         for tensor, form in {(tensor, forms[name]) for name, tensor in wanted.items()}:
             stays = tensor.length if form == tensor.dtype else -tensor.length
@@ -107,8 +104,15 @@ class Placing:
         """
         return [copy_with_sha256(self._source / file, self._target / file, progress) for file in self._whole]
 
-    def convert(self, progress: Callable[[int], None]) -> tuple[dict[str, Placed], list[FileEntry]]:
+    def convert(
+        self, progress: Callable[[int], None], into_blocks: Quantise | None = None
+    ) -> tuple[dict[str, Placed], list[FileEntry]]:
         """Writes what changes; `progress` is told the bytes written.
+
+        Args:
+            progress: see above.
+            into_blocks: how weights come into blocks, asked for one after the other in the model's order;
+                None rounds them to the nearest.
 
         Returns:
             Where every tensor now lies, and the file written, if any, with its sum.
@@ -122,8 +126,9 @@ class Placing:
             name = CONVERTED
             while name in self._whole:  # a checkpoint's own file may be called so
                 name = f"_{name}"
+            rounds = into_blocks or (lambda _, weight, form: quantise(weight, form, self._scale))
             moved, entry = _write(
-                self._anew, self._source, self._target / name, self._scale, self._into_blocks, progress
+                self._anew, self._source, self._target / name, self._scale, rounds, progress
             )
             entries.append(entry)
         forms = self._forms

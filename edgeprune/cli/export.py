@@ -48,6 +48,16 @@ def export(
     weights: Annotated[
         WeightName | None, typer.Option(help="Type of the weights; by default the one to compute in.")
     ] = None,
+    calibrate_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Round int4 or int8 weights by what the model reads: some dozens of images.",
+        ),
+    ] = None,
+    calibrate_prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Questions about them, one per line.")
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="ONNX opset; by default 18, with weights in blocks 21.")
     ] = None,
@@ -100,6 +110,8 @@ def export(
             debias=debias,
             dtype=dtype.value if dtype else None,
             weights=weights.value if weights else None,
+            calibrate_images=calibrate_images,
+            calibrate_prompts=calibrate_prompts,
             opset=opset,
             seed=seed,
             max_pixels=max_pixels,

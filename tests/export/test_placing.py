@@ -36,9 +36,9 @@ class Place:
     def place(self, stored: Mapping[str, StoredTensor], forms: Form | Mapping[str, Form], **more: Any) -> Any:
         if not isinstance(forms, dict):
             forms = dict.fromkeys(stored, forms)
-        placing = Placing(stored, forms, self.source, self.target, torch.float32, **more)
+        placing = Placing(stored, forms, self.source, self.target, torch.float32)
         copied = placing.copy(self.advanced.append)
-        placed, converted = placing.convert(self.advanced.append)
+        placed, converted = placing.convert(self.advanced.append, **more)
         assert sum(self.advanced) == placing.bytes
         found = placed, [*copied, *converted]
         for entry in found[1]:

@@ -56,6 +56,8 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
         "debias": None,
         "dtype": None,
         "weights": None,
+        "calibrate_images": None,
+        "calibrate_prompts": None,
         "opset": None,
         "seed": 0,
         "max_pixels": None,
