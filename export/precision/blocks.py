@@ -9,6 +9,9 @@ that there are no zero points, which not every runtime takes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -92,13 +95,29 @@ def quantise(weight: torch.Tensor, form: BlockForm, scale_dtype: torch.dtype) ->
     outputs, inputs = weight.shape
     values = torch.empty(inputs, outputs, dtype=VALUE_DTYPES[form.kind])
     scales = torch.empty(inputs // form.block, outputs, dtype=scale_dtype)
-    for start in range(0, outputs, _ROWS_AT_ONCE):
+
+    def round_rows(start: int) -> None:
         rows = slice(start, start + _ROWS_AT_ONCE)
         blocks = weight[rows].float().unflatten(1, (-1, form.block))
         scale = best_scale(blocks, form.kind, scale_dtype)
         values[:, rows] = rounded(blocks / scale, form.kind).to(values.dtype).flatten(1).T
         scales[:, rows] = scale[..., 0].T
+
+    with _one_thread_each() as pool:
+        list(pool.map(round_rows, range(0, outputs, _ROWS_AT_ONCE)))
     return Blocks(values, scales)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """Threads that each compute by themselves: small steps shared among cores wait for the slowest core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def rounded(values: torch.Tensor, kind: BlockKind) -> torch.Tensor:
