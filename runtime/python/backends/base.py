@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.interface import TensorSpec
+from edgeprune.interface import CacheForm, TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.memory import PeakMemory
 
@@ -82,6 +82,12 @@ class Graph(Protocol):
     max_length: int | None
     """The most tokens of prompt and reply that it reads, None where nothing but the model limits it."""
 
+    def expect(self, capacities: Sequence[int]) -> None:
+        """Says how many tokens the caches of each group are to hold in the runs that follow, of a language
+        graph; one that keeps them in place makes room for as many.
+        """
+        ...
+
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
         """Computes outputs from inputs.
 
@@ -104,6 +110,8 @@ class Backend(Protocol):
     """A runtime on one device."""
 
     name: str
+    forms: tuple[CacheForm, ...]
+    """The forms of a language graph that it runs beside the portable one, the best first."""
 
     def load(self, folder: Path, spec: GraphSpec) -> Graph:
         """Makes a graph of a bundle ready to run.

@@ -22,10 +22,11 @@ from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.fields import first_fault, shown
 from edgeprune.files import utf8_named
-from edgeprune.interface import TensorSpec
+from edgeprune.interface import IN_PLACE, CacheForm, TensorSpec, has_buffers
 from edgeprune.manifest import GraphSpec
 from edgeprune.memory import PeakMemory, available_memory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
+from edgeprune.runtime.backends.in_place import InPlaceGraph
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
 _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}
@@ -185,7 +186,18 @@ class OrtGraph:
         self.outputs = tuple(_spec(value, name) for value in session.get_outputs())
         self._input_dtypes = {spec.name: spec.dtype for spec in self.inputs}
 
+    def expect(self, capacities: Sequence[int]) -> None:
+        """Nothing to prepare: every run makes its outputs anew."""
+
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
+        return self.run_into(feeds, outputs, {})
+
+    def run_into(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str], written: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """As `run`; feeds may be OrtValues, and so are, by name, further outputs that are written where they
+        lie and not handed out.
+        """
         missing = self._input_dtypes.keys() - feeds.keys()
         if missing:
             raise BackendError(f"{self._name} was run without its input {min(missing)}")
@@ -193,16 +205,25 @@ class OrtGraph:
         alive = []  # the binding itself does not keep what it is bound to
         try:
             for name, value in feeds.items():
-                tensor = value if isinstance(value, OrtTensor) else self._to_device(name, cast(Array, value))
+                tensor = self._tensor(name, value)
                 alive.append(tensor)
                 self._bind(binding, name, tensor)
             for name in outputs:
                 binding.bind_output(name, *self._device)
+            for name, place in written.items():
+                binding.bind_ortvalue_output(name, place)
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime raises plain RuntimeError and types of its own
             reason = " ".join(str(error).split())
             raise BackendError(f"ONNX Runtime could not run {self._name}: {reason}") from error
-        return dict(zip(outputs, map(OrtTensor, binding.get_outputs()), strict=True))
+        # Of what was written elsewhere, these are wrappers that do not keep its memory.
+        made = binding.get_outputs()[: len(outputs)]
+        return dict(zip(outputs, map(OrtTensor, made), strict=True))
+
+    def _tensor(self, name: str, value: Any) -> OrtTensor:
+        if isinstance(value, OrtTensor):
+            return value
+        return self._to_device(name, value) if isinstance(value, np.ndarray) else OrtTensor(value)
 
     def _bind(self, binding: Any, name: str, tensor: OrtTensor) -> None:
         if tensor.shape == tuple(tensor.value.shape()):
@@ -244,10 +265,12 @@ class OrtBackend:
 
     def __init__(self, name: str, options: Options) -> None:
         self.name = name
+        # CUDA's kernel of the same operator takes half precision only.
+        self.forms: tuple[CacheForm, ...] = (IN_PLACE,) if name == CPU else ()
         self.options = options
         self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
 
-    def load(self, folder: Path, spec: GraphSpec) -> OrtGraph:
+    def load(self, folder: Path, spec: GraphSpec) -> OrtGraph | InPlaceGraph:
         import onnxruntime
 
         path = folder / spec.file
@@ -282,7 +305,8 @@ class OrtBackend:
                 "not load CUDA or cuDNN in the versions it was built for; install those (pip install "
                 f"'onnxruntime-gpu[cuda,cudnn]' brings them), or choose the back end {CPU}"
             )
-        return OrtGraph(session, self._device, path.name)
+        graph = OrtGraph(session, self._device, path.name)
+        return InPlaceGraph(graph, spec.inputs) if has_buffers(spec.inputs) else graph
 
     def _providers(self) -> list[Any]:
         if self.name != CUDA:

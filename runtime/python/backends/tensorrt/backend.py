@@ -28,6 +28,7 @@ from edgeprune.interface import (
     VISUAL_EMBEDS,
     VISUAL_INDEX,
     VISUAL_VALID,
+    CacheForm,
     TensorSpec,
     is_cache,
     is_kept_slots,
@@ -209,6 +210,9 @@ class EngineGraph:
         pasts = [profile[past_mask(0)].most[1] for profile in profiles if past_mask(0) in profile]
         self.max_length = max(pasts) + 1 if pasts else None
 
+    def expect(self, capacities: Sequence[int]) -> None:
+        """Nothing to prepare: all memory was taken when the graph was loaded."""
+
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
         for name in self._input_dtypes:
             if name not in feeds:
@@ -336,6 +340,8 @@ def _largest_outputs(
 
 class EngineBackend:
     """See the module's description."""
+
+    forms: tuple[CacheForm, ...] = ()
 
     def __init__(self, flavour: Flavour, trt: Any, gpu: Device) -> None:
         self.name = flavour.name
