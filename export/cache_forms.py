@@ -19,6 +19,7 @@ import torch
 from onnx import defs, helper, numpy_helper
 
 from edgeprune.exporter import attention  # noqa: F401  # makes the torch operator known
+from edgeprune.errors import VerificationError
 from edgeprune.interface import (
     CACHE_KINDS,
     IN_PLACE,
@@ -270,12 +271,21 @@ class _InPlace(_Lowering):
             if (axes.get("start"), axes.get("end")) == (2, 3):
                 kept.CopyFrom(helper.make_node("Shape", [self._past_mask(name)], kept.output, start=1, end=2))
 
+    def _check_reader(self, node: onnx.NodeProto) -> None:
+        """Nothing but its length is cut off a buffer before it is read."""
+        if node.op_type == "Shape" or node.output[0] in self.renamed.values():
+            return
+        raise VerificationError(f"{node.name} reads the whole buffer of a cache: this is a bug of the exporter")
+
     def _past_mask(self, cache: str) -> str:
         layer = layer_of(cache)
         groups = self._groups
         return past_mask(next(n for n, group in enumerate(groups) if group.first <= layer <= group.last))
 
     def finish(self, model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type != "GroupQueryAttention" and any(map(is_cache, node.input)):
+                self._check_reader(node)
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         for value in (*model.graph.input, *model.graph.output):
             if is_cache(value.name):

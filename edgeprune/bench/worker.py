@@ -101,7 +101,7 @@ class Worker:
                 f"the prompt and {new_tokens} new tokens need {needed} positions and the model has {limit}: "
                 "ask for fewer new tokens, or shorten the prompt"
             )
-        state = self._model.session.prefill([inputs], self._job.plan)
+        state = self._model.session.prefill([inputs], self._job.plan, new_tokens - 1)
         token = state.logits.argmax(axis=1)
         first = perf_counter()
         for _ in range(new_tokens - 1):

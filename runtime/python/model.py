@@ -81,6 +81,7 @@ class Model:
         folder: the bundle.
         manifest: of the bundle.
         backend: what runs its graphs.
+        max_context: the most tokens of a prompt and its reply; None for the model's own range.
 
     Attributes:
         manifest: what the bundle says of itself.
@@ -88,7 +89,9 @@ class Model:
         session: the graphs, for work on arrays instead of prompts.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, backend: Backend, max_context: int | None = None
+    ) -> None:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
@@ -104,7 +107,7 @@ class Model:
             # Converting millions of numbers takes longer than reading them from a table in the right type.
             dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
         )
-        self.session = Session(backend, folder, manifest)
+        self.session = Session(backend, folder, manifest, max_context)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation
@@ -315,6 +318,7 @@ def load(
     backend: str | Backend = "auto",
     *,
     check: Literal["sizes", "hashes"] = "sizes",
+    max_context: int | None = None,
     **options: Any,
 ) -> Model:
     """Loads a bundle.
@@ -325,8 +329,11 @@ def load(
             opened back end.
         check: "sizes" compares every file's size with the manifest, and the sum of each smaller one; "hashes"
             reads every file for its sum.
-        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice) and
-            `device` (the GPU's number).
+        max_context: the most tokens of a prompt and its reply, counted before anything is pruned; longer
+            prompts are refused, and replies end there. None for the model's own range.
+        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice),
+            `device` (the GPU's number) and `caches` ("in-place", "copied", or "auto" for the first where it
+            can be done).
 
     Raises:
         BundleError: not a bundle, or a damaged one.
@@ -341,7 +348,7 @@ def load(
         backend = open_backend(backend, bundle=Path(bundle), **options)
     elif options:
         raise InputError(f"options ({', '.join(options)}) go with a back end's name, not with an opened one")
-    return Model(Path(bundle), manifest, backend)
+    return Model(Path(bundle), manifest, backend, max_context)
 
 
 def _is_conversation(prompt: object) -> bool:

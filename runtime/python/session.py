@@ -63,20 +63,29 @@ class Session:
         backend: where they run.
         folder: the bundle.
         manifest: of the bundle.
+        max_context: the most tokens of a prompt and its reply, before anything is pruned; None for the
+            model's own range.
 
     Raises:
+        InputError: `max_context` is no whole number of at least 1.
         BackendError: a graph cannot be loaded.
         BundleError: a graph's inputs or outputs are not those of the manifest.
         PruningError: the plan prunes and the language graph has no pruning stage.
     """
 
-    def __init__(self, backend: Backend, folder: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, backend: Backend, folder: Path, manifest: Manifest, max_context: int | None = None
+    ) -> None:
+        if max_context is not None:
+            check_count("max_context", max_context)
+        self.max_context = max_context
         self.backend = backend
         self.manifest = manifest
         self._vision = backend.load(folder, manifest.vision)
-        self._language = backend.load(folder, manifest.language)
+        language = backend.language_form(manifest)
+        self._language = backend.load(folder, language)
         check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
-        check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
+        check_interface(self._language, language.inputs, language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
         self._curve = curve_table(manifest.curve, manifest.curve_places)
         self._present = [name for name in names if is_present(name)]
@@ -98,6 +107,11 @@ class Session:
             raise InputError(
                 f"the prompt takes {length} positions, {visual} of its tokens being visual: expected at most "
                 f"{limit}, the model's range; shorten it or leave out images"
+            )
+        if self.max_context is not None and length > self.max_context:
+            raise InputError(
+                f"the prompt takes {length} positions, {visual} of its tokens being visual, and "
+                f"`max_context={self.max_context}` was set: allow more, shorten it or leave out images"
             )
         image = self.manifest.prompt.image_token_id
         if plan.needs_text_behind_images and len(prompt.input_ids) and prompt.input_ids[-1] == image:
@@ -186,8 +200,15 @@ class Session:
             )
         return [results[number] for number in range(len(prompts))]
 
-    def prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan | None = None) -> Decoding:
-        """Reads a batch of prompts that have as many visual tokens each; `plan` is as for `generate`.
+    def prefill(
+        self, prompts: Sequence[PromptInputs], plan: PruningPlan | None = None, steps: int = 0
+    ) -> Decoding:
+        """Reads a batch of prompts that have as many visual tokens each.
+
+        Args:
+            prompts: of the batch.
+            plan: as for `generate`.
+            steps: how many steps of decoding the caches are to have room for at once; more can follow.
 
         Raises:
             InputError: a prompt cannot be taken, or the numbers of visual tokens differ.
@@ -201,28 +222,33 @@ class Session:
                 "the prompts of one batch have different numbers of visual tokens: expected the same number; "
                 "put those with as many together"
             )
-        return self._prefill(prompts, plan)
+        return self._prefill(prompts, plan, steps)
 
     def _prefill(
-        self, prompts: Sequence[PromptInputs], plan: PruningPlan, share_by_image: bool = False
+        self, prompts: Sequence[PromptInputs], plan: PruningPlan, steps: int, share_by_image: bool = False
     ) -> Decoding:
         """`prefill` of prompts that were checked."""
         started = perf_counter()
         seen = self._see(prompts)
         self.backend.synchronize()
         vision_seconds = perf_counter() - started
-        state = self._read(prompts, plan, seen, vision_seconds)
+        state = self._read(prompts, plan, steps, seen, vision_seconds)
         if not share_by_image:
             return state
         shared = [_shared(prompt, stages) for prompt, stages in zip(prompts, state.stages, strict=True)]
         if all(before is after for before, after in zip(prompts, shared, strict=True)):
             return state
-        again = self._read(shared, plan, seen, vision_seconds)
+        again = self._read(shared, plan, steps, seen, vision_seconds)
         again.prefill_seconds += state.prefill_seconds
         return again
 
     def _read(
-        self, prompts: Sequence[PromptInputs], plan: PruningPlan, seen: _Seen, vision_seconds: float
+        self,
+        prompts: Sequence[PromptInputs],
+        plan: PruningPlan,
+        steps: int,
+        seen: _Seen,
+        vision_seconds: float,
     ) -> Decoding:
         """Runs the language graph on prompts whose images were seen."""
         batch = padded(prompts, self.manifest.prompt, plan)
@@ -242,6 +268,7 @@ class Session:
             embeds,
             levels,
         )
+        self._language.expect(_capacities(plan, batch.input_ids.shape[1], places.shape[1], steps))
         found = self._language.run(feeds, [LOGITS, *self._traces, *self._present])
         logits = found[LOGITS].numpy()
         read = perf_counter()
@@ -272,7 +299,7 @@ class Session:
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""
         positions = self.manifest.model.max_positions
-        longest = min(positions, self._language.max_length or positions)
+        longest = min(positions, self._language.max_length or positions, self.max_context or positions)
         # A prompt that does not fit at all is refused where it is run, with what to do about it.
         return min(max_new_tokens, max(1, longest - prompt.length + 1))
 
@@ -285,7 +312,9 @@ class Session:
         share_by_image: bool,
     ) -> dict[int, Generated]:
         started = perf_counter()
-        state = self._prefill(prompts, plan, share_by_image)
+        # The last token of a reply is never read.
+        steps = max(reply.limit for reply in replies) - 1
+        state = self._prefill(prompts, plan, steps, share_by_image)
         ends = self.manifest.prompt.eos_token_ids
         while True:
             for reply, logits in zip(replies, state.logits, strict=True):
@@ -385,6 +414,13 @@ class Session:
                     f"the caches of layer group {group} hold {found} tokens: expected {expected} "
                     f"of {sequence}, as the plan says ({plan.describe()}); export again"
                 )
+
+
+def _capacities(plan: PruningPlan, sequence: int, visual: int, steps: int) -> list[int]:
+    """How many tokens the caches of each group hold at most: in the prefill, or after so many steps."""
+    whole = plan.model_copy(update={"trims_earlier_caches": False}).cache_lengths(sequence, visual)
+    after = plan.cache_lengths(sequence, visual)
+    return [max(most, length + steps) for most, length in zip(whole, after, strict=True)]
 
 
 def _by_image(prompt: PromptInputs, visual: NDArray[np.int64]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.interface import CacheForm, TensorSpec
-from edgeprune.manifest import GraphSpec
+from edgeprune.interface import TensorSpec
+from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 
 Array: TypeAlias = "NDArray[Any]"
@@ -110,8 +110,14 @@ class Backend(Protocol):
     """A runtime on one device."""
 
     name: str
-    forms: tuple[CacheForm, ...]
-    """The forms of a language graph that it runs beside the portable one, the best first."""
+
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        """The form of a bundle's language graph that it runs.
+
+        Raises:
+            BackendError: one was asked for that the bundle does not have.
+        """
+        ...
 
     def load(self, folder: Path, spec: GraphSpec) -> Graph:
         """Makes a graph of a bundle ready to run.

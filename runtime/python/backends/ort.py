@@ -22,13 +22,15 @@ from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.fields import first_fault, shown
 from edgeprune.files import utf8_named
-from edgeprune.interface import IN_PLACE, CacheForm, TensorSpec, has_buffers
-from edgeprune.manifest import GraphSpec
+from edgeprune.interface import IN_PLACE, TensorSpec, has_buffers
+from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory, available_memory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.backends.in_place import InPlaceGraph
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
+AUTO, COPIED = "auto", "copied"
+CACHES = (AUTO, IN_PLACE, COPIED)
 _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}
 # Distribution and extra that bring each; both are imported as onnxruntime.
 _PACKAGES = {CPU: ("onnxruntime", "ort"), CUDA: ("onnxruntime-gpu", "ort-gpu")}
@@ -55,12 +57,17 @@ class Options:
     Attributes:
         threads: CPU threads within one operator; None leaves it to ONNX Runtime, which takes every core.
         device: the GPU's number, for CUDA.
+        caches: "copied" makes them anew in every step; "in-place" writes each step's keys and values into
+            buffers, which the CPU kernels do; "auto" does that where it can be done.
     """
 
     threads: int | None = None
     device: int = 0
+    caches: str = AUTO
 
     def __post_init__(self) -> None:
+        if self.caches not in CACHES:
+            raise InputError(f"caches is {self.caches!r:.80}: expected one of {', '.join(CACHES)}")
         if self.threads is not None:
             check_count("threads", self.threads)
         check_count("device", self.device, least=0)
@@ -265,10 +272,18 @@ class OrtBackend:
 
     def __init__(self, name: str, options: Options) -> None:
         self.name = name
-        # CUDA's kernel of the same operator takes half precision only.
-        self.forms: tuple[CacheForm, ...] = (IN_PLACE,) if name == CPU else ()
         self.options = options
         self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
+
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        # CUDA's kernel of the same operator takes half precision only.
+        form = manifest.language_form(IN_PLACE) if self.name == CPU else None
+        if self.options.caches == IN_PLACE and form is None:
+            why = "only its CPU kernels do that" if self.name == CUDA else "the bundle has no such graph"
+            raise BackendError(
+                f"caches in place were asked for, and {why}: leave out `caches`, or give `caches='auto'`"
+            )
+        return manifest.language if form is None or self.options.caches == COPIED else form
 
     def load(self, folder: Path, spec: GraphSpec) -> OrtGraph | InPlaceGraph:
         import onnxruntime

@@ -28,7 +28,6 @@ from edgeprune.interface import (
     VISUAL_EMBEDS,
     VISUAL_INDEX,
     VISUAL_VALID,
-    CacheForm,
     TensorSpec,
     is_cache,
     is_kept_slots,
@@ -341,8 +340,6 @@ def _largest_outputs(
 class EngineBackend:
     """See the module's description."""
 
-    forms: tuple[CacheForm, ...] = ()
-
     def __init__(self, flavour: Flavour, trt: Any, gpu: Device) -> None:
         self.name = flavour.name
         self._flavour = flavour
@@ -350,6 +347,9 @@ class EngineBackend:
         self._gpu = gpu
         self._logger = error_logger(trt)
         self._runtime = trt.Runtime(self._logger)
+
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        return manifest.language
 
     def load(self, folder: Path, spec: GraphSpec) -> EngineGraph:
         manifest = read_manifest(folder)
