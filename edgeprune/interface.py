@@ -119,7 +119,7 @@ def past_axis(group: int) -> str:
 
 
 def capacity_axis(group: int) -> str:
-    """The name of the axis of a cache group whose graph reads and writes buffers: how many tokens they hold."""
+    """The name of the axis of a cache group that lies in buffers: for how many tokens these have room."""
     return f"{_CAPACITY}{group}"
 
 

@@ -18,8 +18,8 @@ import onnxscript
 import torch
 from onnx import defs, helper, numpy_helper
 
-from edgeprune.exporter import attention  # noqa: F401  # makes the torch operator known
 from edgeprune.errors import VerificationError
+from edgeprune.exporter import attention  # noqa: F401  # makes the torch operator known
 from edgeprune.interface import (
     CACHE_KINDS,
     IN_PLACE,
@@ -105,7 +105,7 @@ def write(path: Path, manifest: Manifest, two_way: bool) -> dict[CacheForm, str]
 
 
 class _Lowering:
-    """What becomes of the attention of each layer. Shared values are computed where the first node needs them.
+    """What becomes of each layer's attention. Shared values are computed where the first node needs them.
 
     Attributes:
         graph: what is made.
@@ -256,12 +256,14 @@ class _InPlace(_Lowering):
     def _bias(self, mask: str) -> str:
         if not self.half:
             return mask
-        clipped = self.add("Max", [mask, self.constant("lowest", _LOWEST_HALF, np.float32)], f"{mask}.clipped")
+        clipped = self.add(
+            "Max", [mask, self.constant("lowest", _LOWEST_HALF, np.float32)], f"{mask}.clipped"
+        )
         return self.add("Cast", [clipped], f"{mask}.bias", to=onnx.TensorProto.FLOAT16)
 
     def other(self, node: onnx.NodeProto) -> None:
         if all(is_cache(name) and is_present(name) for name in node.output):
-            # What a stage leaves of earlier layers' caches: here, who runs the graph drops it from the buffers.
+            # What a stage leaves of earlier layers' caches: whoever runs the graph cuts its buffers to that.
             return
         super().other(node)
         kept = self.graph.node[-1]
@@ -275,7 +277,7 @@ class _InPlace(_Lowering):
         """Nothing but its length is cut off a buffer before it is read."""
         if node.op_type == "Shape" or node.output[0] in self.renamed.values():
             return
-        raise VerificationError(f"{node.name} reads the whole buffer of a cache: this is a bug of the exporter")
+        raise VerificationError(f"{node.name} reads a cache's whole buffer: this is a bug of the exporter")
 
     def _past_mask(self, cache: str) -> str:
         layer = layer_of(cache)

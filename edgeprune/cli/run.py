@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeprune.checks import given
 from edgeprune.cli.images import check_drawable, draw_reply, images_of
 from edgeprune.cli.output import (
     Backend,
     Bundle,
+    Caches,
     Json,
     Threads,
     bytes_text,
@@ -102,6 +104,14 @@ def run(
     ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
+    caches: Caches = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The most tokens of prompt and answer, before pruning; by default the model's range.",
+        ),
+    ] = None,
     draw: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the kept and dropped tokens into this file.")
     ] = None,
@@ -147,8 +157,7 @@ def run(
         },
         stream=not as_json,
     )
-    options = {} if threads is None else {"threads": threads}
-    model = load(bundle, backend, **options)
+    model = load(bundle, backend, max_context=max_context, **given(threads=threads, caches=caches))
     if chat:
         _converse(model, asking, question, shown, clips)
         return

@@ -7,6 +7,7 @@ Three independent statements are checked, on random inputs and on a drawn image 
    scores of the layers before the first stage, its eager attention; and where the vision tower merges
    tokens, the scores of the first such layer;
 3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
+The language graph's form with caches in place is then compared with the portable one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from edgeprune.positions import prompt_positions
 from edgeprune.progress import Progress
 from edgeprune.runtime.programs import run_program
 from edgeprune.units import bytes_text
+from edgeprune.verification.cache_forms import Decoded, compare_in_place
 from edgeprune.vision_inputs import frame_feed, vision_inputs
 
 DECODE_STEPS = 4
@@ -155,10 +157,16 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     decoder = PrunedDecoder(
         parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most, parts.two_way
     ).eval()
+    decoded = []
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
         case = _after_tower(case, seen, manifest)
-        _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
+        decoded.append(
+            _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
+        )
+    del vision, language, decoder, parts, model  # room for the weights of one more graph
+    kind = manifest.model.dtype
+    compare_in_place(bundle, manifest, decoded, record, LOGIT_LIMITS[kind], KEPT_LIMITS[kind])
     return figures.checks
 
 
@@ -250,7 +258,7 @@ def _compare_language(
     hf_logits: torch.Tensor,
     hf_score: torch.Tensor | None,
     record: Callable[[str, float, float], None],
-) -> None:
+) -> Decoded:
     kind = manifest.model.dtype
     stages = len(manifest.plan.stages)
     feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), seen.embeds, seen.levels)
@@ -262,12 +270,15 @@ def _compare_language(
     )
     feeds = first_feeds(case, manifest, manifest.plan, seen.embeds, seen.levels)
     names = [spec.name for spec in manifest.language.outputs]
+    decoded = Decoded({name: _to_numpy(value) for name, value in feeds.items()}, case.following)
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
             expected = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
         wanted = {name: _to_numpy(value) for name, value in feeds.items()}
         found = dict(zip(names, session.run(None, wanted), strict=True))
         logits = expected[interface.LOGITS]
+        decoded.logits.append(found[interface.LOGITS])
+        decoded.tokens.append(logits.argmax(-1).numpy())
         spread = max(1.0, float(logits.std()))
         phase = "decode" if step else "prefill"
         # A step's caches are the same on both sides; a prefill's selections need not be, to the last token.
@@ -287,6 +298,7 @@ def _compare_language(
             )
             for stage, planned in enumerate(manifest.plan.stages):
                 kept = found[interface.kept_index(stage)]
+                decoded.kept.append(kept)
                 record(
                     "kept tokens, graph against torch",
                     _differing(kept, expected[interface.kept_index(stage)].numpy()),
@@ -303,6 +315,7 @@ def _compare_language(
                 apart = _apart(found[interface.score(0)], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
         feeds = _next_feeds(case.following + step, expected, manifest)
+    return decoded
 
 
 def first_feeds(

@@ -141,7 +141,7 @@ class InPlaceGraph:
         wanted, self._wanted = self._wanted, None
         kept: dict[str, _Buffer] = {}
         sizes: dict[str, tuple[int, ...]] = {}
-        for name, spec in self._caches.items():
+        for name in self._caches:
             value, group = feeds[name], self._groups[name]
             batch, heads, past, width = value.shape
             room = wanted[group] if wanted else lengths[group]
@@ -171,6 +171,6 @@ class InPlaceGraph:
         size = next(iter(sizes.values()))
         raise BackendError(
             f"the caches of {size[0]} prompts of up to {size[2]} tokens need {bytes_text(needed)} of memory "
-            f"and {bytes_text(free)} are free: ask for fewer `max_new_tokens`, set a smaller `max_context`, or "
-            "run fewer prompts at once with `batch_size`"
+            f"and {bytes_text(free)} are free: ask for fewer `max_new_tokens`, set a smaller `max_context`, "
+            "or run fewer prompts at once with `batch_size`"
         )
