@@ -197,7 +197,7 @@ class Manifest(Part):
     curve: BiasCurve | None
     padding_mask: PaddingMask
     language: GraphSpec
-    language_forms: Annotated[dict[CacheForm, FilePath], Field(default_factory=dict)]
+    language_forms: dict[CacheForm, FilePath] = Field(default={})
     vision: GraphSpec
     cache_groups: Annotated[tuple[CacheGroup, ...], Field(max_length=1024)]
     image_program: ImageProgram

@@ -8,7 +8,7 @@ room than is filled, and only the new keys and values are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class _Lowering:
             self.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
         return name
 
-    def add(self, kind: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
+    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """A node with one output, unless that is there already."""
         if output not in self._made:
             self._made.add(output)
@@ -221,7 +221,7 @@ class _InPlace(_Lowering):
         ]
         keys, values = (present(kind, layer_of(past_key)) for kind in CACHE_KINDS)
         # The kernels of older releases know no `causal`: where the mask asks for no more, it is left out.
-        both_ways = {"causal": 0} if self._two_way else {}
+        both_ways: dict[str, Any] = {"causal": 0} if self._two_way else {}
         self.graph.node.append(
             helper.make_node(
                 "GroupQueryAttention",

@@ -145,9 +145,10 @@ class InPlaceGraph:
             value, group = feeds[name], self._groups[name]
             batch, heads, past, width = value.shape
             room = wanted[group] if wanted else lengths[group]
-            mine = isinstance(value, CacheTensor) and value.buffer.filled == past
-            if mine and value.buffer.array.shape[2] >= room:
-                kept[name] = value.buffer
+            buffer = value.buffer if isinstance(value, CacheTensor) else None
+            # One that another run continued holds something else behind these tokens.
+            if buffer is not None and buffer.filled == past and buffer.array.shape[2] >= room:
+                kept[name] = buffer
             else:
                 more = 0 if wanted or not past else max(_MORE, past // 2)
                 sizes[name] = (batch, heads, room + more, width)

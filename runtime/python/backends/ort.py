@@ -67,7 +67,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.caches not in CACHES:
-            raise InputError(f"caches is {self.caches!r:.80}: expected one of {', '.join(CACHES)}")
+            raise InputError(f"`caches` is {self.caches!r:.80}: expected one of {', '.join(CACHES)}")
         if self.threads is not None:
             check_count("threads", self.threads)
         check_count("device", self.device, least=0)

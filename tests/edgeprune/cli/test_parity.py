@@ -46,7 +46,8 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
 }
 # Of the command itself: how it prints, what it opens before it calls, and ways to ask.
 OWN = {
-    "as_json", "backend", "bundle", "chat", "compare", "draw", "model", "system", "threads", "verbose",
+    "as_json", "backend", "bundle", "caches", "chat", "compare", "draw", "max_context", "model", "system",
+    "threads", "verbose",
 }  # fmt: skip
 
 

@@ -349,7 +349,7 @@ def test_a_damaged_bundle_is_refused_by_every_command(
     assert snapshot(bundle.parent) == before
 
 
-@pytest.mark.parametrize("name", ["vision.onnx", "language.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["vision.onnx", "language.in-place.onnx", "tokenizer.json"])
 def test_a_file_that_is_listed_but_no_good_is_named(
     cli: Cli, sample_bundle: Path, tmp_path: Path, name: str
 ) -> None:
@@ -357,3 +357,10 @@ def test_a_file_that_is_listed_but_no_good_is_named(
     (folder / name).write_bytes(b"[]")
     relist(folder, name)
     assert name in cli("run", folder, *ASK).message
+
+
+def test_what_is_loaded_is_told_caches_and_context(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    given = ("--caches", "copied", "--max-context", "700", "--threads", "2")
+    assert cli("run", bundle, "--prompt", "what?", *given).code == 0
+    assert model.loaded is not None
+    assert model.loaded[2] == {"max_context": 700, "threads": 2, "caches": "copied"}

@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from edgeprune.errors import BackendError, BundleError
+from edgeprune.errors import BackendError, BundleError, InputError
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
 from edgeprune.runtime.backends.ort import Options, OrtBackend, OrtGraph, OrtTensor
+from tests.manifests import make_manifest
 
 SPEC = GraphSpec(
     file="graph.onnx",
@@ -278,3 +279,25 @@ def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_peak_memory_says_what_it_is() -> None:
     assert "VmHWM" in open_backend("onnxruntime").peak_memory().metric
+
+
+def test_which_form_of_the_language_graph_runs() -> None:
+    both, portable = make_manifest(), make_manifest(language_forms={})
+    for how, manifest, file in (
+        ("auto", both, "language.in-place.onnx"),
+        ("in-place", both, "language.in-place.onnx"),
+        ("copied", both, "language.onnx"),
+        ("auto", portable, "language.onnx"),
+    ):
+        backend = open_backend("onnxruntime", caches=how)
+        assert backend.language_form(manifest).file == file
+    cuda = OrtBackend("onnxruntime-cuda", Options())
+    assert cuda.language_form(both) == both.language
+    for backend, manifest, why in (
+        (open_backend("onnxruntime", caches="in-place"), portable, "the bundle has no such graph"),
+        (OrtBackend("onnxruntime-cuda", Options(caches="in-place")), both, "only its CPU kernels do that"),
+    ):
+        with pytest.raises(BackendError, match=rf"^caches in place were asked for, and {why}: leave out `c"):
+            backend.language_form(manifest)
+    with pytest.raises(InputError, match="`caches` is 'here': expected one of auto, in-place, copied"):
+        open_backend("onnxruntime", caches="here")
