@@ -44,8 +44,12 @@ def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tuple(load(bundle, "onnxruntime", threads=1, caches=how) for how in (IN_PLACE, "copied"))  # type: ignore[return-value]
 
 
-def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int) -> None:
-    """Prompts of different lengths, greedy by the copied caches' logits on both sides."""
+def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int, scale: float = 1) -> None:
+    """Prompts of different lengths, greedy by the copied caches' logits on both sides.
+
+    Args:
+        scale: of the limits; rounding adds up in caches that are carried on for long.
+    """
     inputs = [
         forms[0].prepare(asked(question, 1), [noise((30 + 5 * number, 24))])
         for number, question in enumerate(QUESTIONS[:batch])
@@ -56,7 +60,7 @@ def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int) -> N
     for mine, other in zip(states[0].stages, states[1].stages, strict=True):
         for stage, wanted in zip(mine, other, strict=True):
             np.testing.assert_array_equal(stage.kept_visual, wanted.kept_visual)
-    limit = LIMITS[forms[0].manifest.model.dtype]
+    limit = scale * LIMITS[forms[0].manifest.model.dtype]
     for _ in range(steps):
         logits = states[1].logits
         assert np.abs(states[0].logits - logits).max() <= limit * max(1.0, logits.std())
@@ -90,7 +94,7 @@ def test_they_go_on_beyond_the_room_that_was_asked_for(forms: tuple[Model, Model
 
 @pytest.mark.slow
 def test_a_thousand_steps(forms: tuple[Model, Model]) -> None:
-    decode_alike(forms, 2, steps=1000, room=1000)
+    decode_alike(forms, 2, steps=1000, room=1000, scale=4)
 
 
 def test_replies_and_their_figures(forms: tuple[Model, Model]) -> None:
@@ -143,15 +147,13 @@ def test_the_portable_graph_has_standard_operators_and_the_other_one_node_a_laye
         for node in in_place.graph.node
         if node.op_type != "GroupQueryAttention" and any(map(is_cache, node.input))
     )
-    assert list(scoring.input)[0] == present("key", 1)
+    assert scoring.input[0] == present("key", 1)
 
 
 def test_a_node_that_reads_a_whole_buffer_is_refused(pruned: Exported, tmp_path: Path) -> None:
     """As those of a graph do whose attention is explicit already."""
     path = shutil.copy(pruned.bundle / "language.onnx", tmp_path)
-    with pytest.raises(
-        VerificationError, match="reads a cache's whole buffer: this is a bug of the exporter"
-    ):
+    with pytest.raises(VerificationError, match="reads a cache's whole buffer: this is a bug of"):
         cache_forms.write(Path(path), pruned.manifest, two_way=False)
 
 
@@ -160,9 +162,8 @@ def test_a_form_that_is_not_there_cannot_be_asked_for(unpruned: Exported) -> Non
     assert unpruned.manifest.language_forms == {}
     with pytest.raises(BackendError, match=r"in place were asked for, and the bundle has no such graph: "):
         load(unpruned.bundle, "onnxruntime", caches=IN_PLACE)
-    assert (
-        load(unpruned.bundle, "onnxruntime", caches="auto").generate(QUESTIONS[0], max_new_tokens=2).token_ids
-    )
+    model = load(unpruned.bundle, "onnxruntime", caches="auto")
+    assert model.generate(QUESTIONS[0], max_new_tokens=2).token_ids
 
 
 def test_what_the_plan_debiases_by_is_the_same(pruned: Exported) -> None:
