@@ -358,16 +358,34 @@ def next_feeds(
         positions: int64 [B], in the unpruned sequence, on every axis.
         outputs: of the run before; what is no cache is passed over.
     """
-    names = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
-    visual = [spec for spec in inputs if spec.name in names or is_deepstack(spec.name)]
     axes = [
         axis for spec in inputs if spec.name == POSITION_IDS for axis in spec.shape if isinstance(axis, int)
     ]
+    position_ids = np.tile(positions[:, None], (*axes, 1, 1))
+    return text_feeds(inputs, tokens[:, None], position_ids, outputs)
+
+
+def text_feeds(
+    inputs: Sequence[TensorSpec],
+    input_ids: NDArray[np.int64],
+    position_ids: NDArray[np.int64],
+    outputs: Mapping[str, Cache],
+) -> dict[str, Any]:
+    """As `next_feeds`, of several tokens in a row.
+
+    Args:
+        inputs: of the language graph.
+        input_ids: int64 [B, S].
+        position_ids: int64 [B, S], or [axes, B, S].
+        outputs: of the run before.
+    """
+    names = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
+    visual = [spec for spec in inputs if spec.name in names or is_deepstack(spec.name)]
     return {
-        INPUT_IDS: tokens[:, None],
-        **{spec.name: _empty(spec, len(tokens)) for spec in visual},
-        POSITION_IDS: np.tile(positions[:, None], (*axes, 1, 1)),
-        ATTENTION_MASK: np.ones((len(tokens), 1), dtype=np.int64),
+        INPUT_IDS: input_ids,
+        **{spec.name: _empty(spec, len(input_ids)) for spec in visual},
+        POSITION_IDS: position_ids,
+        ATTENTION_MASK: np.ones_like(input_ids),
         **{spec.name: _empty(spec, 1) for spec in inputs if is_kept_slots(spec.name)},
         **{_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if is_present(name)},
     }

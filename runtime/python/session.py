@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,9 @@ from edgeprune.interface import (
     next_feeds,
     present_mask,
     score,
+    text_feeds,
 )
+from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, PruningPlan
 from edgeprune.runtime.backends.base import Array, Backend, Tensor
@@ -88,6 +90,8 @@ class Session:
         check_interface(self._language, language.inputs, language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
         self._curve = curve_table(manifest.curve, manifest.curve_places)
+        # The one that ran last.
+        self._latest: Decoding | None = None
         self._present = [name for name in names if is_present(name)]
         stages = range(len(manifest.plan.stages))
         self._traces = [name(stage) for name in (kept_index, score) for stage in stages]
@@ -143,6 +147,13 @@ class Session:
                 "bundle with one"
             )
 
+    def _check_sharing(self, plan: PruningPlan, share_by_image: bool) -> None:
+        if share_by_image and not plan.selects_once:
+            raise InputError(
+                f"`share_by_image` was given, and the plan ({plan.describe()}) selects several times or "
+                "merges what it drops: leave it out, or take a method that selects once, such as fastv"
+            )
+
     def _visual(self, prompt: PromptInputs) -> int:
         """Visual tokens of a prompt that the language graph gets."""
         return self.manifest.tower_tokens(prompt.layout.tokens)
@@ -184,11 +195,7 @@ class Session:
         plan = plan or self.manifest.plan
         for prompt in prompts:
             self.check(prompt, plan)
-        if share_by_image and not plan.selects_once:
-            raise InputError(
-                f"`share_by_image` was given, and the plan ({plan.describe()}) selects several times or "
-                "merges what it drops: leave it out, or take a method that selects once, such as fastv"
-            )
+        self._check_sharing(plan, share_by_image)
         results: dict[int, Generated] = {}
         for numbers in batches([self._visual(prompt) for prompt in prompts], batch_size):
             replies = [
@@ -225,11 +232,16 @@ class Session:
         return self._prefill(prompts, plan, steps)
 
     def _prefill(
-        self, prompts: Sequence[PromptInputs], plan: PruningPlan, steps: int, share_by_image: bool = False
+        self,
+        prompts: Sequence[PromptInputs],
+        plan: PruningPlan,
+        steps: int,
+        share_by_image: bool = False,
+        before: Held | None = None,
     ) -> Decoding:
-        """`prefill` of prompts that were checked."""
+        """`prefill` of prompts that were checked; of one whose images may have been seen `before`."""
         started = perf_counter()
-        seen = self._see(prompts)
+        seen = self._see(prompts) if before is None else self._see_new(prompts[0], before)
         self.backend.synchronize()
         vision_seconds = perf_counter() - started
         state = self._read(prompts, plan, steps, seen, vision_seconds)
@@ -285,7 +297,7 @@ class Session:
         caches = {name: found[name] for name in self._present}
         self._check_caches(caches, batch.input_ids.shape[1], places.shape[1], plan)
         following = np.array([prompt.positions.following for prompt in prompts], dtype=np.int64)
-        return Decoding(self, caches, following, logits, stages, vision_seconds, read - started)
+        return Decoding(self, caches, following, logits, stages, seen, vision_seconds, read - started)
 
     def _curve_place(
         self, prompts: Sequence[PromptInputs], places: NDArray[np.int64], plan: PruningPlan
@@ -315,27 +327,44 @@ class Session:
         # The last token of a reply is never read.
         steps = max(reply.limit for reply in replies) - 1
         state = self._prefill(prompts, plan, steps, share_by_image)
+        self._decode(state, replies, listener)
+        return {
+            reply.number: self._generated(prompt, reply, state, row, started)
+            for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
+        }
+
+    def _decode(self, state: Decoding, replies: Sequence[Growing], listener: Listener | None) -> None:
+        """Lets replies grow to their ends."""
         ends = self.manifest.prompt.eos_token_ids
         while True:
             for reply, logits in zip(replies, state.logits, strict=True):
                 if reply.finish_reason is None:
                     reply.take(logits, ends, listener, state.cache_bytes // len(replies))
             if all(reply.finish_reason is not None for reply in replies):
-                break
+                return
             # What an ended reply goes on with does not matter: rows of a batch do not see each other.
             state.step(np.array([reply.token_ids[-1] for reply in replies], dtype=np.int64))
-        return {
-            reply.number: Generated(
-                tuple(reply.token_ids),
-                reply.reason,
-                state.stages[row],
-                self._statistics(prompt, reply, state, row, started),
-            )
-            for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
-        }
+
+    def _generated(
+        self,
+        prompt: PromptInputs,
+        reply: Growing,
+        state: Decoding,
+        row: int,
+        started: float,
+        reused: int = 0,
+    ) -> Generated:
+        figures = self._statistics(prompt, reply, state, row, started, reused)
+        return Generated(tuple(reply.token_ids), reply.reason, state.stages[row], figures)
 
     def _statistics(
-        self, prompt: PromptInputs, reply: Growing, state: Decoding, row: int, started: float
+        self,
+        prompt: PromptInputs,
+        reply: Growing,
+        state: Decoding,
+        row: int,
+        started: float,
+        reused: int,
     ) -> Statistics:
         memory = self.backend.peak_memory()
         decode = reply.last - reply.first
@@ -359,7 +388,75 @@ class Session:
             cache_bytes=reply.cache_bytes,
             peak_memory_bytes=memory.bytes,
             peak_memory_metric=memory.metric,
+            reused_tokens=reused,
         )
+
+    def converse(
+        self,
+        prompt: PromptInputs,
+        picker: Picker,
+        max_new_tokens: int,
+        listener: Listener | None = None,
+        plan: PruningPlan | None = None,
+        share_by_image: bool = False,
+        before: Held | None = None,
+        reselect: bool = False,
+    ) -> tuple[Generated, Held]:
+        """As `generate`, of one prompt, which may begin as an earlier one.
+
+        Args:
+            prompt, picker, max_new_tokens, listener, plan, share_by_image: as for `generate`.
+            before: what an earlier call gave. Where the prompt begins with the tokens and images of that, and
+                is pruned alike, only what is new is read; its images are not seen again.
+            reselect: whether visual tokens are selected anew, by this prompt: the language graph reads all of
+                it, and images that were seen are not seen again.
+
+        Returns:
+            The reply, and what the next call can go on with, for which `before` is no longer good.
+
+        Raises:
+            InputError, PruningError: as `generate`.
+        """
+        check_count("max_new_tokens", max_new_tokens)
+        plan = plan or self.manifest.plan
+        self.check(prompt, plan)
+        self._check_sharing(plan, share_by_image)
+        reply = Growing(0, picker, self._limit(prompt, max_new_tokens))
+        started = perf_counter()
+        known = 0
+        if before is not None and not reselect and self._still_holds(before):
+            known = before.known(prompt, plan, self.manifest.prompt.image_token_id)
+        if before is not None and known:
+            state = before.state
+            state.read_on(prompt, known, len(before.read) - known, reply.limit - 1)
+        else:
+            state = self._prefill([prompt], plan, reply.limit - 1, share_by_image, before)
+        self._decode(state, [reply], listener)
+        read = np.concatenate([prompt.input_ids, reply.token_ids[:-1]]).astype(np.int64)
+        return self._generated(prompt, reply, state, 0, started, known), Held(prompt, plan, read, state)
+
+    def _still_holds(self, before: Held) -> bool:
+        """Whether the caches are still there, and can be cut."""
+        if self._language.most_behind_past is None:
+            return True
+        # An engine's are overwritten by later runs, and numpy, through which they are cut, has no bfloat16.
+        return self._latest is before.state and self.manifest.model.dtype != "bf16"
+
+    def _see_new(self, prompt: PromptInputs, before: Held) -> _Seen:
+        """`_see`, without the images at the beginning that were seen before."""
+        images = before.images(prompt)
+        if not images or not self._still_holds(before):
+            return self._see([prompt])
+        if images == len(prompt.layout.images):
+            return before.state.seen
+        if prompt.frame_values is not None or self.manifest.model.dtype == "bf16":
+            return self._see([prompt])  # not in order, or not to be joined
+        rows = len(before.prompt.pixel_values)
+        rest = PromptLayout(prompt.layout.images[images:])
+        new = self._see([replace(prompt, pixel_values=prompt.pixel_values[rows:], layout=rest)])
+        (embeds, levels, places), (more, deeper, others) = before.state.seen, new
+        both = [_joined(one, other) for one, other in zip(levels, deeper, strict=True)]
+        return _joined(embeds, more), both, _joined(places, others + before.prompt.layout.tokens)
 
     def _see(self, prompts: Sequence[PromptInputs]) -> _Seen:
         """visual_embeds and the levels of deepstack, [B, V, D], and which of the layout's tokens each is,
@@ -423,6 +520,15 @@ def _capacities(plan: PruningPlan, sequence: int, visual: int, steps: int) -> li
     return [max(most, length + steps) for most, length in zip(whole, after, strict=True)]
 
 
+def _on_host(value: Tensor | Array) -> Array:
+    return value if isinstance(value, np.ndarray) else value.numpy()
+
+
+def _joined(first: Tensor | Array, second: Tensor | Array) -> Array:
+    """Visual tokens of one prompt behind others, [1, V, ...]."""
+    return np.concatenate([_on_host(first), _on_host(second)], axis=1)
+
+
 def _by_image(prompt: PromptInputs, visual: NDArray[np.int64]) -> tuple[int, ...]:
     """How many of some visual tokens belong to each image of a prompt."""
     images = len(prompt.layout.images)
@@ -445,6 +551,7 @@ class Decoding:
     Attributes:
         logits: float32 [B, vocab], of the last position.
         stages: for each prompt, what every pruning stage did.
+        seen: what the vision graph made of the batch's images.
         vision_seconds, prefill_seconds: of the whole batch.
     """
 
@@ -455,16 +562,19 @@ class Decoding:
         following: NDArray[np.int64],
         logits: NDArray[np.float32],
         stages: list[tuple[StageResult, ...]],
+        seen: _Seen,
         vision_seconds: float,
         prefill_seconds: float,
     ) -> None:
         self.logits = logits
         self.stages = stages
+        self.seen = seen
         self.vision_seconds = vision_seconds
         self.prefill_seconds = prefill_seconds
         self._session = session
         self._caches = caches
         self._positions = following
+        session._latest = self
 
     @property
     def cache_bytes(self) -> int:
@@ -476,10 +586,96 @@ class Decoding:
         last = self._session.manifest.model.max_positions - 1
         # A prompt that has ended may run past the range while others of its batch go on.
         positions = np.minimum(self._positions, last)
-        feeds = next_feeds(self._session.manifest.language.inputs, tokens, positions, self._caches)
+        self._run(next_feeds(self._session.manifest.language.inputs, tokens, positions, self._caches))
+        self._positions = self._positions + 1
+        return self.logits
+
+    def _run(self, feeds: dict[str, Any]) -> None:
         found = self._session._language.run(feeds, [LOGITS, *self._caches])
         self.logits = found.pop(LOGITS).numpy()
         self._session._check_finite(self.logits)
         self._caches = found
-        self._positions = self._positions + 1
-        return self.logits
+        self._session._latest = self
+
+    def read_on(self, prompt: PromptInputs, known: int, dropped: int, steps: int) -> None:
+        """Goes on with a prompt of which the caches hold the first tokens; of a batch of one.
+
+        Args:
+            prompt: the whole of it.
+            known: how many of its tokens the caches hold, all visual ones among them.
+            dropped: how many tokens they hold behind those, which are let go.
+            steps: how many steps of decoding follow.
+        """
+        started = perf_counter()
+        names = range(len(self._session.manifest.cache_groups))
+        lengths = [self._caches[present_mask(group)].shape[1] - dropped for group in names]
+        if dropped:
+            self._caches = {name: _first(tensor, name, dropped) for name, tensor in self._caches.items()}
+        ids = prompt.input_ids[known:][None]
+        positions = np.expand_dims(prompt.positions.ids[..., known:], -2)
+        graph = self._session._language
+        graph.expect([length + ids.shape[1] + steps for length in lengths])
+        stride = graph.most_behind_past or ids.shape[1]
+        for at in range(0, ids.shape[1], stride):
+            part, place = ids[:, at : at + stride], positions[..., at : at + stride]
+            self._run(text_feeds(self._session.manifest.language.inputs, part, place, self._caches))
+        self._positions = np.array([prompt.positions.following], dtype=np.int64)
+        self.vision_seconds, self.prefill_seconds = 0.0, perf_counter() - started
+
+
+def _first(tensor: Any, name: str, dropped: int) -> Any:
+    """A cache or a mask without its last tokens."""
+    axis = 2 if is_cache(name) else 1
+    length = tensor.shape[axis] - dropped
+    if hasattr(tensor, "first"):
+        return tensor.first(length)
+    array = _on_host(tensor)
+    return array[:, :, :length] if axis == 2 else array[:, :length]
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A prompt and its reply, whose caches the next prompt of a conversation may go on with.
+
+    Attributes:
+        prompt: as it was read.
+        plan: by which it was pruned.
+        read: int64 [tokens], of prompt and reply, those that the caches hold.
+        state: the caches.
+    """
+
+    prompt: PromptInputs
+    plan: PruningPlan
+    read: NDArray[np.int64]
+    state: Decoding
+
+    def known(self, prompt: PromptInputs, plan: PruningPlan, image_token: int) -> int:
+        """Of a prompt's tokens how many the caches hold; 0 where what they hold is pruned otherwise.
+
+        The last token is always read, as the next one comes from there. Behind the last visual token every
+        cache has every token, so there it can be cut; in front of it, it cannot.
+        """
+        most = min(len(self.read), len(prompt.input_ids) - 1)
+        same = prompt.input_ids[:most] == self.read[:most]
+        known = most if same.all() else int(same.argmin())
+        visual = np.flatnonzero(self.prompt.input_ids == image_token)
+        there = not len(visual) or known > visual[-1]
+        new = (prompt.input_ids[known:] == image_token).any()
+        if plan != self.plan or not there or new or self.images(prompt) != len(prompt.layout.images):
+            return 0
+        own = min(known, len(self.prompt.input_ids))
+        places = prompt.positions.ids[..., :own] == self.prompt.positions.ids[..., :own]
+        return known if places.all() else 0
+
+    def images(self, prompt: PromptInputs) -> int:
+        """How many images both prompts begin with: all those of this one, or 0."""
+        images, rows = self.prompt.layout.images, len(self.prompt.pixel_values)
+        frames = self.prompt.frame_values
+        others = prompt.frame_values
+        if (frames is None) != (others is None):
+            return 0
+        if frames is not None and others is not None and not np.array_equal(frames, others):
+            return 0
+        alike = prompt.layout.images[: len(images)] == images
+        shown = alike and np.array_equal(prompt.pixel_values[:rows], self.prompt.pixel_values)
+        return len(images) if shown else 0

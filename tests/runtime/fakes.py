@@ -57,6 +57,7 @@ class FakeVision:
     """Each tile's mean in every element of its embeddings; a tower that merges leaves some places."""
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.inputs, self.outputs = manifest.vision.inputs, manifest.vision.outputs
@@ -86,6 +87,7 @@ class FakeLanguage:
     """
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

@@ -82,6 +82,11 @@ class Graph(Protocol):
     max_length: int | None
     """The most tokens of prompt and reply that it reads, None where nothing but the model limits it."""
 
+    most_behind_past: int | None
+    """The most tokens in a row that a language graph reads behind a past, None for any number; where it is
+    limited, what a run gives out is also overwritten by later runs.
+    """
+
     def expect(self, capacities: Sequence[int]) -> None:
         """Says how many tokens the caches of each group are to hold in the runs that follow, of a language
         graph; one that keeps them in place makes room for as many.

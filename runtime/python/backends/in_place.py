@@ -95,6 +95,7 @@ class InPlaceGraph:
     """
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, graph: Any, inputs: Sequence[TensorSpec]) -> None:
         self._graph = graph

@@ -184,6 +184,7 @@ class OrtGraph:
     """An ONNX file in an inference session."""
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, session: Any, device: tuple[str, int], name: str) -> None:
         self._session = session

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
     "export": ((edgeprune.export,), set(), {"no_verify": "verify"}),
     "build": ((build,), set(), {"target": "targets"}),
     "run": (
-        (Model.generate, SamplingOptions),
+        (Model.generate, SamplingOptions, Model.conversation),
         # Several prompts at once, and a function that is called, are for programs.
         {"batch_size", "stream"},
         {"image": "images", "video": "videos"},

@@ -166,6 +166,7 @@ class EngineGraph:
     """An engine with its contexts and buffers.
 
     Attributes:
+        most_behind_past: 1, as engines are built for.
         max_length: the most tokens of prompt and reply that it reads; None where it reads none.
 
     Args:
@@ -175,6 +176,8 @@ class EngineGraph:
         profiles: what the engine was built for, in the order of its profiles.
         advise: what to say where an input's name, axis and size are in no profile.
     """
+
+    most_behind_past: int | None = 1
 
     def __init__(
         self,
