@@ -87,6 +87,11 @@ class ModelInfo(Part):
     max_positions: Tokens
     deepstack: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
 
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers, which is what an unpruned one takes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * (4 if self.dtype == "fp32" else 2)
+
 
 class Prompt(Part):
     """Tokens and template of a prompt. `tokenizer` and `chat_template` name files of the bundle.

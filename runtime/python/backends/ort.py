@@ -23,6 +23,7 @@ from edgeprune.errors import BackendError, BundleError, InputError, MissingDepen
 from edgeprune.fields import first_fault, shown
 from edgeprune.files import utf8_named
 from edgeprune.interface import IN_PLACE, TensorSpec, has_buffers
+from edgeprune.log import note
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory, available_memory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
@@ -44,6 +45,8 @@ _DTYPES = {
     "tensor(bfloat16)": "bfloat16",
 }
 _ERRORS_ONLY = 3
+# What it says of an operator that has more in a later release.
+_TOO_NEW = "Unrecognized attribute"
 # Folding writes a transposed copy of every weight matrix beside those read, and half precision is widened
 # too: for 1.2 GB of fp32 weights 1.6 to 1.9 GB of peak memory instead of 1.3, of fp16 2.1 instead of 1.3,
 # and twice the time to load. Without it the product takes the matrix transposed, just as fast.
@@ -275,6 +278,8 @@ class OrtBackend:
         self.name = name
         self.options = options
         self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
+        # By the file of a form that may be too new for this release, what runs instead.
+        self._instead: dict[str, GraphSpec] = {}
 
     def language_form(self, manifest: Manifest) -> GraphSpec:
         # CUDA's kernel of the same operator takes half precision only.
@@ -284,7 +289,11 @@ class OrtBackend:
             raise BackendError(
                 f"caches in place were asked for, and {why}: leave out `caches`, or give `caches='auto'`"
             )
-        return manifest.language if form is None or self.options.caches == COPIED else form
+        if form is None or self.options.caches == COPIED:
+            return manifest.language
+        if self.options.caches == AUTO:
+            self._instead[form.file] = manifest.language
+        return form
 
     def load(self, folder: Path, spec: GraphSpec) -> OrtGraph | InPlaceGraph:
         import onnxruntime
@@ -305,6 +314,13 @@ class OrtBackend:
                 )
         except Exception as error:  # as in run()
             reason = " ".join(str(error).split())
+            portable = self._instead.get(spec.file)
+            if portable is not None and _TOO_NEW in reason:
+                note(
+                    f"caches are copied in every step: onnxruntime {onnxruntime.__version__} does not know all "
+                    f"of {path}; a newer release writes them in place"
+                )
+                return self.load(folder, portable)
             if "NOT_IMPLEMENTED" in reason:
                 raise BackendError(
                     f"ONNX Runtime has no kernels for all of {path} here ({reason}): its CPU kernels do not "

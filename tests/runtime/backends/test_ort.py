@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, BundleError, InputError
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
 from edgeprune.runtime.backends.ort import Options, OrtBackend, OrtGraph, OrtTensor
+from tests.golden.make import GOLDEN
 from tests.manifests import make_manifest
 
 SPEC = GraphSpec(
@@ -279,6 +282,27 @@ def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_peak_memory_says_what_it_is() -> None:
     assert "VmHWM" in open_backend("onnxruntime").peak_memory().metric
+
+
+def test_a_form_that_is_too_new_makes_room_for_the_portable_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(GOLDEN / "one-stage", tmp_path / "bundle"))
+    path = bundle / "language.in-place.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.attribute.append(helper.make_attribute("of_tomorrow", 1))
+    onnx.save(model, path)
+    manifest = read_manifest(GOLDEN / "one-stage")
+    backend = open_backend("onnxruntime", threads=1)
+    graph = backend.load(bundle, backend.language_form(manifest))
+    assert isinstance(graph, OrtGraph)
+    assert "does not know all of" in caplog.text
+    assert "a newer release writes them in place" in caplog.text
+    backend = open_backend("onnxruntime", threads=1, caches="in-place")
+    with pytest.raises(BackendError, match=r"cannot load .*language\.in-place\.onnx: .*of_tomorrow"):
+        backend.load(bundle, backend.language_form(manifest))
 
 
 def test_which_form_of_the_language_graph_runs() -> None:
