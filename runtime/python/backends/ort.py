@@ -317,8 +317,8 @@ class OrtBackend:
             portable = self._instead.get(spec.file)
             if portable is not None and _TOO_NEW in reason:
                 note(
-                    f"caches are copied in every step: onnxruntime {onnxruntime.__version__} does not know all "
-                    f"of {path}; a newer release writes them in place"
+                    f"caches are copied in every step: onnxruntime {onnxruntime.__version__} does not know "
+                    f"all of {path}; a newer release writes them in place"
                 )
                 return self.load(folder, portable)
             if "NOT_IMPLEMENTED" in reason:
