@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.plans import Keep
+from edgeprune.runtime.decoding import Held
 from edgeprune.runtime.images import ImageLike
 from edgeprune.runtime.messages import question as message_of
-from edgeprune.runtime.session import Held
 from edgeprune.runtime.videos import VideoLike
 
 if TYPE_CHECKING:

@@ -21,13 +21,14 @@ from edgeprune.plans import Keep, PruningPlan
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.batching import PromptInputs
 from edgeprune.runtime.conversation import Conversation
+from edgeprune.runtime.decoding import Held
 from edgeprune.runtime.growing import FinishReason
 from edgeprune.runtime.images import ImageLike
 from edgeprune.runtime.messages import Message, PromptLike
 from edgeprune.runtime.preparing import Preparation
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings
 from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
-from edgeprune.runtime.session import DEFAULT_BATCH, Generated, Held, Session
+from edgeprune.runtime.session import DEFAULT_BATCH, Generated, Session
 from edgeprune.runtime.stages import StageResult
 from edgeprune.runtime.statistics import Statistics
 from edgeprune.runtime.videos import VideoLike

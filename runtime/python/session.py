@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +24,23 @@ from edgeprune.interface import (
     VISUAL_PLACE,
     deepstack,
     first_feeds,
-    is_cache,
     is_present,
     kept_index,
-    next_feeds,
     present_mask,
     score,
-    text_feeds,
 )
 from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, PruningPlan
 from edgeprune.runtime.backends.base import Array, Backend, Tensor
 from edgeprune.runtime.batching import PromptInputs, batches, padded, vision_feeds
+from edgeprune.runtime.decoding import Decoding, Held, Seen, on_host
 from edgeprune.runtime.graph_check import check_interface
 from edgeprune.runtime.growing import FinishReason, Growing, Listener, Picker
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
 
 DEFAULT_BATCH = 8
-
-_Seen: TypeAlias = "tuple[Tensor | Array, Sequence[Tensor | Array], NDArray[np.int64]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +254,7 @@ class Session:
         prompts: Sequence[PromptInputs],
         plan: PruningPlan,
         steps: int,
-        seen: _Seen,
+        seen: Seen,
         vision_seconds: float,
     ) -> Decoding:
         """Runs the language graph on prompts whose images were seen."""
@@ -442,7 +437,7 @@ class Session:
         # An engine's are overwritten by later runs, and numpy, through which they are cut, has no bfloat16.
         return self._latest is before.state and self.manifest.model.dtype != "bf16"
 
-    def _see_new(self, prompt: PromptInputs, before: Held) -> _Seen:
+    def _see_new(self, prompt: PromptInputs, before: Held) -> Seen:
         """`_see`, without the images at the beginning that were seen before."""
         images = before.images(prompt)
         if not images or not self._still_holds(before):
@@ -458,7 +453,7 @@ class Session:
         both = [_joined(one, other) for one, other in zip(levels, deeper, strict=True)]
         return _joined(embeds, more), both, _joined(places, others + before.prompt.layout.tokens)
 
-    def _see(self, prompts: Sequence[PromptInputs]) -> _Seen:
+    def _see(self, prompts: Sequence[PromptInputs]) -> Seen:
         """visual_embeds and the levels of deepstack, [B, V, D], and which of the layout's tokens each is,
         int64 [B, V].
         """
@@ -520,13 +515,9 @@ def _capacities(plan: PruningPlan, sequence: int, visual: int, steps: int) -> li
     return [max(most, length + steps) for most, length in zip(whole, after, strict=True)]
 
 
-def _on_host(value: Tensor | Array) -> Array:
-    return value if isinstance(value, np.ndarray) else value.numpy()
-
-
 def _joined(first: Tensor | Array, second: Tensor | Array) -> Array:
     """Visual tokens of one prompt behind others, [1, V, ...]."""
-    return np.concatenate([_on_host(first), _on_host(second)], axis=1)
+    return np.concatenate([on_host(first), on_host(second)], axis=1)
 
 
 def _by_image(prompt: PromptInputs, visual: NDArray[np.int64]) -> tuple[int, ...]:
@@ -543,139 +534,3 @@ def _shared(prompt: PromptInputs, stages: Sequence[StageResult]) -> PromptInputs
     imposed = np.zeros_like(prompt.visual_valid)
     imposed[chosen] = 1.0
     return replace(prompt, imposed=imposed)
-
-
-class Decoding:
-    """A batch after its prefill: takes one token per prompt and gives the logits of the next.
-
-    Attributes:
-        logits: float32 [B, vocab], of the last position.
-        stages: for each prompt, what every pruning stage did.
-        seen: what the vision graph made of the batch's images.
-        vision_seconds, prefill_seconds: of the whole batch.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        caches: dict[str, Tensor],
-        following: NDArray[np.int64],
-        logits: NDArray[np.float32],
-        stages: list[tuple[StageResult, ...]],
-        seen: _Seen,
-        vision_seconds: float,
-        prefill_seconds: float,
-    ) -> None:
-        self.logits = logits
-        self.stages = stages
-        self.seen = seen
-        self.vision_seconds = vision_seconds
-        self.prefill_seconds = prefill_seconds
-        self._session = session
-        self._caches = caches
-        self._positions = following
-        session._latest = self
-
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of all layers, the whole batch."""
-        return sum(tensor.nbytes for name, tensor in self._caches.items() if is_cache(name))
-
-    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Reads one token per prompt, int64 [B]; returns the next logits, float32 [B, vocab]."""
-        last = self._session.manifest.model.max_positions - 1
-        # A prompt that has ended may run past the range while others of its batch go on.
-        positions = np.minimum(self._positions, last)
-        self._run(next_feeds(self._session.manifest.language.inputs, tokens, positions, self._caches))
-        self._positions = self._positions + 1
-        return self.logits
-
-    def _run(self, feeds: dict[str, Any]) -> None:
-        found = self._session._language.run(feeds, [LOGITS, *self._caches])
-        self.logits = found.pop(LOGITS).numpy()
-        self._session._check_finite(self.logits)
-        self._caches = found
-        self._session._latest = self
-
-    def read_on(self, prompt: PromptInputs, known: int, dropped: int, steps: int) -> None:
-        """Goes on with a prompt of which the caches hold the first tokens; of a batch of one.
-
-        Args:
-            prompt: the whole of it.
-            known: how many of its tokens the caches hold, all visual ones among them.
-            dropped: how many tokens they hold behind those, which are let go.
-            steps: how many steps of decoding follow.
-        """
-        started = perf_counter()
-        names = range(len(self._session.manifest.cache_groups))
-        lengths = [self._caches[present_mask(group)].shape[1] - dropped for group in names]
-        if dropped:
-            self._caches = {name: _first(tensor, name, dropped) for name, tensor in self._caches.items()}
-        ids = prompt.input_ids[known:][None]
-        positions = np.expand_dims(prompt.positions.ids[..., known:], -2)
-        graph = self._session._language
-        graph.expect([length + ids.shape[1] + steps for length in lengths])
-        stride = graph.most_behind_past or ids.shape[1]
-        for at in range(0, ids.shape[1], stride):
-            part, place = ids[:, at : at + stride], positions[..., at : at + stride]
-            self._run(text_feeds(self._session.manifest.language.inputs, part, place, self._caches))
-        self._positions = np.array([prompt.positions.following], dtype=np.int64)
-        self.vision_seconds, self.prefill_seconds = 0.0, perf_counter() - started
-
-
-def _first(tensor: Any, name: str, dropped: int) -> Any:
-    """A cache or a mask without its last tokens."""
-    axis = 2 if is_cache(name) else 1
-    length = tensor.shape[axis] - dropped
-    if hasattr(tensor, "first"):
-        return tensor.first(length)
-    array = _on_host(tensor)
-    return array[:, :, :length] if axis == 2 else array[:, :length]
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A prompt and its reply, whose caches the next prompt of a conversation may go on with.
-
-    Attributes:
-        prompt: as it was read.
-        plan: by which it was pruned.
-        read: int64 [tokens], of prompt and reply, those that the caches hold.
-        state: the caches.
-    """
-
-    prompt: PromptInputs
-    plan: PruningPlan
-    read: NDArray[np.int64]
-    state: Decoding
-
-    def known(self, prompt: PromptInputs, plan: PruningPlan, image_token: int) -> int:
-        """Of a prompt's tokens how many the caches hold; 0 where what they hold is pruned otherwise.
-
-        The last token is always read, as the next one comes from there. Behind the last visual token every
-        cache has every token, so there it can be cut; in front of it, it cannot.
-        """
-        most = min(len(self.read), len(prompt.input_ids) - 1)
-        same = prompt.input_ids[:most] == self.read[:most]
-        known = most if same.all() else int(same.argmin())
-        visual = np.flatnonzero(self.prompt.input_ids == image_token)
-        there = not len(visual) or known > visual[-1]
-        new = (prompt.input_ids[known:] == image_token).any()
-        if plan != self.plan or not there or new or self.images(prompt) != len(prompt.layout.images):
-            return 0
-        own = min(known, len(self.prompt.input_ids))
-        places = prompt.positions.ids[..., :own] == self.prompt.positions.ids[..., :own]
-        return known if places.all() else 0
-
-    def images(self, prompt: PromptInputs) -> int:
-        """How many images both prompts begin with: all those of this one, or 0."""
-        images, rows = self.prompt.layout.images, len(self.prompt.pixel_values)
-        frames = self.prompt.frame_values
-        others = prompt.frame_values
-        if (frames is None) != (others is None):
-            return 0
-        if frames is not None and others is not None and not np.array_equal(frames, others):
-            return 0
-        alike = prompt.layout.images[: len(images)] == images
-        shown = alike and np.array_equal(prompt.pixel_values[:rows], self.prompt.pixel_values)
-        return len(images) if shown else 0

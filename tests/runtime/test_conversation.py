@@ -12,7 +12,8 @@ import pytest
 from edgeprune.errors import InputError
 from edgeprune.runtime import Model, load
 from edgeprune.runtime.batching import PromptInputs
-from edgeprune.runtime.session import Held, Session
+from edgeprune.runtime.decoding import Held
+from edgeprune.runtime.session import Session
 from tests.golden.make import GOLDEN
 from tests.runtime.fakes import IMAGE, FakeBackend, fake_manifest, prompt_inputs
 
