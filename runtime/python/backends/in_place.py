@@ -171,8 +171,9 @@ class InPlaceGraph:
         if free is None or needed <= free:
             return
         size = next(iter(sizes.values()))
+        prompts = f"{size[0]} prompts" if size[0] > 1 else "a prompt"
         raise BackendError(
-            f"the caches of {size[0]} prompts of up to {size[2]} tokens need {bytes_text(needed)} of memory "
+            f"the caches of {prompts} of up to {size[2]} tokens need {bytes_text(needed)} of memory "
             f"and {bytes_text(free)} are free: ask for fewer `max_new_tokens`, set a smaller `max_context`, "
             "or run fewer prompts at once with `batch_size`"
         )

@@ -174,7 +174,7 @@ def test_caches_that_do_not_fit_are_refused(layer: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(in_place, "available_memory", lambda: needed - 1)
     layer.expect([1000])
     with pytest.raises(
-        BackendError, match=r"the caches of 1 prompts of up to 1000 tokens need .* and .* are free: ask for "
+        BackendError, match=r"the caches of a prompt of up to 1000 tokens need .* and .* are free: ask for "
     ):
         run(layer, [1])
     monkeypatch.setattr(in_place, "available_memory", lambda: needed)
