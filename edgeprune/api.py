@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgeprune.optional import export_module
 
 if TYPE_CHECKING:
-    from edgeprune.manifest import DType
+    from edgeprune.manifest import DType, WeightKind
     from edgeprune.plans import Keep
     from edgeprune.progress import Progress
 
@@ -25,7 +25,10 @@ def export(
     curve: str | os.PathLike[str] | None = None,
     debias: str | Sequence[str] | None = None,
     dtype: DType | None = None,
-    opset: int = 18,
+    weights: WeightKind | None = None,
+    calibrate_images: str | os.PathLike[str] | None = None,
+    calibrate_prompts: str | os.PathLike[str] | None = None,
+    opset: int | None = None,
     seed: int = 0,
     max_pixels: int | None = None,
     force: bool = False,
@@ -48,8 +51,15 @@ def export(
             fitted to (LLaVA-1.5 with 576 visual tokens an image).
         debias: what the first stage is debiased by: "position" (the bias curve), "padding" (the padding
             mask), both, or "none"; None is what there is a curve for, and padding. A default too.
-        dtype: "fp32", "fp16" or "bf16"; None is the checkpoint's own, which leaves its weights as they are.
-        opset: ONNX opset, 18 to 22.
+        dtype: what the graphs compute in, "fp32", "fp16" or "bf16"; None is the checkpoint's own.
+        weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8"
+            or "fp8" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where all is as
+            in the checkpoint, its files stay as they are.
+        calibrate_images: images to round int4 or int8 weights by (GPTQ), a folder, a list of paths, or a
+            question file (.jsonl), some dozens like those that the model will see; None rounds to the
+            nearest. The model is loaded whole for it.
+        calibrate_prompts: a file with a question a line, asked in turn; None is a general one.
+        opset: ONNX opset, 18 to 22; None is the least that has what is needed, 18, for weights in blocks 21.
         seed: of the method "random".
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
@@ -64,13 +74,27 @@ def export(
         InputError, UnsupportedModelError, OutputError, VerificationError: see their messages.
     """
     pipeline = export_module("exporter.pipeline")
-    options = pipeline.ExportOptions(keep, method, layer, curve, debias, dtype, opset, seed, max_pixels)
+    options = pipeline.ExportOptions(
+        keep=keep,
+        method=method,
+        layer=layer,
+        curve=curve,
+        debias=debias,
+        dtype=dtype,
+        weights=weights,
+        calibrate_images=calibrate_images,
+        calibrate_prompts=calibrate_prompts,
+        opset=opset,
+        seed=seed,
+        max_pixels=max_pixels,
+    )
     written: Path = pipeline.export(
         model,
         options,
         output=output,
         force=force,
         verify=export_module("verification.original").verify_bundle if verify else None,
+        by_gptq=None if calibrate_images is None else export_module("calibration.rounding").by_gptq,
         progress=progress,
     )
     return written

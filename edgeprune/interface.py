@@ -18,7 +18,7 @@ from edgeprune.fields import Line, Part
 
 if TYPE_CHECKING:
     from edgeprune.image_program import ImageProgram
-    from edgeprune.manifest import DType, ModelInfo
+    from edgeprune.manifest import DType, ModelInfo, Precision
     from edgeprune.plans import PruningPlan
     from edgeprune.positions import PositionRule
     from edgeprune.video_program import VideoProgram
@@ -200,9 +200,11 @@ def _spec(name: str, dtype: ElementType, *shape: int | str) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
-def language_interface(info: ModelInfo, plan: PruningPlan, positions: PositionRule) -> Interface:
+def language_interface(
+    info: ModelInfo, precision: Precision, plan: PruningPlan, positions: PositionRule
+) -> Interface:
     """Names, dtypes and shapes of the language graph. Group g's past length is the axis `past_g`."""
-    dtype = _ELEMENTS[info.dtype]
+    dtype, cache = _ELEMENTS[precision.compute], _ELEMENTS[precision.cache]
     groups = len(plan.stages) + 1
     heads = (info.kv_heads, info.head_dim)
     axes = (positions.axes,) if positions.axes > 1 else ()
@@ -226,8 +228,8 @@ def language_interface(info: ModelInfo, plan: PruningPlan, positions: PositionRu
     for kind in CACHE_KINDS:
         for layer in range(info.layers):
             g = plan.group_of_layer(layer)
-            inputs.append(_spec(past(kind, layer), dtype, "batch", heads[0], past_axis(g), heads[1]))
-            outputs.append(_spec(present(kind, layer), dtype, "batch", heads[0], f"present_{g}", heads[1]))
+            inputs.append(_spec(past(kind, layer), cache, "batch", heads[0], past_axis(g), heads[1]))
+            outputs.append(_spec(present(kind, layer), cache, "batch", heads[0], f"present_{g}", heads[1]))
     return Interface(tuple(inputs), tuple(outputs))
 
 
@@ -249,12 +251,16 @@ def has_buffers(inputs: Iterable[TensorSpec]) -> bool:
 
 
 def vision_interface(
-    info: ModelInfo, plan: PruningPlan, program: ImageProgram, video: VideoProgram | None = None
+    info: ModelInfo,
+    precision: Precision,
+    plan: PruningPlan,
+    program: ImageProgram,
+    video: VideoProgram | None = None,
 ) -> Interface:
     """Names, dtypes and shapes of the vision graph; see `edgeprune.vision_inputs` for what it reads beside
     `pixel_values`. Where the tower merges, it also gives places and scores.
     """
-    dtype, places = _ELEMENTS[info.dtype], program.tokens_per_tile
+    dtype, places = _ELEMENTS[precision.compute], program.tokens_per_tile
     feed = program.feed
     if feed.kind == "tiles":
         inputs = [_spec(PIXEL_VALUES, dtype, "tiles", *program.row_shape)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ MIN_OPSET, MAX_OPSET = 18, 22
 _MOST_FILES = 1000
 
 DType = Literal["fp32", "fp16", "bf16"]
+BlockKind = Literal["int4", "int8", "fp8"]
+WeightKind = Literal["fp32", "fp16", "bf16", "int4", "int8", "fp8"]
 
 Specs = Annotated[tuple[TensorSpec, ...], Field(max_length=10_000)]
 
@@ -66,6 +68,71 @@ class CacheGroup(Part):
     last: Layer
 
 
+class Precision(Part):
+    """In which types the model is stored and runs.
+
+    Attributes:
+        compute: of everything that the graphs compute, unless an operator demands more.
+        cache: of keys and values.
+        weights: of the decoder's linear layers, a type or a kind of values in blocks.
+        scoring: of those of the layers in front of the first selection, which decide what is kept.
+        head: of the layer that makes logits.
+        other: of all other weights with several axes: the embedding, what makes visual tokens, and linear
+            layers whose inputs no block divides. What has one axis is stored in `compute`.
+        block: at most so many values of an output share a scale; null where nothing is in blocks.
+        method: how values in blocks were found; null where nothing is in blocks.
+    """
+
+    compute: DType
+    cache: DType
+    weights: WeightKind
+    scoring: WeightKind
+    head: WeightKind
+    other: DType
+    block: Annotated[int, Field(strict=True, ge=16, le=1 << 16)] | None = None
+    method: Literal["nearest", "gptq", "checkpoint"] | None = None
+
+    @classmethod
+    def plain(cls, dtype: DType) -> Precision:
+        """Everything in one type."""
+        return cls(compute=dtype, cache=dtype, weights=dtype, scoring=dtype, head=dtype, other=dtype)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether weights are stored in blocks."""
+        return self.block is not None
+
+    def describe(self) -> str:
+        """In words, for people."""
+        if self.weights == self.compute:
+            return self.compute
+        parts = [f"{self.weights} weights"]
+        if self.block is not None:
+            parts[0] += f" in blocks of {self.block} ({_METHODS[self.method or 'nearest']})"
+        for kind, what in ((self.scoring, "layers in front of the selection"), (self.head, "the head")):
+            if kind != self.weights:
+                parts.append(f"{what} {kind}")
+        if self.other != self.weights:
+            parts.append(f"other weights {self.other}")
+        return f"{', '.join(parts)}; computes in {self.compute}"
+
+    @model_validator(mode="after")
+    def _blocks_are_told(self) -> Precision:
+        kinds = {self.weights, self.scoring, self.head}
+        if bool(kinds & set(get_args(BlockKind))) != self.in_blocks or self.in_blocks != bool(self.method):
+            raise ValueError(
+                f"weights are {', '.join(sorted(kinds))}, the block is {self.block}, the method {self.method}"
+            )
+        return self
+
+
+_METHODS = {
+    "nearest": "rounded to the nearest",
+    "gptq": "by GPTQ",
+    "checkpoint": "as in the checkpoint",
+}
+
+
 class ModelInfo(Part):
     """What was exported. Sizes are in elements, counts of layers and heads as in the model's config.
 
@@ -76,7 +143,6 @@ class ModelInfo(Part):
     architecture: Line
     text_model: Line
     source: Line
-    dtype: DType
     layers: Layers
     hidden_size: Size
     intermediate_size: Size
@@ -86,11 +152,6 @@ class ModelInfo(Part):
     vocab_size: Tokens
     max_positions: Tokens
     deepstack: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, which is what an unpruned one takes."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * (4 if self.dtype == "fp32" else 2)
 
 
 class Prompt(Part):
@@ -198,6 +259,7 @@ class Manifest(Part):
     edgeprune_version: Line
     opset: Annotated[int, Field(strict=True, ge=MIN_OPSET, le=MAX_OPSET)]
     model: ModelInfo
+    precision: Precision
     plan: PruningPlan
     curve: BiasCurve | None
     padding_mask: PaddingMask
@@ -220,6 +282,13 @@ class Manifest(Part):
             return None
         inputs, outputs = in_buffers(self.language.inputs), in_buffers(self.language.outputs)
         return GraphSpec(file=file, inputs=inputs, outputs=outputs)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers, which is what an unpruned one takes."""
+        info = self.model
+        values = 2 * info.layers * info.kv_heads * info.head_dim
+        return values * (4 if self.precision.cache == "fp32" else 2)
 
     @property
     def graph_files(self) -> tuple[str, ...]:
@@ -297,8 +366,9 @@ class Manifest(Part):
         tokens = self.image_program.tokens_per_tile
         if self.plan.tower and self.plan.tower[0].kept > tokens:
             raise ValueError(f"the vision tower keeps {self.plan.tower[0].kept} of {tokens} tokens")
-        language = language_interface(self.model, self.plan, self.positions)
-        vision = vision_interface(self.model, self.plan, self.image_program, self.video_program)
+        precision = self.precision
+        language = language_interface(self.model, precision, self.plan, self.positions)
+        vision = vision_interface(self.model, precision, self.plan, self.image_program, self.video_program)
         _check_interface("language", self.language, language)
         _check_interface("vision", self.vision, vision)
         if isinstance(self.curve, TabulatedCurve) and self.curve.num_tokens < self.curve_places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -14,24 +15,22 @@ from torch import nn
 from edgeprune.errors import VerificationError
 from edgeprune.exporter.graph import quiet_exporter
 from edgeprune.exporter.op import append_function, has_node
-from edgeprune.exporter.weights import StoredTensor
+from edgeprune.exporter.placing import Placed, QuantisedTensor
+from edgeprune.exporter.precision.linears import external, quantise_linear, widen
 from edgeprune.interface import OP_NAME, Described
 
-_IR_DTYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-}
+Source: TypeAlias = "Placed | torch.Tensor"
+"""Where an initializer's values are: stored, or at hand."""
 
 
 def initializer_sources(
     module: nn.Module,
     model: nn.Module,
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Placed],
     buffers: Mapping[str, torch.Tensor],
-) -> dict[str, StoredTensor | torch.Tensor]:
+) -> dict[str, Source]:
     """For every parameter and buffer name of `module`, made of parts of `model`, where its values are."""
-    by_identity: dict[int, StoredTensor | torch.Tensor] = {}
+    by_identity: dict[int, Source] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_identity[id(parameter)] = stored[name]
     for name, buffer in model.named_buffers(remove_duplicate=False):
@@ -46,12 +45,13 @@ def initializer_sources(
     return {name: by_identity[id(tensor)] for name, tensor in tensors if id(tensor) in by_identity}
 
 
-def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], folder: Path) -> None:
+def attach(graph: ir.Model, sources: Mapping[str, Source], folder: Path) -> None:
     """Gives every initializer its values: a reference into a file of `folder`, or a constant.
 
-    Tied weights become one initializer, so that a runtime holds them once.
+    Tied weights become one initializer, so that a runtime holds them once. What is stored in fewer bits than
+    the graph computes in is widened in the graph.
     """
-    first: dict[StoredTensor, ir.Value] = {}
+    first: dict[Placed, ir.Value] = {}
     for name, value in list(graph.graph.initializers.items()):
         source = sources.get(name)
         if source is None:
@@ -68,15 +68,11 @@ def attach(graph: ir.Model, sources: Mapping[str, StoredTensor | torch.Tensor], 
             del graph.graph.initializers[name]
             continue
         first[source] = value
-        value.const_value = ir.ExternalTensor(
-            source.file,
-            source.offset,
-            source.length,
-            _IR_DTYPES[source.dtype],
-            shape=ir.Shape(source.shape),
-            name=name,
-            base_dir=folder,
-        )
+        if isinstance(source, QuantisedTensor):
+            quantise_linear(graph.graph, value, source, folder)
+        else:
+            widen(graph.graph, value, source.dtype)
+            value.const_value = external(source, name, folder)
 
 
 def _is_fake(value: ir.Value) -> bool:

@@ -78,10 +78,12 @@ def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
 def forms_of(manifest: Manifest) -> tuple[CacheForm, ...]:
     """The forms that a bundle gets beside the portable one.
 
-    None in bfloat16, which ONNX Runtime's CPU kernels do not run, and none for heads of a width they lack.
+    None in bfloat16, which ONNX Runtime's CPU kernels do not run, none for heads of a width they lack, and
+    none where caches are of another type than what is computed.
     """
-    info = manifest.model
-    return (IN_PLACE,) if info.dtype != "bf16" and info.head_dim % _WIDTHS == 0 else ()
+    precision = manifest.precision
+    runs = precision.compute != "bf16" and precision.cache == precision.compute
+    return (IN_PLACE,) if runs and manifest.model.head_dim % _WIDTHS == 0 else ()
 
 
 def write(path: Path, manifest: Manifest, two_way: bool) -> dict[CacheForm, str]:
@@ -115,7 +117,7 @@ class _Lowering:
     def __init__(self, manifest: Manifest) -> None:
         info = manifest.model
         self.heads, self.kv_heads, self.width = info.heads, info.kv_heads, info.head_dim
-        self.half = info.dtype != "fp32"
+        self.half = manifest.precision.compute != "fp32"
         self.graph = onnx.GraphProto()
         self.renamed: dict[str, str] = {}
         self._made: set[str] = set()
@@ -157,8 +159,8 @@ class _Portable(_Lowering):
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
-        self._scalar = {"fp32": np.float32, "fp16": np.float16}.get(manifest.model.dtype)
-        self._element = {"fp32": 1, "fp16": 10, "bf16": 16}[manifest.model.dtype]
+        self._scalar = {"fp32": np.float32, "fp16": np.float16}.get(manifest.precision.compute)
+        self._element = {"fp32": 1, "fp16": 10, "bf16": 16}[manifest.precision.compute]
 
     def attention(self, node: onnx.NodeProto, scale: float) -> None:
         query, key, value, past_key, past_value, mask = node.input

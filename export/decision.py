@@ -23,11 +23,23 @@ from edgeprune.exporter.generation import read_generation
 from edgeprune.exporter.graph import TORCH_DTYPES
 from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.origin import check_curve, model_name, origin
+from edgeprune.exporter.precision.choosing import precision_of
+from edgeprune.exporter.precision.linears import BLOCKS_OPSET
 from edgeprune.exporter.processor import read_prompt
 from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
 from edgeprune.log import note
-from edgeprune.manifest import CacheGroup, DType, GraphSpec, Manifest, ModelInfo, curve_places
+from edgeprune.manifest import (
+    MIN_OPSET,
+    CacheGroup,
+    DType,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+    Precision,
+    WeightKind,
+    curve_places,
+)
 from edgeprune.plans import Keep, Positions, PruningPlan, method_by_name, read_debias
 
 _DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -43,7 +55,10 @@ class ExportOptions:
     curve: str | os.PathLike[str] | None = None
     debias: str | Sequence[str] | None = None
     dtype: DType | None = None
-    opset: int = 18
+    weights: WeightKind | None = None
+    calibrate_images: str | os.PathLike[str] | None = None
+    calibrate_prompts: str | os.PathLike[str] | None = None
+    opset: int | None = None
     seed: int = 0
     max_pixels: int | None = None
 
@@ -69,7 +84,7 @@ def decide(
         InputError, UnsupportedModelError: the model, or what was asked for, cannot be exported.
     """
     text = config.get_text_config()
-    dtype = TORCH_DTYPES[options.dtype] if options.dtype else stored_dtype(folder)
+    stored = _DTYPE_NAMES[stored_dtype(folder)]
     with _values_of(folder):
         program = family.image_program(folder, config)
         if options.max_pixels is not None:
@@ -77,7 +92,7 @@ def decide(
         video = family.video_program(folder, config)
         if video is not None and options.max_pixels is not None:
             video = video.within(options.max_pixels)
-        info = _model_info(family, text, source, dtype, family.deepstack(config))
+        info = _model_info(family, text, source, family.deepstack(config))
         prompt = read_prompt(folder, config, into, family.image_place(folder), video is not None)
         video = video if prompt.video_place is not None else None
         generation = read_generation(folder)
@@ -112,12 +127,16 @@ def decide(
         check_curve(curve, origin(folder, source, plan, program.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
-    language = language_interface(info, plan, positions)
-    vision = vision_interface(info, plan, program, video)
+    precision = precision_of(options.weights, options.dtype or stored, stored, plan, info.layers)
+    if options.calibrate_images is not None:
+        precision = precision.model_copy(update={"method": "gptq"})
+    language = language_interface(info, precision, plan, positions)
+    vision = vision_interface(info, precision, plan, program, video)
     decided = Manifest(
         edgeprune_version=edgeprune.__version__,
-        opset=options.opset,
+        opset=_opset(options.opset, precision),
         model=info,
+        precision=precision,
         plan=plan,
         curve=curve,
         padding_mask=padding_mask_for(program, options.method),
@@ -170,30 +189,38 @@ def _note_resampled(curve: BiasCurve, per_image: int) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype that most of the checkpoint's bytes have."""
+    """The dtype that most of the checkpoint's bytes have, but for those of quantised weights."""
     sizes: dict[torch.dtype, int] = {}
     for file in weights.checkpoint_files(folder):
         for tensor in weights.read_header(file).values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
-    dtype = max(sizes, key=lambda d: sizes[d])
-    if dtype not in _DTYPE_NAMES:
+            if tensor.dtype in _DTYPE_NAMES:
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
+    if not sizes:
         raise InputError(
             f"the weights in {folder} are not stored as fp32, fp16 or bf16: export the model before "
             "quantisation"
         )
-    return dtype
+    return max(sizes, key=lambda d: sizes[d])
 
 
-def _model_info(
-    family: Family, text: PretrainedConfig, source: str, dtype: torch.dtype, deepstack: int = 0
-) -> ModelInfo:
+def _opset(asked: int | None, precision: Precision) -> int:
+    """The least that has the operators, where nothing was asked for: the older, the more runtimes take it."""
+    least = BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
+    if asked is not None and asked < least:
+        raise InputError(
+            f"opset {asked} has no weights in blocks: expected {least} at least for {precision.weights}; "
+            "leave out `opset`, or choose weights of a floating type"
+        )
+    return least if asked is None else asked
+
+
+def _model_info(family: Family, text: PretrainedConfig, source: str, deepstack: int = 0) -> ModelInfo:
     heads = text.num_attention_heads
     return ModelInfo(
         family=family.name,
         architecture=family.architecture,
         text_model=text.model_type,
         source=model_name(source),
-        dtype=_DTYPE_NAMES[dtype],
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,

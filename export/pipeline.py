@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import onnx_ir as ir
 import torch
@@ -15,25 +15,29 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 import edgeprune
+from edgeprune.background import InBackground
 from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import read_share
 from edgeprune.errors import InputError
-from edgeprune.exporter import assemble, cache_forms, graph, weights
+from edgeprune.exporter import assemble, cache_forms, graph, placing, weights
 from edgeprune.exporter.debiasing import check_wish
 from edgeprune.exporter.decision import ExportOptions, decide
 from edgeprune.exporter.decoder import PrunedDecoder
-from edgeprune.exporter.families import Family, family_of, read_config
+from edgeprune.exporter.families import Family, ModelParts, family_of, read_config
 from edgeprune.exporter.origin import model_name
+from edgeprune.exporter.precision import choosing
 from edgeprune.files import need_utf8
 from edgeprune.interface import PLAN_METADATA
-from edgeprune.manifest import MAX_OPSET, MIN_OPSET, FileEntry, Manifest, Verification
+from edgeprune.manifest import MAX_OPSET, MIN_OPSET, FileEntry, Manifest, Verification, WeightKind
 from edgeprune.plans import keep_ratios, method_by_name, plan_name, read_debias
 from edgeprune.progress import Progress, Silent
 from edgeprune.replacing import need_space, writing_to
 
 Verify: TypeAlias = "Callable[[Path, Manifest, Path, Progress], Verification]"
 """Compares a bundle with the model's folder; see `edgeprune.verification.original.verify_bundle`."""
+ByGptq: TypeAlias = "Callable[..., placing.Quantise]"
+"""See `edgeprune.calibration.rounding.by_gptq`."""
 
 
 def export(
@@ -43,11 +47,12 @@ def export(
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
     verify: Verify | None = None,
+    by_gptq: ByGptq | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes a bundle; see `edgeprune.export`. What `verify` refuses is not put in place; None skips it."""
     listener = progress or Silent()
-    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+    if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
         raise InputError(f"opset {options.opset} is not supported: choose {MIN_OPSET} to {MAX_OPSET}")
     _check_options(options)
     folder = resolve_model(model, listener)
@@ -57,8 +62,21 @@ def export(
     _check_target(target, folder)
     with writing_to(target, force) as scratch:
         decided = decide(folder, str(model), config, family, options, scratch)
-        traced = _trace(decided, config, family, folder, scratch, listener)
-        manifest = _write(decided, traced, folder, scratch, listener)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        prepared = _prepare(decided, config, family, folder, scratch, mode)
+        # Tracing computes and copying waits for the disk; converting would wait for tracing at every step.
+        with InBackground(prepared.placing.copy) as copying:
+            traced = _trace(decided, prepared.parts, mode, listener)
+            listener.step("writing weights", prepared.placing.bytes)
+            copied = copying.finish(listener.advance)
+        into_blocks = None
+        if options.calibrate_images is not None and by_gptq is not None:
+            images, prompts = options.calibrate_images, options.calibrate_prompts
+            into_blocks = by_gptq(folder, decided, images, prompts, listener)
+            listener.step("rounding weights by what they are multiplied with", prepared.placing.bytes)
+        placed, converted = prepared.placing.convert(listener.advance, into_blocks)
+        entries = [*copied, *converted]
+        manifest = _write(decided, prepared, traced, placed, entries, scratch, listener)
         verification = Verification(skipped="it was not asked for")
         if verify is not None:
             verification = verify(scratch, manifest, folder, listener)
@@ -71,6 +89,21 @@ def _check_options(options: ExportOptions) -> None:
     if options.dtype is not None and options.dtype not in graph.TORCH_DTYPES:
         raise InputError(
             f"the dtype {options.dtype!r} is not supported: choose one of {', '.join(graph.TORCH_DTYPES)}"
+        )
+    kinds = get_args(WeightKind)
+    if options.weights is not None and options.weights not in kinds:
+        raise InputError(
+            f"weights of the type {options.weights!r} are not supported: choose one of {', '.join(kinds)}"
+        )
+    if options.calibrate_images is not None and options.weights not in ("int4", "int8"):
+        raise InputError(
+            f"`calibrate_images` was given and weights are {options.weights or 'not rounded'}: expected int4 "
+            "or int8 weights, which it rounds better; leave it out, or choose `weights`"
+        )
+    if options.calibrate_prompts is not None and options.calibrate_images is None:
+        raise InputError(
+            "`calibrate_prompts` was given without images: expected `calibrate_images` beside it, which the "
+            "questions are asked about"
         )
     method = method_by_name(options.method)
     for share in keep_ratios(options.keep):
@@ -145,68 +178,83 @@ def resolve_model(model: str | os.PathLike[str], progress: Progress) -> Path:
 
 
 @dataclass(frozen=True)
-class _Traced:
-    """A model without memory for its weights, and its graphs.
+class _Prepared:
+    """A model without memory for its weights, and what becomes of these.
 
     Attributes:
         model: all of it.
-        stored: where its parameters are stored, by name.
-        size: bytes of the weights to write.
-        vision, decoder: the modules that the graphs were traced from.
-        vision_graph, language_graph: the graphs, whose weights are still to be attached.
+        parts: of it.
+        placing: brings them into the bundle.
     """
 
     model: PreTrainedModel
-    stored: dict[str, weights.StoredTensor]
-    size: int
+    parts: ModelParts
+    placing: placing.Placing
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """The modules that the graphs were traced from, and the graphs, whose weights are to be attached."""
+
     vision: nn.Module
     decoder: PrunedDecoder
     vision_graph: ir.Model
     language_graph: ir.Model
 
 
-def _trace(
+def _prepare(
     decided: Manifest,
     config: PretrainedConfig,
     family: Family,
     folder: Path,
     scratch: Path,
-    progress: Progress,
-) -> _Traced:
-    """Traces the graphs, once the weights are found and there is space for them."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    plan, opset, dtype = decided.plan, decided.opset, graph.TORCH_DTYPES[decided.model.dtype]
+    mode: FakeTensorMode,
+) -> _Prepared:
+    """Finds the weights, and whether there is space for them."""
+    precision = decided.precision
+    dtype = graph.TORCH_DTYPES[precision.compute]
     with mode:
         model = family.build(config, dtype)
-        curve = torch.empty(1 + decided.curve_places)
     # Before the parts are taken: it unties what the checkpoint stores apart.
     stored = weights.locate(model, folder)
-    size = weights.bytes_to_write(stored, folder, dtype)
-    need_space(scratch.parent, size)
-    parts = family.parts(model, plan.tower)
+    parts = family.parts(model, decided.plan.tower)
+    choosing.untie(parts.text_model, parts.lm_head, precision)
+    forms = choosing.forms_of(model, parts.text_model, parts.lm_head, decided.plan, precision)
+    found = placing.Placing(stored, forms, folder, scratch, dtype)
+    need_space(scratch.parent, found.bytes)
+    return _Prepared(model, parts, found)
+
+
+def _trace(decided: Manifest, parts: ModelParts, mode: FakeTensorMode, progress: Progress) -> _Traced:
     progress.step("tracing the vision graph")
-    vision = graph.trace_vision(parts.vision, decided.vision, mode, opset)
+    vision = graph.trace_vision(parts.vision, decided.vision, mode, decided.opset)
     progress.step("tracing the language graph")
+    with mode:
+        curve = torch.empty(1 + decided.curve_places)
     decoder = PrunedDecoder(
         parts.text_model,
         parts.lm_head,
-        plan,
+        decided.plan,
         parts.image_token_id,
         curve,
         decided.model.max_positions,
         parts.two_way,
     ).eval()
-    language = graph.trace_language(decoder, decided.language, mode, opset)
-    return _Traced(model, stored, size, parts.vision, decoder, vision, language)
+    language = graph.trace_language(decoder, decided.language, mode, decided.opset)
+    return _Traced(parts.vision, decoder, vision, language)
 
 
-def _write(decided: Manifest, traced: _Traced, folder: Path, scratch: Path, progress: Progress) -> Manifest:
-    """Writes weights and graphs; returns the manifest with its files."""
-    dtype = graph.TORCH_DTYPES[decided.model.dtype]
-    buffers = weights.buffer_values(traced.model)
-    progress.step("writing weights", traced.size)
-    placed, entries = weights.place(traced.stored, folder, scratch, dtype, progress.advance)
-
+def _write(
+    decided: Manifest,
+    prepared: _Prepared,
+    traced: _Traced,
+    placed: Mapping[str, placing.Placed],
+    entries: Sequence[FileEntry],
+    scratch: Path,
+    progress: Progress,
+) -> Manifest:
+    """Writes the graphs over the weights; returns the manifest with its files."""
+    buffers = weights.buffer_values(prepared.model)
     progress.step("writing and checking the graphs")
     curve = torch.from_numpy(curve_table(decided.curve, decided.curve_places))
     constants = PrunedDecoder.constants(decided.plan, curve, decided.model.max_positions)
@@ -215,7 +263,7 @@ def _write(decided: Manifest, traced: _Traced, folder: Path, scratch: Path, prog
         (traced.vision, traced.vision_graph, decided.vision, {}, {}),
         (traced.decoder, traced.language_graph, decided.language, constants, metadata),
     ):
-        sources = assemble.initializer_sources(module, traced.model, placed, buffers) | added
+        sources = assemble.initializer_sources(module, prepared.model, placed, buffers) | added
         assemble.attach(traced_graph, sources, scratch)
         assemble.optimize(traced_graph)
         assemble.save(traced_graph, spec, scratch / spec.file, edgeprune.__version__, stated)

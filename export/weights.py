@@ -1,17 +1,10 @@
-"""Weights: from a checkpoint's safetensors files to external data of the graphs, without loading them.
-
-A weight that is stored in the dtype of the export stays where it is: its file is copied into the bundle
-byte for byte and the graph points into it. Weights stored in another dtype are converted one at a time
-into one new file.
-"""
+"""Weights as a checkpoint stores them: in which files, under which names, where; without loading them."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +22,26 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import logging
 
-from edgeprune.bundle import copy_with_sha256, sha256_of
 from edgeprune.errors import InputError, UnsupportedModelError
+from edgeprune.exporter.precision.checkpoints import as_weight, of_weight
 from edgeprune.fields import shown
 from edgeprune.files import open_regular
 from edgeprune.json_file import parse_json, read_json
-from edgeprune.manifest import FileEntry
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _INDEX = f"model{_INDEX_SUFFIX}"
 _SINGLE = "model.safetensors"
-CONVERTED = "converted.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
+# Those of quantised weights, too; what has no name here can only be refused, whatever it is.
+_DTYPES = {
+    **_FLOATS,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,8 @@ def _stored(file: str, key: str, entry: Mapping[str, Any], start: int) -> Stored
 def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     """Checkpoint key -> parameter name, as transformers renames on loading.
 
+    Parts of a quantised layer go where its weight goes, and keep their last name.
+
     Raises:
         UnsupportedModelError: loading would transform a weight, so that it cannot stay in its file.
     """
@@ -185,20 +187,23 @@ def rename_map(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     prefix, wanted = model.base_model_prefix, model.state_dict(keep_vars=True)
     renamed = {}
     for key in sorted(keys, key=dot_natural_key):  # a renaming may wait for an earlier key
-        name, pattern = rename_source_key(key, renamings, converters, prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, pattern = rename_source_key(key, [], [], prefix, wanted)
+        plain, part = as_weight(key)
+        name, pattern = rename_source_key(plain, renamings, converters, prefix, wanted)
+        if name not in wanted and plain in wanted:
+            name, pattern = rename_source_key(plain, [], [], prefix, wanted)
         if pattern is not None and name in wanted:
             raise UnsupportedModelError(
                 f"the checkpoint's {shown(key)} has to be transformed on loading, which is not supported: "
                 "save the model once with save_pretrained of the installed transformers"
             )
-        renamed[key] = name
+        renamed[key] = of_weight(name, part)
     return renamed
 
 
-def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
+def locate(model: PreTrainedModel, folder: Path, quantised: Collection[str] = ()) -> dict[str, StoredTensor]:
     """Where every parameter of `model` is stored, by parameter name; tied names share an entry.
+
+    Those named as `quantised` are left out: other tensors make them up, as `precision.stored` finds them.
 
     What `model` ties is changed to what transformers ties when it loads this checkpoint: a stored head of
     other values than the embedding stays a weight of its own, whatever the config says.
@@ -229,7 +234,8 @@ def locate(model: PreTrainedModel, folder: Path) -> dict[str, StoredTensor]:
     _tie_as_loaded(model, folder, by_name)
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
+        if name not in quantised:
+            groups.setdefault(id(parameter), []).append(name)
     found: dict[str, StoredTensor] = {}
     for names in groups.values():
         tensor = next((by_name[name] for name in names if name in by_name), None)
@@ -251,7 +257,7 @@ def _tie_as_loaded(model: PreTrainedModel, folder: Path, stored: Mapping[str, St
     both = {name for pair in tied.items() if all(side in stored for side in pair) for name in pair}
     for name in names:
         shape = fakes[name].shape
-        real = _values(folder, stored[name]) if name in both else torch.empty(shape, device="meta")
+        real = read_tensor(folder, stored[name]) if name in both else torch.empty(shape, device="meta")
         _set_parameter(model, name, nn.Parameter(real, requires_grad=False))
     missing = {name for name in model.state_dict(keep_vars=True) if name not in stored}
     level = logging.get_verbosity()
@@ -274,84 +280,16 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
     setattr(model.get_submodule(module), own, parameter)
 
 
-def _values(folder: Path, tensor: StoredTensor) -> torch.Tensor:
-    with safe_open(folder / tensor.file, framework="pt") as file:
-        return file.get_tensor(tensor.key)
-
-
-def bytes_to_write(wanted: Mapping[str, StoredTensor], source: Path, dtype: torch.dtype) -> int:
-    """What `place` writes, but for one header: files that are copied whole, and converted tensors."""
-    copied = {tensor.file for tensor in wanted.values() if tensor.dtype == dtype}
-    converted = {(t.file, t.key): math.prod(t.shape) for t in wanted.values() if t.dtype != dtype}
-    return sum((source / file).stat().st_size for file in copied) + sum(converted.values()) * dtype.itemsize
-
-
-def place(
-    wanted: Mapping[str, StoredTensor],
-    source: Path,
-    target: Path,
-    dtype: torch.dtype,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[dict[str, StoredTensor], list[FileEntry]]:
-    """Brings the wanted tensors into `target` in `dtype`; `progress` is told the bytes written.
-
-    Returns:
-        Where each now lies, and the files written with their sums.
-    """
-    kept = {name: tensor for name, tensor in wanted.items() if tensor.dtype == dtype}
-    entries = [
-        copy_with_sha256(source / file, target / file, progress)
-        for file in sorted({tensor.file for tensor in kept.values()})
-    ]
-    other = {(t.file, t.key): t for name, t in wanted.items() if name not in kept}
-    if not other:
-        return dict(kept), entries
-    name = CONVERTED
-    while (target / name).exists():  # a checkpoint's own file may be called so
-        name = f"_{name}"
-    path = target / name
-    moved = _convert(list(other.values()), source, path, dtype, progress)
-    entries.append(FileEntry(path=name, bytes=path.stat().st_size, sha256=sha256_of(path)))
-    placed = {name: kept.get(name) or moved[(tensor.file, tensor.key)] for name, tensor in wanted.items()}
-    return placed, entries
-
-
-def _convert(
-    tensors: list[StoredTensor],
-    source: Path,
-    path: Path,
-    dtype: torch.dtype,
-    progress: Callable[[int], None] | None,
-) -> dict[tuple[str, str], StoredTensor]:
-    """Writes the tensors to one safetensors file in `dtype`, holding one of them in memory at a time."""
-    for tensor in tensors:
-        if tensor.dtype not in SAFETENSORS_NAMES:
-            raise InputError(
-                f"{tensor.file} stores {tensor.key} in a type that is not fp32, fp16 or bf16: "
-                "quantised checkpoints are not supported; export the original model"
-            )
-    header: dict[str, Any] = {}
-    end = 0
-    for number, tensor in enumerate(tensors):
-        begin, end = end, end + tensor.length // tensor.dtype.itemsize * dtype.itemsize
-        # Keys of different files may coincide; the number keeps them apart.
-        header[f"{number}.{tensor.key}"] = {
-            "dtype": SAFETENSORS_NAMES[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as writer:
-        writer.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors:
-            converted = _values(source, tensor).to(dtype).contiguous()
-            # A scalar has no axis that could be seen as bytes.
-            written = writer.write(converted.reshape(-1).view(torch.uint8).numpy().tobytes())
-            if progress:
-                progress(written)
-    placed = read_header(path).values()
-    return {(tensor.file, tensor.key): new for tensor, new in zip(tensors, placed, strict=True)}
+def read_tensor(folder: Path, tensor: StoredTensor) -> torch.Tensor:
+    """A tensor's values, read and not mapped, so that no more than one is in memory."""
+    with open_regular(folder / tensor.file, "the checkpoint") as file:
+        content = bytearray(tensor.length)
+        read = os.preadv(file.fileno(), [content], tensor.offset)
+    if read != tensor.length:
+        raise InputError(f"{folder / tensor.file} was cut while it was read: download or copy it again")
+    if not content:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    return torch.frombuffer(content, dtype=tensor.dtype).reshape(tensor.shape)
 
 
 def buffer_values(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from edgeprune.manifest import (
     GraphSpec,
     Manifest,
     ModelInfo,
+    Precision,
     Prompt,
     Verification,
 )
@@ -67,7 +68,6 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         architecture="LlavaForConditionalGeneration",
         text_model="llama",
         source="handmade",
-        dtype="fp32",
         layers=4,
         hidden_size=32,
         intermediate_size=48,
@@ -83,13 +83,15 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         feed=TileFeed(height=24, width=24),
         tokens=GridTokens(rows=4, columns=4),
     )
-    language = language_interface(model, plan, SequentialPositions())
-    vision = vision_interface(model, plan, program)
+    precision = changes.get("precision") or Precision.plain("fp32")
+    language = language_interface(model, precision, plan, SequentialPositions())
+    vision = vision_interface(model, precision, plan, program)
     layers = [0, *(stage.layer for stage in plan.stages), model.layers]
     fields: dict[str, Any] = {
         "edgeprune_version": "0.1.0",
         "opset": 18,
         "model": model,
+        "precision": precision,
         "plan": plan,
         "curve": ExponentialCurve(b=0.01, num_tokens=16) if Debias.POSITION in plan.debias else None,
         "padding_mask": PaddingMask(kind="share" if program.pads else "none", threshold=0.5),

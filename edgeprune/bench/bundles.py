@@ -117,6 +117,8 @@ def _check_same_model(other: Measured, own: Measured) -> None:
         # Where the model lay when it was exported says nothing about what it is.
         if name != "source" and found != expected:
             wrong.append(f"its {name.replace('_', ' ')} is {found} instead of {expected}")
+    if theirs.precision != ours.precision:
+        wrong.append(f"its precision is {theirs.precision.describe()} instead of {ours.precision.describe()}")
     if theirs.image_program != ours.image_program:
         wrong.append("it prepares images in another way")
     if _prompt_of(theirs) != _prompt_of(ours):

@@ -199,6 +199,88 @@ class MeasuringDecoder(PrunedDecoder):
         return torch.stack(paid)
 
 
+class Reader:
+    """Makes prompts of samples, and what a decoder's first layer gets of them.
+
+    Args:
+        folder: the model.
+        vision: its vision tower, on the device that it runs on.
+        dtype: of the tower's input.
+        program, mask, video: of its images and videos, none of which is read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vision: torch.nn.Module,
+        dtype: torch.dtype,
+        program: ImageProgram,
+        mask: PaddingMask,
+        video: VideoProgram | None,
+    ) -> None:
+        config = read_config(folder)
+        family = family_of(config)
+        self._vision, self._dtype = vision, dtype
+        self._program, self._video = program, video
+        with tempfile.TemporaryDirectory() as place:
+            prompt = read_prompt(folder, config, Path(place), family.image_place(folder))
+            encoder = PromptEncoder(place, prompt)
+        self._preparation = Preparation(
+            encoder=encoder,
+            program=program,
+            mask=mask,
+            positions=family.positions(config),
+            tower_tokens=lambda tokens: tokens,
+            video=video,
+            most_tokens=int(config.get_text_config().max_position_embeddings),
+        )
+
+    def prepare(self, sample: Sample) -> PromptInputs:
+        """A sample's prompt.
+
+        Raises:
+            InputError: its image cannot be read.
+        """
+        return self._preparation.prepare(self._asked(sample.prompt), [sample.image])
+
+    def feeds(self, prompts: Sequence[PromptInputs], plan: PruningPlan) -> dict[str, Any]:
+        """What `MeasuringDecoder.measure` takes of prompts with as many visual tokens, by name."""
+        batch = padded(prompts, self._preparation.encoder.prompt, plan)
+        feeds = vision_feeds(prompts, self._program, self._video)
+        pixels, *further = (
+            self._tensor(value).to(self._dtype) if name in VALUES else self._tensor(value)
+            for name, value in feeds.items()
+        )
+        with torch.no_grad():
+            seen = self._vision(pixels, *further)
+        embeds, *levels = [
+            rows.unflatten(0, batch.visual_index.shape)
+            for rows in (seen if isinstance(seen, tuple) else (seen,))
+        ]
+        return {
+            "input_ids": self._tensor(batch.input_ids),
+            "visual_embeds": embeds,
+            "visual_index": self._tensor(batch.visual_index),
+            "position_ids": self._tensor(batch.position_ids),
+            "attention_mask": self._tensor(batch.attention_mask),
+            "deepstack": levels,
+        }
+
+    def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).to(next(self._vision.parameters()).device)
+
+    def _asked(self, prompt: str) -> PromptLike:
+        described = self._preparation.encoder.prompt
+        if described.chat_template is None:
+            return f"{described.place}\n{prompt}"
+        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+
+
+def device() -> torch.device:
+    """Where torch runs here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Scorer:
     """The first layers of a model, up to the last one that a pruning stage scores by.
 
@@ -208,27 +290,13 @@ class Scorer:
 
     def __init__(self, subject: Subject) -> None:
         folder = subject.folder
-        config = read_config(folder)
-        family = family_of(config)
-        self._dtype = stored_dtype(folder)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        parts = family.parts(family.load(folder, self._dtype))
+        family, dtype = family_of(read_config(folder)), stored_dtype(folder)
+        parts = family.parts(family.load(folder, dtype))
         decoder = MeasuringDecoder(parts.text_model, subject.plan, parts.image_token_id, parts.two_way)
-        self._vision = parts.vision.to(self._device).eval()
-        self._decoder = decoder.to(self._device).eval()
-        self._subject, self._program = subject, subject.program
-        with tempfile.TemporaryDirectory() as place:
-            prompt = read_prompt(folder, config, Path(place), family.image_place(folder))
-            encoder = PromptEncoder(place, prompt)
-        self._preparation = Preparation(
-            encoder=encoder,
-            program=self._program,
-            mask=subject.mask,
-            positions=family.positions(config),
-            tower_tokens=lambda tokens: tokens,
-            video=subject.video,
-            most_tokens=int(config.get_text_config().max_position_embeddings),
-        )
+        vision = parts.vision.to(device()).eval()
+        self._decoder = decoder.to(device()).eval()
+        self._subject = subject
+        self._reader = Reader(folder, vision, dtype, subject.program, subject.mask, subject.video)
 
     def attention(self, samples: Sequence[Sample]) -> list[Paid]:
         """What the scoring rows of each sample pay.
@@ -236,9 +304,7 @@ class Scorer:
         Raises:
             InputError: an image cannot be read.
         """
-        prompts = [
-            self._preparation.prepare(self._asked(sample.prompt), [sample.image]) for sample in samples
-        ]
+        prompts = [self._reader.prepare(sample) for sample in samples]
         found: dict[int, Paid] = {}
         for numbers in batches([prompt.layout.tokens for prompt in prompts], len(prompts)):
             found |= zip(numbers, self._paid([prompts[number] for number in numbers]), strict=True)
@@ -246,27 +312,9 @@ class Scorer:
 
     def _paid(self, prompts: Sequence[PromptInputs]) -> list[Paid]:
         """Of prompts with as many visual tokens."""
-        batch = padded(prompts, self._preparation.encoder.prompt, self._subject.plan)
-        feeds = vision_feeds(prompts, self._program, self._subject.video)
-        pixels, *further = (
-            self._tensor(value).to(self._dtype) if name in VALUES else self._tensor(value)
-            for name, value in feeds.items()
-        )
         with torch.no_grad():
-            seen = self._vision(pixels, *further)
-            embeds, *levels = [
-                rows.unflatten(0, batch.visual_index.shape)
-                for rows in (seen if isinstance(seen, tuple) else (seen,))
-            ]
-            paid = self._decoder.measure(
-                self._tensor(batch.input_ids),
-                embeds,
-                self._tensor(batch.visual_index),
-                self._tensor(batch.position_ids),
-                self._tensor(batch.attention_mask),
-                levels,
-            )
-        even = 1.0 if self._program.fixed_tokens is not None else float(paid.shape[2])
+            paid = self._decoder.measure(**self._reader.feeds(prompts, self._subject.plan))
+        even = 1.0 if self._subject.program.fixed_tokens is not None else float(paid.shape[2])
         by_sample = (paid.float() * even).cpu().numpy().swapaxes(0, 1)
         return [
             Paid(of_sample, prompt.visual_valid, self._places(prompt))
@@ -276,12 +324,3 @@ class Scorer:
     def _places(self, prompt: PromptInputs) -> dict[Coordinate, NDArray[np.int64]]:
         places = self._subject.places
         return {name: prompt.layout.places(count, name) - 1 for name, count in places.items()}
-
-    def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)
-
-    def _asked(self, prompt: str) -> PromptLike:
-        described = self._preparation.encoder.prompt
-        if described.chat_template is None:
-            return f"{described.place}\n{prompt}"
-        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]

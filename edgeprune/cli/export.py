@@ -14,11 +14,22 @@ from edgeprune.cli.pruning import Curve, Debias, Keep, Layer, Method, read_layer
 
 
 class DTypeName(str, Enum):
-    """The types that weights can have."""
+    """The types that graphs can compute in."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+
+
+class WeightName(str, Enum):
+    """The types that weights can have."""
+
+    INT4 = "int4"
+    INT8 = "int8"
+    FP8 = "fp8"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP32 = "fp32"
 
 
 def export(
@@ -31,9 +42,25 @@ def export(
     debias: Debias = None,
     curve: Curve = None,
     dtype: Annotated[
-        DTypeName | None, typer.Option(help="Type of the weights; by default the one they are stored in.")
+        DTypeName | None,
+        typer.Option(help="Type to compute in; by default the one that the weights are stored in."),
     ] = None,
-    opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset.")] = 18,
+    weights: Annotated[
+        WeightName | None, typer.Option(help="Type of the weights; by default the one to compute in.")
+    ] = None,
+    calibrate_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Round int4 or int8 weights by what the model reads: some dozens of images.",
+        ),
+    ] = None,
+    calibrate_prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Questions about them, one per line.")
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="ONNX opset; by default 18, with weights in blocks 21.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the method `random`.")] = 0,
     max_pixels: Annotated[
         int | None,
@@ -82,6 +109,9 @@ def export(
             curve=curve,
             debias=debias,
             dtype=dtype.value if dtype else None,
+            weights=weights.value if weights else None,
+            calibrate_images=calibrate_images,
+            calibrate_prompts=calibrate_prompts,
             opset=opset,
             seed=seed,
             max_pixels=max_pixels,

@@ -89,8 +89,8 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
             ("positions", str(model.max_positions)),
             (
                 "caches",
-                f"{bytes_text(model.cache_bytes_per_token)} a token that nothing prunes, "
-                f"{bytes_text(model.cache_bytes_per_token * model.max_positions)} at all positions",
+                f"{bytes_text(manifest.cache_bytes_per_token)} a token that nothing prunes, "
+                f"{bytes_text(manifest.cache_bytes_per_token * model.max_positions)} at all positions",
             ),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
             ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),

@@ -37,7 +37,7 @@ def print_summary(bundle: Path, manifest: Manifest) -> None:
         (
             "model",
             f"{model.source}: {model.architecture} with {model.text_model}, {model.layers} layers, "
-            f"{model.dtype}",
+            f"{manifest.precision.describe()}",
         ),
         ("plan", manifest.plan.describe()),
     ]

@@ -56,10 +56,10 @@ def compare(bundle: Path, manifest: Manifest, name: str) -> list[Check]:
         InputError: ONNX Runtime cannot run the bundle's type, so there is nothing to compare with.
         BackendError: a back end cannot run here, or not this bundle.
     """
-    if manifest.model.dtype not in _LIMITS:
+    if manifest.precision.compute not in _LIMITS:
         raise InputError(
-            f"ONNX Runtime's CPU kernels do not run {manifest.model.dtype}: export with `dtype='fp16'` or "
-            "`dtype='fp32'` to compare back ends"
+            f"ONNX Runtime's CPU kernels do not run {manifest.precision.compute}: export with `dtype='fp16'` "
+            "or `dtype='fp32'` to compare back ends"
         )
     backend = open_backend(name, bundle=bundle)
     return compare_backends(bundle, manifest, backend, open_backend(REFERENCE))
@@ -95,7 +95,7 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
 class _Comparison:
     def __init__(self, manifest: Manifest, name: str) -> None:
         self.checks: list[Check] = []
-        self._dtype = manifest.model.dtype
+        self._dtype = manifest.precision.compute
         self._name = name
 
     def run(self, what: str, graphs: list[Graph], feeds: _Arrays, names: list[str]) -> _Arrays:

@@ -7,13 +7,16 @@ Three independent statements are checked, on random inputs and on a drawn image 
    scores of the layers before the first stage, its eager attention; and where the vision tower merges
    tokens, the scores of the first such layer;
 3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
-The language graph's form with caches in place is then compared with the portable one.
+
+Where weights are stored in fewer bits, that is checked of the model with the weights that are stored, and a
+fourth statement says how far that is from the original. The language graph's form with caches in place is
+compared with the portable one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import select
 from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter.decoder import PrunedDecoder
-from edgeprune.exporter.families import Family, family_of, read_config
+from edgeprune.exporter.families import Family, ModelParts, family_of, read_config
 from edgeprune.exporter.graph import TORCH_DTYPES, decoder_arguments
 from edgeprune.layout import PromptLayout
 from edgeprune.log import note
@@ -38,7 +41,9 @@ from edgeprune.positions import prompt_positions
 from edgeprune.progress import Progress
 from edgeprune.runtime.programs import run_program
 from edgeprune.units import bytes_text
+from edgeprune.verification import quantising
 from edgeprune.verification.cache_forms import Decoded, compare_in_place
+from edgeprune.verification.quantising import Selected
 from edgeprune.vision_inputs import frame_feed, vision_inputs
 
 DECODE_STEPS = 4
@@ -124,7 +129,7 @@ def verify_bundle(
 
 def why_not(bundle: Path, manifest: Manifest) -> str | None:
     """Why the comparison cannot run on this machine; None where it can."""
-    if manifest.model.dtype == "bf16":
+    if manifest.precision.compute == "bf16":
         return "ONNX Runtime's CPU kernels do not run bfloat16"
     weights = sum(entry.bytes for entry in manifest.files)
     free = available_memory()
@@ -137,7 +142,7 @@ def why_not(bundle: Path, manifest: Manifest) -> str | None:
 def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     """All figures, without judging them."""
     family = family_of(read_config(source))
-    dtype = TORCH_DTYPES[manifest.model.dtype]
+    dtype = TORCH_DTYPES[manifest.precision.compute]
     model = family.load(source, dtype)
     vision, language = _session(bundle / manifest.vision.file), _session(bundle / manifest.language.file)
     figures = Figures()
@@ -145,29 +150,67 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
 
     cases = [_random_case(manifest, seed) for seed in (0, 1)] + [_image_case(bundle, manifest)]
     tower = manifest.plan.tower
+    worst = quantising.store(model, family.parts(model), bundle, manifest)
     received = [_received(family, model, case, tower[0].layer) if tower else None for case in cases]
-    parts = family.parts(model, tower)
+    parts = family.parts(model, tower)  # from here on the tower's own attention is another
     seen_of = [_see(vision, parts.vision, case) for case in cases]
     reference = [
         _huggingface(family, model, case, manifest, seen.embeds if tower else None)
         for case, seen in zip(cases, seen_of, strict=True)
     ]
-    curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
-    most = manifest.model.max_positions
-    decoder = PrunedDecoder(
-        parts.text_model, parts.lm_head, manifest.plan, parts.image_token_id, curve, most, parts.two_way
-    ).eval()
-    decoded = []
+    decoder = _decoder(parts, manifest)
+    found: list[Selected] = []
+    decoded: list[Decoded] = []
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
         case = _after_tower(case, seen, manifest)
-        decoded.append(
-            _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
+        prefill, of_case = _compare_language(
+            case, manifest, decoder, language, seen, hf_logits, hf_score, record
         )
-    del vision, language, decoder, parts, model  # room for the weights of one more graph
-    kind = manifest.model.dtype
+        found.append(Selected.of(prefill, len(manifest.plan.stages)))
+        decoded.append(of_case)
+    del language, decoder, parts, model  # room for the weights of one more graph
+    kind = manifest.precision.compute
     compare_in_place(bundle, manifest, decoded, record, LOGIT_LIMITS[kind], KEPT_LIMITS[kind])
+    limits = quantising.weakest(manifest.precision)
+    if limits is None:
+        return figures.checks
+    record("weights in blocks, the worst matrix against the original", worst, limits.weights)
+    parts = family.parts(family.load(source, dtype), tower)
+    for before, after in zip(_originals(parts, vision, cases, manifest), found, strict=True):
+        for name, value in after.changes(before).items():
+            what = "kept tokens" if name == "kept" else name
+            record(f"{what}, against the original weights", value, getattr(limits, name))
     return figures.checks
+
+
+def _decoder(parts: ModelParts, manifest: Manifest) -> PrunedDecoder:
+    curve = torch.from_numpy(curve_table(manifest.curve, manifest.curve_places))
+    return PrunedDecoder(
+        parts.text_model,
+        parts.lm_head,
+        manifest.plan,
+        parts.image_token_id,
+        curve,
+        manifest.model.max_positions,
+        parts.two_way,
+    ).eval()
+
+
+def _originals(
+    parts: ModelParts, vision: Any, cases: Sequence[Case], manifest: Manifest
+) -> Iterator[Selected]:
+    """What the original's prefill selects in each case."""
+    decoder, names = _decoder(parts, manifest), [spec.name for spec in manifest.language.outputs]
+    for case in cases:
+        seen = _see(vision, parts.vision, case)
+        feeds = first_feeds(
+            _after_tower(case, seen, manifest), manifest, manifest.plan, seen.embeds, seen.levels
+        )
+        with torch.no_grad():
+            outputs = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
+        arrays = {name: _to_numpy(value) for name, value in outputs.items()}
+        yield Selected.of(arrays, len(manifest.plan.stages))
 
 
 @dataclass(frozen=True)
@@ -216,7 +259,7 @@ def _received(family: Family, model: Any, case: Case, layer: int) -> Array:
 def _compare_vision(
     seen: _Seen, received: Array | None, manifest: Manifest, record: Callable[[str, float, float], None]
 ) -> None:
-    kind = manifest.model.dtype
+    kind = manifest.precision.compute
     for name, value in seen.expected.items():
         found = seen.found[name]
         if name == interface.VISUAL_PLACE:
@@ -258,8 +301,9 @@ def _compare_language(
     hf_logits: torch.Tensor,
     hf_score: torch.Tensor | None,
     record: Callable[[str, float, float], None],
-) -> Decoded:
-    kind = manifest.model.dtype
+) -> tuple[dict[str, Array], Decoded]:
+    """Returns what the graph gave out in the pruned prefill, and what it decoded."""
+    kind = manifest.precision.compute
     stages = len(manifest.plan.stages)
     feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), seen.embeds, seen.levels)
     whole = session.run([interface.LOGITS], {name: _to_numpy(value) for name, value in feeds.items()})[0]
@@ -270,6 +314,7 @@ def _compare_language(
     )
     feeds = first_feeds(case, manifest, manifest.plan, seen.embeds, seen.levels)
     names = [spec.name for spec in manifest.language.outputs]
+    prefill: dict[str, Array] = {}
     decoded = Decoded({name: _to_numpy(value) for name, value in feeds.items()}, case.following)
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
@@ -289,6 +334,7 @@ def _compare_language(
             LOGIT_LIMITS[kind],
         )
         if step == 0:
+            prefill = found
             visual = _to_numpy(feeds[interface.VISUAL_INDEX])
             every, place = visual.shape[1], _to_numpy(feeds[interface.CURVE_PLACE])
             weights = (
@@ -315,7 +361,7 @@ def _compare_language(
                 apart = _apart(found[interface.score(0)], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
         feeds = _next_feeds(case.following + step, expected, manifest)
-    return decoded
+    return prefill, decoded
 
 
 def first_feeds(
@@ -495,6 +541,8 @@ def _session(path: Path) -> Any:
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # By default what multiplies weights in blocks is rounded to 8 bits, which is no mistake of the graph.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

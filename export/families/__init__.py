@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
@@ -16,6 +15,7 @@ from edgeprune.exporter.families.llava_next import LlavaNext, LlavaOnevision
 from edgeprune.exporter.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
 from edgeprune.exporter.families.smolvlm import Idefics3, SmolVLM
 from edgeprune.exporter.families.video_llava import VideoLlava
+from edgeprune.exporter.precision.quantisers import find_quantization
 from edgeprune.fields import shown
 from edgeprune.json_file import read_json
 
@@ -53,7 +53,8 @@ def read_config(folder: Path) -> PretrainedConfig:
             raise ValueError("it holds no JSON object")
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not valid ({error}): download the model again") from error
-    _refuse_quantised(folder, raw)
+    if (quantised := find_quantization(folder, raw)) is not None:
+        raise quantised.refused("and quantised weights are not supported")
     parts = [part for part in raw.values() if isinstance(part, dict) and "model_type" in part]
     for part in (raw, *parts):
         if not isinstance(kind := part.get("model_type"), str) or kind not in CONFIG_MAPPING:
@@ -96,47 +97,3 @@ def _refuse_adapter(folder: Path) -> None:
                 f"{folder} holds an adapter (LoRA or another of PEFT's, by its {name}), not a whole model: "
                 "merge the adapter first, with merge_and_unload() and save_pretrained(), and export that"
             )
-
-
-# The field of config.json, or the file beside it, in which a quantiser describes what it did.
-_QUANTISED_FIELDS = ("quantization_config", "compression_config")
-_QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-_QUANTISER_KEYS = ("quant_method", "quant_algo", "format", "load_in_4bit", "load_in_8bit", "producer")
-
-
-def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
-    """Raises UnsupportedModelError, with the quantiser's own name, before anything is made of the weights."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for field in _QUANTISED_FIELDS:
-        for part in parts:
-            if part.get(field) is not None:
-                raise _quantised(part[field], f"{field} in {folder / 'config.json'}")
-    for name in _QUANTISED_FILES:
-        if (folder / name).is_file():
-            try:
-                found = read_json(folder / name)
-            except (ValueError, OSError):
-                found = None  # its name says enough
-            raise _quantised(found, str(folder / name))
-
-
-def _quantised(found: Any, where: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"the model is stored quantised by {_quantiser(found)} (see {where}), and quantised weights are not "
-        "supported: export the original model, from before quantisation"
-    )
-
-
-def _quantiser(found: Any) -> str:
-    """What a quantiser calls itself."""
-    named = []
-    for part in (found, *found.values()) if isinstance(found, dict) else ():
-        for key in _QUANTISER_KEYS if isinstance(part, dict) else ():
-            value = part.get(key)
-            if isinstance(value, str):
-                named.append(value)
-            elif value is True:  # bitsandbytes of old: load_in_4bit alone
-                named.append("bitsandbytes")
-            elif isinstance(value, dict) and isinstance(value.get("name"), str):
-                named.append(value["name"])
-    return shown(" ".join(dict.fromkeys(named))) if named else "an unknown method"

@@ -435,7 +435,7 @@ class Session:
         if self._language.most_behind_past is None:
             return True
         # An engine's are overwritten by later runs, and numpy, through which they are cut, has no bfloat16.
-        return self._latest is before.state and self.manifest.model.dtype != "bf16"
+        return self._latest is before.state and self.manifest.precision.cache != "bf16"
 
     def _see_new(self, prompt: PromptInputs, before: Held) -> Seen:
         """`_see`, without the images at the beginning that were seen before."""
@@ -444,7 +444,7 @@ class Session:
             return self._see([prompt])
         if images == len(prompt.layout.images):
             return before.state.seen
-        if prompt.frame_values is not None or self.manifest.model.dtype == "bf16":
+        if prompt.frame_values is not None or self.manifest.precision.compute == "bf16":
             return self._see([prompt])  # not in order, or not to be joined
         rows = len(before.prompt.pixel_values)
         rest = PromptLayout(prompt.layout.images[images:])
@@ -485,7 +485,7 @@ class Session:
         if np.isfinite(logits.max(axis=1)).all():
             return
         kind = "NaN" if np.isnan(logits).any() else "infinite"
-        narrow = self.manifest.model.dtype == "fp16"  # the others reach as far as the model's own can
+        narrow = self.manifest.precision.compute == "fp16"  # the others reach as far as the model's own can
         raise NumericsError(
             f"the model computed logits that are {kind}: expected numbers; "
             + (

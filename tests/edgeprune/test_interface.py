@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from edgeprune import interface
+from edgeprune.manifest import Precision
 from tests.manifests import make_manifest
 
 MANIFEST = make_manifest("himap")
-LANGUAGE = interface.language_interface(MANIFEST.model, MANIFEST.plan, MANIFEST.positions)
+LANGUAGE = interface.language_interface(MANIFEST.model, MANIFEST.precision, MANIFEST.plan, MANIFEST.positions)
 B, S, V = 2, 9, 3
 
 
@@ -81,7 +82,7 @@ def test_names_belong_to_one_kind() -> None:
 
 
 def test_half_precision_caches_begin_in_it() -> None:
-    model = MANIFEST.model.model_copy(update={"dtype": "fp16"})
-    inputs = interface.language_interface(model, MANIFEST.plan, MANIFEST.positions).inputs
+    half = Precision.plain("fp16")
+    inputs = interface.language_interface(MANIFEST.model, half, MANIFEST.plan, MANIFEST.positions).inputs
     feeds = interface.next_feeds(inputs, np.zeros(1, np.int64), np.zeros(1, np.int64), {})
     assert feeds[interface.VISUAL_EMBEDS].dtype == np.float16

@@ -98,7 +98,9 @@ def test_a_plan_is_debiased_by_what_there_is(changes: dict[str, Any], message: s
     [
         ("model", "layers", 0),
         ("model", "head_dim", -8),
-        ("model", "dtype", "int4"),
+        ("precision", "compute", "int4"),
+        ("precision", "weights", "int4"),
+        ("precision", "block", 128),
         ("image_program", "crop", (24, -1)),
         ("image_program", "surprise", 0),
         ("padding_mask", "kind", "guess"),

@@ -60,7 +60,7 @@ def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int, scal
     for mine, other in zip(states[0].stages, states[1].stages, strict=True):
         for stage, wanted in zip(mine, other, strict=True):
             np.testing.assert_array_equal(stage.kept_visual, wanted.kept_visual)
-    limit = scale * LIMITS[forms[0].manifest.model.dtype]
+    limit = scale * LIMITS[forms[0].manifest.precision.compute]
     for _ in range(steps):
         logits = states[1].logits
         assert np.abs(states[0].logits - logits).max() <= limit * max(1.0, logits.std())

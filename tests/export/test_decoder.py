@@ -14,10 +14,11 @@ from transformers import LlavaForConditionalGeneration
 from edgeprune.debias.curves import load_preset
 from edgeprune.debias.selection import kept_count, select
 from edgeprune.exporter.attention import NAME
-from edgeprune.exporter.decision import _model_info
+from edgeprune.exporter.decision import _DTYPE_NAMES, _model_info
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.interface import language_interface
+from edgeprune.manifest import Precision
 from edgeprune.plans import PruningPlan, method_by_name, with_keep
 from edgeprune.positions import SequentialPositions
 from tests.export.reference import (
@@ -72,7 +73,10 @@ def run(
     most = model.config.get_text_config().max_position_embeddings
     decoder = PrunedDecoder(parts.text_model, parts.lm_head, plan, parts.image_token_id, table, most).eval()
     interface = language_interface(
-        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan, SequentialPositions()
+        _model_info(family, model.config.get_text_config(), "tiny"),
+        Precision.plain(_DTYPE_NAMES[model.dtype]),
+        plan,
+        SequentialPositions(),
     )
     embeds = torch.zeros(0, PER_PICTURE, model.config.text_config.hidden_size, dtype=model.dtype)
     if len(inputs.pixel_values):

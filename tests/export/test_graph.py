@@ -16,7 +16,7 @@ from edgeprune.exporter.graph import quiet_exporter
 from edgeprune.image_program import GridTokens, ImageProgram, TileFeed
 from edgeprune.image_sizes import FixedSize
 from edgeprune.interface import language_interface, vision_interface
-from edgeprune.manifest import GraphSpec
+from edgeprune.manifest import GraphSpec, Precision
 from edgeprune.plans import PruningPlan, PruningStage, TowerStage, method_by_name
 from edgeprune.positions import SequentialPositions
 from tests.export.conftest import CURVE, Exported
@@ -40,7 +40,8 @@ PROGRAM = ImageProgram(
     feed=TileFeed(height=24, width=30),
     tokens=GridTokens(rows=5, columns=6),
 )
-INFO = _model_info(FAMILIES[0], llava_config("llama").text_config, "tiny", torch.float16)
+INFO = _model_info(FAMILIES[0], llava_config("llama").text_config, "tiny")
+HALF = Precision.plain("fp16")
 
 
 def curve_for(pictures: int) -> torch.Tensor:
@@ -48,7 +49,7 @@ def curve_for(pictures: int) -> torch.Tensor:
 
 
 def test_the_language_interface_of_one_stage() -> None:
-    interface = language_interface(INFO, method_by_name("fastv").plan(4, 0.3), SequentialPositions())
+    interface = language_interface(INFO, HALF, method_by_name("fastv").plan(4, 0.3), SequentialPositions())
     inputs = {spec.name: (spec.dtype, spec.shape) for spec in interface.inputs}
     assert list(inputs) == [
         *("input_ids", "visual_embeds", "visual_index", "visual_valid", "curve_place"),
@@ -79,11 +80,13 @@ def test_the_language_interface_of_one_stage() -> None:
 
 
 def test_the_language_interface_without_and_with_several_stages() -> None:
-    nothing = language_interface(INFO, method_by_name("none").plan(4, 1.0), SequentialPositions())
+    nothing = language_interface(INFO, HALF, method_by_name("none").plan(4, 1.0), SequentialPositions())
     names = [spec.name for spec in (*nothing.inputs, *nothing.outputs)]
     assert not any(name.startswith(("kept_", "score")) for name in names)
     stages = tuple(PruningStage(layer=layer, score_layer=layer - 1, keep=5000) for layer in (1, 3))
-    interface = language_interface(INFO, PruningPlan(method="two", stages=stages), SequentialPositions())
+    interface = language_interface(
+        INFO, HALF, PruningPlan(method="two", stages=stages), SequentialPositions()
+    )
     shapes = {spec.name: spec.shape for spec in (*interface.inputs, *interface.outputs)}
     assert [shapes[f"past_key.{layer}"][2] for layer in range(4)] == ["past_0", "past_1", "past_1", "past_2"]
     # The second stage scores what the first has left.
@@ -94,7 +97,7 @@ def test_the_language_interface_without_and_with_several_stages() -> None:
 
 
 def test_the_vision_interface() -> None:
-    interface = vision_interface(INFO, PruningPlan(method="none"), PROGRAM)
+    interface = vision_interface(INFO, HALF, PruningPlan(method="none"), PROGRAM)
     assert [(s.name, s.dtype, s.shape) for s in (*interface.inputs, *interface.outputs)] == [
         ("pixel_values", "float16", ("tiles", 3, 24, 30)),
         ("visual_embeds", "float16", ("visual", 32)),
@@ -103,7 +106,7 @@ def test_the_vision_interface() -> None:
 
 def test_the_vision_interface_of_a_tower_that_merges() -> None:
     tower = (TowerStage(layer=0, kept=20), TowerStage(layer=1, kept=9))
-    interface = vision_interface(INFO, PruningPlan(method="two", tower=tower), PROGRAM)
+    interface = vision_interface(INFO, HALF, PruningPlan(method="two", tower=tower), PROGRAM)
     assert [(s.name, s.dtype, s.shape) for s in interface.outputs] == [
         ("visual_embeds", "float16", ("visual", 32)),
         ("visual_place", "int64", ("tiles", 9)),
@@ -123,7 +126,7 @@ def test_the_exporters_loggers_are_quiet_for_a_while_only() -> None:
 
 def run(exported: Exported, inputs: Inputs) -> Decoded:
     manifest = exported.manifest
-    dtype = torch.float16 if manifest.model.dtype == "fp16" else torch.float32
+    dtype = torch.float16 if manifest.precision.compute == "fp16" else torch.float32
     (embeds,) = exported.session("vision.onnx").run(
         None, {"pixel_values": inputs.pixel_values.to(dtype).numpy()}
     )

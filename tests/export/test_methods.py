@@ -17,11 +17,12 @@ from transformers import LlavaForConditionalGeneration
 from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.debias.curves import ExponentialCurve, save_curve
-from edgeprune.exporter.decision import _model_info
+from edgeprune.exporter.decision import _DTYPE_NAMES, _model_info
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of
 from edgeprune.exporter.families.llava import Llava
 from edgeprune.interface import Interface, language_interface
+from edgeprune.manifest import Precision
 from edgeprune.plans import Debias, Positions, PruningPlan, method_by_name, random_scores, with_keep
 from edgeprune.positions import SequentialPositions
 from edgeprune.runtime import load
@@ -155,7 +156,10 @@ def run_torch(
         parts.text_model, parts.lm_head, made_of or plan, parts.image_token_id, table, most
     ).eval()
     interface = language_interface(
-        _model_info(family, model.config.get_text_config(), "tiny", model.dtype), plan, SequentialPositions()
+        _model_info(family, model.config.get_text_config(), "tiny"),
+        Precision.plain(_DTYPE_NAMES[model.dtype]),
+        plan,
+        SequentialPositions(),
     )
     embeds = torch.zeros(0, PER_PICTURE, model.config.text_config.hidden_size)
     if len(inputs.pixel_values):

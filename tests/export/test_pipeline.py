@@ -21,7 +21,7 @@ from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.debias.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
-from edgeprune.exporter import decision, pipeline, weights
+from edgeprune.exporter import decision, pipeline, placing, weights
 from edgeprune.exporter.origin import model_name
 from edgeprune.exporter.pipeline import ExportOptions, default_output, resolve_model
 from edgeprune.progress import Silent
@@ -338,6 +338,9 @@ def test_most_bytes_decide_the_dtype(tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(10).half(), "b": torch.zeros(4)}, tmp_path / "model.safetensors")
     assert decision.stored_dtype(tmp_path) == torch.float16
+    quantised = {"a": torch.zeros(99, dtype=torch.int32), "b": torch.zeros(99).to(torch.float8_e4m3fn)}
+    save_file({**quantised, "c": torch.zeros(4).bfloat16()}, tmp_path / "model.safetensors")
+    assert decision.stored_dtype(tmp_path) == torch.bfloat16
     save_file({"a": torch.zeros(10, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not stored as fp32, fp16 or bf16: export the model before"):
         decision.stored_dtype(tmp_path)
@@ -350,7 +353,7 @@ def test_the_bundle_says_what_it_is(pruned: Exported) -> None:
         path.name for path in pruned.bundle.iterdir()
     }
     assert manifest.edgeprune_version == edgeprune.__version__
-    assert (manifest.opset, manifest.model.dtype, manifest.model.source) == (18, "fp32", "llama")
+    assert (manifest.opset, manifest.precision.compute, manifest.model.source) == (18, "fp32", "llama")
     assert manifest.curve == CURVE
     assert manifest.padding_mask.kind == "share"
     assert [(group.first, group.last) for group in manifest.cache_groups] == [(0, 1), (2, 3)]
@@ -416,9 +419,9 @@ def test_dtypes_decide_where_weights_lie(
     for exported in (pruned, brain):
         original = (exported.model / "model.safetensors").read_bytes()
         assert (exported.bundle / "model.safetensors").read_bytes() == original
-    assert files(half) == [weights.CONVERTED]
+    assert files(half) == [placing.CONVERTED]
     shards = [path.name for path in weights.checkpoint_files(unpruned.model)]
     assert files(unpruned) == shards
     assert len(shards) > 2
-    assert (half.manifest.model.dtype, brain.manifest.model.dtype) == ("fp16", "bf16")
+    assert (half.manifest.precision.compute, brain.manifest.precision.compute) == ("fp16", "bf16")
     assert half.manifest.model.text_model == "gemma"

@@ -255,80 +255,6 @@ def test_buffers_follow_rotary_scaling(rope: dict[str, Any], tmp_path: Path) -> 
     assert not torch.equal(value, plain)
 
 
-def stored_in(
-    folder: Path, tensors: dict[str, torch.Tensor], file: str = "model.safetensors"
-) -> dict[str, Any]:
-    save_file(tensors, folder / file)
-    return weights.read_header(folder / file)
-
-
-def test_weights_of_the_wanted_dtype_stay_as_they_are(tmp_path: Path) -> None:
-    (source := tmp_path / "in").mkdir()
-    (target := tmp_path / "out").mkdir()
-    stored = stored_in(source, {"a": torch.randn(3, 5), "b": torch.randn(7)})
-    advanced: list[int] = []
-    placed, entries = weights.place(stored, source, target, torch.float32, advanced.append)
-    assert placed == stored
-    assert [entry.path for entry in entries] == ["model.safetensors"]
-    assert (target / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
-    assert sum(advanced) == entries[0].bytes == weights.bytes_to_write(stored, source, torch.float32)
-
-
-@pytest.mark.parametrize("dtype", list(ITEM), ids=str)
-def test_other_dtypes_are_converted_into_one_new_file(dtype: torch.dtype, tmp_path: Path) -> None:
-    (source := tmp_path / "in").mkdir()
-    (target := tmp_path / "out").mkdir()
-    tensors = {
-        "matrix": torch.randn(6, 4),
-        "half": torch.randn(5).half(),
-        "brain": torch.randn(2, 3).bfloat16(),
-        "scalar": torch.tensor(1.5),
-    }
-    one, two = dict(list(tensors.items())[:2]), dict(list(tensors.items())[2:])
-    stored = {**stored_in(source, one, "1.safetensors"), **stored_in(source, two, "2.safetensors")}
-    stored["tied"] = stored["matrix"]
-    advanced: list[int] = []
-    placed, entries = weights.place(stored, source, target, dtype, advanced.append)
-    assert sum(advanced) == weights.bytes_to_write(stored, source, dtype)
-    for name, value in {**tensors, "tied": tensors["matrix"]}.items():
-        assert placed[name].dtype == dtype
-        assert torch.equal(read(target, placed[name]), value.to(dtype)), name
-    assert placed["tied"] == placed["matrix"]
-    converted = load_file(target / weights.CONVERTED)
-    assert len(converted) == sum(value.dtype != dtype for value in tensors.values())
-    by_path = {entry.path: entry for entry in entries}
-    assert set(by_path) == {path.name for path in target.iterdir()}
-    for path in target.iterdir():
-        assert by_path[path.name].bytes == path.stat().st_size
-
-
-def test_a_checkpoint_s_file_of_the_new_file_s_name_stays_as_it_is(tmp_path: Path) -> None:
-    (source := tmp_path / "in").mkdir()
-    (target := tmp_path / "out").mkdir()
-    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).half()}
-    stored = stored_in(source, tensors, weights.CONVERTED)
-    placed, entries = weights.place(stored, source, target, torch.float32)
-    assert len({entry.path for entry in entries}) == 2
-    for name, tensor in placed.items():
-        assert torch.equal(weights._values(target, tensor), tensors[name].float())
-
-
-def test_files_that_nothing_is_taken_from_are_left_out(tmp_path: Path) -> None:
-    (source := tmp_path / "in").mkdir()
-    (target := tmp_path / "out").mkdir()
-    stored = stored_in(source, {"a": torch.randn(3)}, "1.safetensors")
-    stored_in(source, {"unused": torch.randn(3)}, "2.safetensors")
-    weights.place(stored, source, target, torch.float32)
-    assert [path.name for path in target.iterdir()] == ["1.safetensors"]
-
-
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
-    stored = stored_in(tmp_path, {"packed": torch.ones(4, dtype=torch.int8)})
-    (target := tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match=r"model\.safetensors stores packed in a type .*export the original"):
-        weights.place(stored, tmp_path, target, torch.float16)
-
-
 def _file(header: bytes, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
     return struct.pack("<Q", len(header) if length is None else length) + header + data
 
@@ -393,6 +319,21 @@ def test_reads_what_it_should(tmp_path: Path) -> None:
     assert weights.read_header(path) == {
         "w": StoredTensor("model.safetensors", "w", torch.float32, (2, 2), 8 + header, 16)
     }
+
+
+def _stored(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, StoredTensor]:
+    save_file(tensors, folder / "model.safetensors")
+    return weights.read_header(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [*ITEM, torch.int8, torch.int32, torch.int64, torch.float8_e4m3fn, torch.float8_e8m0fnu],
+    ids=str,
+)
+def test_types_of_tensors_are_told_apart(dtype: torch.dtype, tmp_path: Path) -> None:
+    (found,) = _stored(tmp_path, {"w": torch.ones(4).to(dtype)}).values()
+    assert found.dtype == dtype
 
 
 def _pickled(folder: Path) -> None:

@@ -192,7 +192,7 @@ def shaken(model: Model, case: dict[str, Any], seed: int) -> dict[str, Any]:
     """The results of a case whose pixel values have a little noise."""
     prompt, plan = asked(model, case)
     noise = np.random.default_rng(seed).standard_normal(prompt.pixel_values.shape)
-    scale = _NOISE[model.manifest.model.dtype]
+    scale = _NOISE[model.manifest.precision.compute]
     pixels = (prompt.pixel_values + scale * noise).astype(np.float32)
     return results(model, [(replace(prompt, pixel_values=pixels), plan)])[0]
 

@@ -61,7 +61,7 @@ class Reader:
         tiles = np.concatenate(
             [np.empty((0, 3, *self._feed), np.float32), *(self._pixels(one) for one in seen)]
         )
-        dtype = _DTYPES[model["dtype"]]
+        dtype = _DTYPES[manifest["precision"]["compute"]]
         embeds, place = np.zeros((0, model["hidden_size"]), dtype), np.zeros((0, left), np.int64)
         if len(tiles):
             embeds = self.vision.run(["visual_embeds"], {"pixel_values": tiles.astype(dtype)})[0]

@@ -53,7 +53,7 @@ def test_a_case_is_reproduced(name: str, case: dict[str, Any]) -> None:
     model = model_of(name)
     found = recorded(model, {key: case[key] for key in ("name", "prompt", "images")} | _choices(case))
     assert set(found) == set(case)
-    agree(found, case, LIMITS[model.manifest.model.dtype])
+    agree(found, case, LIMITS[model.manifest.precision.compute])
 
 
 @pytest.mark.parametrize("name", BUNDLES)

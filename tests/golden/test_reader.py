@@ -29,7 +29,7 @@ def test_a_reader_made_from_the_document_agrees(name: str, case: dict[str, Any])
     for field in ("input_ids", "reply", "cache_lengths"):
         assert found[field] == case[field], field
     expected = np.array(case["logits"])
-    limit = LIMITS[reader.manifest["model"]["dtype"]]
+    limit = LIMITS[reader.manifest["precision"]["compute"]]
     assert np.abs(found["logits"] - expected).max() <= limit * max(1.0, float(expected.std()))
     if name in ("one-stage", "three-stages", "window"):
         visual = np.flatnonzero(np.array(found["input_ids"]) == reader.manifest["prompt"]["image_token_id"])

@@ -76,7 +76,7 @@ def test_what_is_read_on_equals_a_whole_prefill(model: Model) -> None:
         state.step(np.array([token]))
     wanted = [state.logits[0]]
     wanted += [state.step(np.array([token]))[0] for token in found.token_ids[:-1]]
-    limit = LIMITS[model.manifest.model.dtype]
+    limit = LIMITS[model.manifest.precision.compute]
     for mine, other in zip(logits, wanted, strict=True):
         assert np.abs(mine - other).max() <= limit * max(1.0, other.std())
     # Another question behind the same image: what differs is let go of.

@@ -11,7 +11,7 @@ import pytest
 
 from edgeprune.errors import BundleError, InputError, NumericsError, PruningError
 from edgeprune.layout import PromptLayout
-from edgeprune.manifest import GraphSpec
+from edgeprune.manifest import GraphSpec, Precision
 from edgeprune.plans import Debias, with_keep
 from edgeprune.positions import SequentialPositions, prompt_positions
 from edgeprune.runtime.batching import PromptInputs
@@ -487,8 +487,7 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, kind: str, step: 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 def test_another_type_is_recommended_where_it_reaches_further_alone(dtype: str) -> None:
     session, backend = make()
-    info = session.manifest.model.model_copy(update={"dtype": dtype})
-    session.manifest = session.manifest.model_copy(update={"model": info})
+    session.manifest = session.manifest.model_copy(update={"precision": Precision.plain(dtype)})
     backend.language.tamper = lambda outputs: outputs["logits"].fill(np.nan)
     with pytest.raises(NumericsError) as raised:
         generate(session, prompt_inputs(1, 6), tokens=5)

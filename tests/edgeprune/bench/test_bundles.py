@@ -10,6 +10,7 @@ import pytest
 from edgeprune.bench.bundles import NO_DEBIAS, PRUNED, UNPRUNED, Measured, forms, opened
 from edgeprune.errors import BundleError, InputError
 from edgeprune.image_program import PixelValues
+from edgeprune.manifest import Precision
 from edgeprune.runtime.backends import open_backend
 from tests.manifests import make_manifest, relist, write_bundle
 
@@ -81,7 +82,7 @@ def test_baselines_come_first_by_the_names_they_were_given(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": MODEL.model_copy(update={"dtype": "fp16"})}, "its dtype is fp16 instead of fp32;"),
+        ({"precision": Precision.plain("fp16")}, "its precision is fp16 instead of fp32;"),
         (
             {"model": MODEL.model_copy(update={"kv_heads": 4, "hidden_size": 64})},
             "its hidden size is 64 instead of 32; its kv heads is 4 instead of 2;",

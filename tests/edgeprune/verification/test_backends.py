@@ -12,7 +12,7 @@ import pytest
 
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import InputError
-from edgeprune.manifest import Check, failures
+from edgeprune.manifest import Check, Precision, failures
 from edgeprune.runtime import backends
 from edgeprune.runtime.backends.tensorrt import build
 from edgeprune.verification.backends import _Comparison, comparable, compare, compare_backends
@@ -150,6 +150,6 @@ def test_scores_that_differ_are_told_even_where_they_merge_in_another_order() ->
 
 def test_a_type_that_the_reference_does_not_run(sample_bundle: Path) -> None:
     manifest = read_manifest(sample_bundle)
-    bf16 = manifest.model_copy(update={"model": manifest.model.model_copy(update={"dtype": "bf16"})})
+    bf16 = manifest.model_copy(update={"precision": Precision.plain("bf16")})
     with pytest.raises(InputError, match="do not run bf16: export with `dtype='fp16'` or `dtype='fp32'`"):
         compare(sample_bundle, bf16, "tensorrt")

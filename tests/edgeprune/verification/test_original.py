@@ -20,7 +20,7 @@ from edgeprune.errors import MissingDependencyError, VerificationError
 from edgeprune.exporter import pipeline
 from edgeprune.exporter.op import OP_NAME
 from edgeprune.exporter.weights import read_header
-from edgeprune.manifest import Check, Manifest, failures
+from edgeprune.manifest import Check, Manifest, Precision, failures
 from edgeprune.progress import Silent
 from edgeprune.scratch import PARTIAL
 from edgeprune.verification import original as verify
@@ -48,8 +48,8 @@ def test_not_a_number_is_worse_than_any(values: tuple[float, ...]) -> None:
 
 
 def test_a_bfloat16_bundle_cannot_be_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = make_manifest().model.model_copy(update={"dtype": "bf16"})
-    found = verify.verify_bundle(tmp_path, make_manifest(model=model), tmp_path, Silent())
+    manifest = make_manifest(precision=Precision.plain("bf16"))
+    found = verify.verify_bundle(tmp_path, manifest, tmp_path, Silent())
     assert found.skipped == "ONNX Runtime's CPU kernels do not run bfloat16"
     assert caplog.messages == ["not compared with the original model: " + found.skipped]
 

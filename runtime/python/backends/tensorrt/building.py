@@ -43,7 +43,7 @@ from edgeprune.runtime.backends.tensorrt.sidecar import (
     engine_folder,
     this_platform,
 )
-from edgeprune.runtime.backends.tensorrt.targets import CURRENT, resolve_targets
+from edgeprune.runtime.backends.tensorrt.targets import CURRENT, check_weights, resolve_targets
 from edgeprune.runtime.child import child_command, child_environment
 
 
@@ -110,6 +110,7 @@ def build(
     if timing_cache is not None:
         _check_timing_cache(Path(timing_cache), root, manifest)
     resolved = resolve_targets(chosen, trt, targets)
+    check_weights(manifest.precision, resolved.names)
     library = plugins.choose(plugin, chosen, version, manifest.plan.prunes)
     most = most_kept(manifest, limits, library is not None)
     if manifest.plan.prunes and most < limits.visual:

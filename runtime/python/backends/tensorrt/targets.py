@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeprune.errors import BackendError, InputError
+from edgeprune.manifest import Precision, WeightKind
 from edgeprune.runtime.backends.tensorrt import device
 from edgeprune.runtime.backends.tensorrt.device import Gpu
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour
@@ -25,6 +26,9 @@ KNOWN = {
     "sm120": "GeForce RTX 50",
 }
 """Architectures by name, with GPUs that have them; others are taken as they are."""
+
+_LEAST: dict[WeightKind, tuple[int, str]] = {"int4": (80, "Ampere"), "fp8": (89, "Ada")}
+"""From which architecture on TensorRT takes a kind of weights, and its name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,24 @@ def resolve_targets(flavour: Flavour, trt: Any, wanted: Sequence[str]) -> Target
     if flavour.builds_anywhere:
         return _anywhere(flavour, trt, wanted)
     return _here(flavour, wanted)
+
+
+def check_weights(precision: Precision, targets: Sequence[str]) -> None:
+    """Refuses weights that a target cannot read, before anything is built.
+
+    Raises:
+        InputError: names the first such target, and kinds of weights that all of them take.
+    """
+    numbers = {name: int(name[2:]) for name in targets}
+    for kind in (precision.weights, precision.scoring, precision.head):
+        least, title = _LEAST.get(kind, (0, ""))
+        for name, number in numbers.items():
+            if number < least:
+                good = [other for other, (first, _) in _LEAST.items() if min(numbers.values()) >= first]
+                raise InputError(
+                    f"the bundle has {kind} weights, which TensorRT takes from {title} (sm{least}) on, and "
+                    f"the target is {name}: export with weights in {' or '.join([*good, 'int8', 'fp16'])}"
+                )
 
 
 def _anywhere(flavour: Flavour, trt: Any, wanted: Sequence[str]) -> Targets:

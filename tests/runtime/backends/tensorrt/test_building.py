@@ -19,7 +19,7 @@ import pytest
 
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError, OutputError
-from edgeprune.manifest import DType, Manifest
+from edgeprune.manifest import DType, Manifest, WeightKind
 from edgeprune.runtime.backends.tensorrt import build, building, device, flavours, memory, plugins
 from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
 from tests.conftest import SAMPLE_MODEL
@@ -429,17 +429,29 @@ def test_rtx_builds_the_sample_for_three_gpus_in_one_engine(bundle: Path) -> Non
 
 @needs_rtx
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["sample", "random"])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_rtx_builds_every_type_for_three_gpus(model: str, dtype: DType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "dtype", "weights"),
+    [
+        ("sample", "fp32", None),
+        ("random", "fp16", None),
+        ("sample", "bf16", None),
+        ("sample", "fp16", "int4"),
+        ("random", "fp32", "int8"),
+        ("sample", "fp16", "fp8"),
+    ],
+)
+def test_rtx_builds_every_type_for_three_gpus(
+    model: str, dtype: DType, weights: WeightKind | None, tmp_path: Path
+) -> None:
     from edgeprune import export
     from tests.tiny import save_llava
 
     source = SAMPLE_MODEL if model == "sample" else save_llava(tmp_path / "model")
-    out = export(source, keep=0.3, dtype=dtype, output=tmp_path / "out", verify=False)
-    folder = build(out, flavour="tensorrt-rtx", targets=["sm86", "sm89", "sm120"], max_images=2)
+    out = export(source, keep=0.3, dtype=dtype, weights=weights, output=tmp_path / "out", verify=False)
+    targets = ["sm86", "sm89", "sm120"][weights == "fp8" :]
+    folder = build(out, flavour="tensorrt-rtx", targets=targets, max_images=2)
     sidecar = read_sidecar(folder)
-    assert sidecar.targets == ("sm86", "sm89", "sm120")
+    assert sidecar.targets == tuple(targets)
     assert sidecar.engines["language"].bytes > 10_000
 
 

@@ -80,7 +80,7 @@ def test_visual_tokens_have_a_limit_of_their_own() -> None:
     assert language_profiles(MANIFEST, limits, False)["prefill"]["visual_index"].most == (1, 20)
     program = qwen(2, 16, 4000)
     model = MANIFEST.model.model_copy(update={"max_positions": 8192})
-    vision = vision_interface(MANIFEST.model, MANIFEST.plan, program)
+    vision = vision_interface(MANIFEST.model, MANIFEST.precision, MANIFEST.plan, program)
     manifest = MANIFEST.model_copy(
         update={
             "image_program": program,
@@ -147,7 +147,7 @@ def test_no_image_has_more_windows_than_the_profile_takes(width: int, height: in
             "model": MANIFEST.model.model_copy(update={"max_positions": 4096}),
             "vision": GraphSpec(
                 file="vision.onnx",
-                inputs=vision_interface(MANIFEST.model, MANIFEST.plan, program).inputs,
+                inputs=vision_interface(MANIFEST.model, MANIFEST.precision, MANIFEST.plan, program).inputs,
                 outputs=(),
             ),
         }

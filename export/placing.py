@@ -1,0 +1,274 @@
+"""Writing a bundle's weights: files that stay as they are, and one for all that changes.
+
+A weight that is stored as it is wanted stays where it is: its file is brought into the bundle byte for byte
+and the graph points into it. What is wanted in another form, and the rest of a file that would be mostly
+idle, goes into one new file. One weight is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import torch
+
+from edgeprune.bundle import copy_with_sha256
+from edgeprune.errors import InputError
+from edgeprune.exporter.precision.blocks import VALUE_DTYPES, BlockForm, Blocks, packed, quantise, unpacked
+from edgeprune.exporter.weights import SAFETENSORS_NAMES, StoredTensor, read_header, read_tensor
+from edgeprune.manifest import FileEntry
+
+CONVERTED = "converted.safetensors"
+_ROWS_AT_ONCE = 1 << 24  # values of a weight that are converted at once
+
+Form: TypeAlias = "torch.dtype | BlockForm"
+Quantise: TypeAlias = "Callable[[str, torch.Tensor, BlockForm], Blocks]"
+"""Brings the weight [N, K] of a name into blocks."""
+
+
+@dataclass(frozen=True)
+class QuantisedTensor:
+    """A linear layer's weight in blocks, where it lies; see `Blocks`.
+
+    Attributes:
+        form: its kind and block.
+        shape: K, N.
+        values: bytes, two 4 bit values in each.
+        scale: [K / block, N].
+    """
+
+    form: BlockForm
+    shape: tuple[int, int]
+    values: StoredTensor
+    scale: StoredTensor
+
+    def blocks(self, folder: Path) -> Blocks:
+        """The values and scales, read."""
+        values = unpacked(read_tensor(folder, self.values).reshape(-1), self.form.kind).reshape(self.shape)
+        return Blocks(values, read_tensor(folder, self.scale))
+
+
+Placed: TypeAlias = "StoredTensor | QuantisedTensor"
+
+
+class Placing:
+    """Brings tensors of a checkpoint into a bundle.
+
+    Args:
+        wanted: where each is stored.
+        forms: what each becomes.
+        source, target: the model and the bundle.
+        scale: the type of the scales of blocks.
+    """
+
+    def __init__(
+        self,
+        wanted: Mapping[str, StoredTensor],
+        forms: Mapping[str, Form],
+        source: Path,
+        target: Path,
+        scale: torch.dtype,
+    ) -> None:
+        self._wanted, self._forms = wanted, forms
+        self._source, self._target, self._scale = source, target, scale
+        gained: dict[str, int] = {}
+        for tensor, form in {(tensor, forms[name]) for name, tensor in wanted.items()}:
+            stays = tensor.length if form == tensor.dtype else -tensor.length
+            gained[tensor.file] = gained.get(tensor.file, 0) + stays
+        self._whole = tuple(sorted(file for file, gain in gained.items() if gain >= 0))
+        self._anew = {
+            (tensor, forms[name]): name
+            for name, tensor in wanted.items()
+            if tensor.file not in self._whole or forms[name] != tensor.dtype
+        }
+
+    @property
+    def bytes(self) -> int:
+        """What will be written, but for one header."""
+        whole = sum((self._source / file).stat().st_size for file in self._whole)
+        return whole + sum(piece.bytes for key in self._anew for piece in _pieces(*key, self._scale))
+
+    def copy(self, progress: Callable[[int], None]) -> list[FileEntry]:
+        """Copies the files that stay as they are; `progress` is told the bytes written.
+
+        Returns:
+            Those files with their sums.
+        """
+        return [copy_with_sha256(self._source / file, self._target / file, progress) for file in self._whole]
+
+    def convert(
+        self, progress: Callable[[int], None], into_blocks: Quantise | None = None
+    ) -> tuple[dict[str, Placed], list[FileEntry]]:
+        """Writes what changes; `progress` is told the bytes written.
+
+        Args:
+            progress: see above.
+            into_blocks: how weights come into blocks, asked for one after the other in the model's order;
+                None rounds them to the nearest.
+
+        Returns:
+            Where every tensor now lies, and the file written, if any, with its sum.
+
+        Raises:
+            InputError: a weight is stored in no floating type, or is beyond the range of the one it becomes.
+        """
+        moved: dict[tuple[StoredTensor, Form], Placed] = {}
+        entries = []
+        if self._anew:
+            name = CONVERTED
+            while name in self._whole:  # a checkpoint's own file may be called so
+                name = f"_{name}"
+            rounds = into_blocks or (lambda _, weight, form: quantise(weight, form, self._scale))
+            moved, entry = _write(
+                self._anew, self._source, self._target / name, self._scale, rounds, progress
+            )
+            entries.append(entry)
+        forms = self._forms
+        return {n: moved.get((tensor, forms[n]), tensor) for n, tensor in self._wanted.items()}, entries
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor to be written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _pieces(tensor: StoredTensor, form: Form, scale: torch.dtype) -> list[_Piece]:
+    if isinstance(form, torch.dtype):
+        return [_Piece(form, tensor.shape)]
+    outputs, inputs = tensor.shape
+    values = form.bytes_of((outputs, inputs), scale)[0]
+    return [_Piece(torch.uint8, (values,)), _Piece(scale, (inputs // form.block, outputs))]
+
+
+def _write(
+    anew: Mapping[tuple[StoredTensor, Form], str],
+    source: Path,
+    path: Path,
+    scale: torch.dtype,
+    into_blocks: Quantise,
+    progress: Callable[[int], None],
+) -> tuple[dict[tuple[StoredTensor, Form], Placed], FileEntry]:
+    """Writes one safetensors file."""
+    for tensor, _ in anew:
+        if tensor.dtype not in SAFETENSORS_NAMES:
+            raise InputError(
+                f"{tensor.file} stores {tensor.key} in a type that is not fp32, fp16 or bf16: "
+                "quantised checkpoints are not supported; export the original model"
+            )
+    header: dict[str, object] = {}
+    end = 0
+    for number, key in enumerate(anew):
+        for part, piece in enumerate(_pieces(*key, scale)):
+            begin, end = end, end + piece.bytes
+            # Keys of different files may coincide; the number keeps them apart.
+            header[f"{number}.{part}.{key[0].key}"] = {
+                "dtype": "U8" if piece.dtype == torch.uint8 else SAFETENSORS_NAMES[piece.dtype],
+                "shape": list(piece.shape),
+                "data_offsets": [begin, end],
+            }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with _HashedFile(path, progress) as writer:
+        writer.write(struct.pack("<Q", len(text)) + text, silent=True)
+        for (tensor, form), name in anew.items():
+            for content in _contents(tensor, form, name, source, scale, into_blocks):
+                writer.write(content)
+        entry = writer.entry()
+    stored = iter(read_header(path).values())
+    placed: dict[tuple[StoredTensor, Form], Placed] = {}
+    for tensor, form in anew:
+        if isinstance(form, torch.dtype):
+            placed[tensor, form] = next(stored)
+        else:
+            outputs, inputs = tensor.shape
+            placed[tensor, form] = QuantisedTensor(form, (inputs, outputs), next(stored), next(stored))
+    return placed, entry
+
+
+def _contents(
+    tensor: StoredTensor,
+    form: Form,
+    name: str,
+    source: Path,
+    scale: torch.dtype,
+    into_blocks: Quantise,
+) -> Iterator[memoryview]:
+    """The bytes of a tensor in its form, piece by piece."""
+    if isinstance(form, torch.dtype):
+        flat = read_tensor(source, tensor).reshape(-1)
+        for part in flat.split(_ROWS_AT_ONCE) if len(flat) else ():
+            converted = part.to(form)
+            if bool(converted.isinf().any()) and not bool(part.isinf().any()):
+                raise InputError(
+                    f"{tensor.file} stores {tensor.key} with values up to {float(part.abs().max()):.3g}, "
+                    f"beyond {SAFETENSORS_NAMES[form].lower()}: choose a wider type for weights"
+                )
+            yield _bytes(converted)
+        return
+    blocks = into_blocks(name, read_tensor(source, tensor), form)
+    assert (blocks.values.dtype, blocks.scale.dtype) == (VALUE_DTYPES[form.kind], scale)
+    yield _bytes(packed(blocks.values, form.kind))
+    yield _bytes(blocks.scale)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class _HashedFile:
+    """A file that is hashed while it is written, both behind the back of whoever makes its content."""
+
+    def __init__(self, path: Path, progress: Callable[[int], None]) -> None:
+        self._path = path
+        self._progress = progress
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._busy: Future[None] | None = None
+
+    def write(self, content: bytes | memoryview, silent: bool = False) -> None:
+        """Takes the content over; it must not change afterwards."""
+        self._wait()
+        if not silent:
+            self._progress(len(content))
+        self._busy = self._thread.submit(self._put, content)
+
+    def _put(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self._digest.update(content)
+        self._size += len(content)
+
+    def _wait(self) -> None:
+        if self._busy is not None:
+            self._busy.result()
+
+    def entry(self) -> FileEntry:
+        """What was written until now."""
+        self._wait()
+        self._file.flush()
+        return FileEntry(path=self._path.name, bytes=self._size, sha256=self._digest.hexdigest())
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        self._file.close()

@@ -1,0 +1,161 @@
+"""A linear layer's weight in blocks: few bits for each value, and a scale for each block.
+
+A block is `block` values of one output's row; its values are kind * scale. Rounding is to the nearest, and
+the scale is the one of a few candidates that leaves the least squared error, each refined once to the least
+squares solution for the values it rounds to: sum(w q) / sum(q q). Zero is exact and scales are positive, so
+that there are no zero points, which not every runtime takes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from edgeprune.manifest import BlockKind
+
+SMALLEST_BLOCK = 16
+_ROWS_AT_ONCE = 64  # of some thousand values, which so stay in a core's cache
+# The least scale: of a block of zeros, and in fp16 the least number there is.
+_LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 1e-30, torch.float32: 1e-30}
+# What a block's largest value becomes. Beyond the range it is cut off, for finer steps elsewhere.
+_PEAKS: dict[BlockKind, tuple[float, ...]] = {
+    "int4": (7.0, 8.0, 9.2, 10.6),
+    "int8": (127.0,),
+    "fp8": (448.0,),
+}
+_RANGES: dict[BlockKind, tuple[int, int]] = {"int4": (-8, 7), "int8": (-128, 127)}
+BITS: dict[BlockKind, int] = {"int4": 4, "int8": 8, "fp8": 8}
+VALUE_DTYPES: dict[BlockKind, torch.dtype] = {
+    "int4": torch.int8,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
+
+
+@dataclass(frozen=True)
+class BlockForm:
+    """How a weight is to be stored: its kind, and how many values of an output share a scale."""
+
+    kind: BlockKind
+    block: int
+
+    def bytes_of(self, shape: tuple[int, int], scale: torch.dtype) -> tuple[int, int]:
+        """Bytes of the values and of the scales of a weight [N, K]."""
+        outputs, inputs = shape
+        return (
+            math.prod(shape) * BITS[self.kind] // 8,
+            inputs // self.block * outputs * scale.itemsize,
+        )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight in blocks, as the graph has it: inputs first.
+
+    Attributes:
+        values: [K, N], int8 (of int4, -8..7) or float8_e4m3fn.
+        scale: [K / block, N], in the type that it is stored in.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    def weight(self) -> torch.Tensor:
+        """The weight it stands for, float32 [N, K]."""
+        repeated = self.scale.float().repeat_interleave(self.values.shape[0] // self.scale.shape[0], dim=0)
+        return (self.values.float() * repeated).T
+
+
+def block_of(inputs: int, wanted: int) -> int | None:
+    """The longest block of `wanted` or half of it and so on, down to 16, that K has two of at least; or None.
+
+    Of a single one TensorRT for RTX 1.7 fails to compile the product.
+    """
+    block = wanted
+    while block >= SMALLEST_BLOCK:
+        if inputs % block == 0 and inputs > block:
+            return block
+        block //= 2
+    return None
+
+
+def quantise(weight: torch.Tensor, form: BlockForm, scale_dtype: torch.dtype) -> Blocks:
+    """Rounds a weight [N, K] to the nearest values in blocks.
+
+    Args:
+        weight: any floating type; K is a multiple of the block.
+        form: what it becomes.
+        scale_dtype: of the scales; what they are rounded to is what the values are divided by.
+    """
+    outputs, inputs = weight.shape
+    values = torch.empty(inputs, outputs, dtype=VALUE_DTYPES[form.kind])
+    scales = torch.empty(inputs // form.block, outputs, dtype=scale_dtype)
+    for start in range(0, outputs, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        blocks = weight[rows].float().unflatten(1, (-1, form.block))
+        scale = best_scale(blocks, form.kind, scale_dtype)
+        values[:, rows] = rounded(blocks / scale, form.kind).to(values.dtype).flatten(1).T
+        scales[:, rows] = scale[..., 0].T
+    return Blocks(values, scales)
+
+
+def rounded(values: torch.Tensor, kind: BlockKind) -> torch.Tensor:
+    """Float values rounded to what `kind` can hold, still as floats."""
+    if kind == "fp8":
+        return values.clamp(-448.0, 448.0).to(torch.float8_e4m3fn).to(values.dtype)
+    low, high = _RANGES[kind]
+    return values.round().clamp_(low, high)
+
+
+def best_scale(blocks: torch.Tensor, kind: BlockKind, dtype: torch.dtype) -> torch.Tensor:
+    """The scale of each block, positive; see the module.
+
+    Args:
+        blocks: float32 [..., block].
+        kind: what the values become.
+        dtype: the scale is one that this can hold.
+
+    Returns:
+        float32 [..., 1].
+    """
+    least = _LEAST[dtype]
+    peak = blocks.abs().amax(-1, keepdim=True)
+    best_error = best = None
+    for size in _PEAKS[kind]:
+        scale = (peak / size).clamp_min(least)
+        if kind != "fp8":
+            values = rounded(blocks / scale, kind)
+            along = (blocks * values).sum(-1, keepdim=True)
+            refined = along / values.square().sum(-1, keepdim=True).clamp_min(1)
+            scale = torch.where(refined > least, refined, scale)
+        scale = scale.to(dtype).float()
+        left = torch.addcmul(blocks, rounded(blocks / scale, kind), scale, value=-1)
+        error = left.square_().sum(-1, keepdim=True)
+        if best is None or best_error is None:
+            best, best_error = scale, error
+        else:
+            better = error < best_error
+            best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
+    assert best is not None
+    return best
+
+
+def packed(values: torch.Tensor, kind: BlockKind) -> torch.Tensor:
+    """The bytes of values, uint8 in ONNX's order: of two 4 bit values the first is in the low half."""
+    raw = values.contiguous().reshape(-1).view(torch.uint8)
+    if BITS[kind] == 8:
+        return raw
+    return (raw[0::2] & 15) | (raw[1::2] << 4)
+
+
+def unpacked(raw: torch.Tensor, kind: BlockKind) -> torch.Tensor:
+    """What `packed` packed, flat: int8, of fp8 float8_e4m3fn."""
+    if kind == "fp8":
+        return raw.view(torch.float8_e4m3fn)
+    if BITS[kind] == 8:
+        return raw.view(torch.int8)
+    # To the upper half of a byte and back: the shift down repeats the sign.
+    halves = torch.stack([raw << 4, raw & 240], dim=-1).reshape(-1)
+    return halves.view(torch.int8) >> 4

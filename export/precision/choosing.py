@@ -1,0 +1,105 @@
+"""Which weights are stored how: from what was asked for to a form for every parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeprune.errors import InputError
+from edgeprune.exporter.graph import TORCH_DTYPES
+from edgeprune.exporter.placing import Form
+from edgeprune.exporter.precision.blocks import BlockForm, block_of
+from edgeprune.manifest import DType, Precision, WeightKind
+from edgeprune.plans import PruningPlan
+
+BLOCK = 128
+"""Values of an output that share a scale: what TensorRT documents for 4 bits, and 3 % of a weight."""
+
+_WIDTH: dict[WeightKind, int] = {"fp32": 32, "fp16": 16, "bf16": 16}
+# Layers in front of the first selection decide what is kept, and as long as they are few, 8 bits cost little.
+_FEW, _SHARE = 2, 1 / 8
+
+
+def precision_of(
+    asked: WeightKind | None, compute: DType, stored: DType, plan: PruningPlan, layers: int
+) -> Precision:
+    """What an export's weights become.
+
+    Args:
+        asked: the type of the weights; None for the type that is computed in.
+        compute: the type that is computed in.
+        stored: the type of most of the checkpoint.
+        plan: of the export.
+        layers: of the decoder.
+
+    Raises:
+        InputError: weights wider than what computes with them.
+    """
+    if asked is None or asked == compute:
+        return Precision.plain(compute)
+    if asked == "fp32" or asked == "fp16" or asked == "bf16":
+        if _WIDTH[asked] > _WIDTH[compute]:
+            raise InputError(
+                f"weights in {asked} and computation in {compute} were asked for: expected weights that are "
+                f"no wider; leave out `weights`, or compute in {asked}"
+            )
+        return Precision.plain(compute).model_copy(
+            update={"weights": asked, "scoring": asked, "head": asked, "other": asked}
+        )
+    first = min((stage.layer for stage in plan.stages), default=0)
+    finer = asked == "int4" and 0 < first <= max(_FEW, int(layers * _SHARE))
+    narrow: DType = stored if _WIDTH[stored] == 16 else "fp16"
+    return Precision(
+        compute=compute,
+        cache=compute,
+        weights=asked,
+        scoring="int8" if finer else asked,
+        head="int8" if asked == "int4" else asked,
+        other=compute if _WIDTH[compute] == 16 else narrow,
+        block=BLOCK,
+        method="nearest",
+    )
+
+
+def untie(text_model: Any, lm_head: nn.Module, precision: Precision) -> None:
+    """Makes a head that is tied to the embedding a parameter of its own, if the two are stored otherwise."""
+    embedding = text_model.get_input_embeddings().weight
+    for one in lm_head.modules():
+        if isinstance(one, nn.Linear) and one.weight is embedding and precision.head != precision.other:
+            one.weight = nn.Parameter(torch.empty_like(embedding), requires_grad=False)
+
+
+def forms_of(
+    model: nn.Module, text_model: Any, lm_head: nn.Module, plan: PruningPlan, precision: Precision
+) -> dict[str, Form]:
+    """The form of every parameter of `model`, by name.
+
+    Args:
+        model: all of it.
+        text_model, lm_head: its decoder and what makes logits, see `untie`.
+        plan: of the export.
+        precision: what was decided.
+    """
+    first = min((stage.layer for stage in plan.stages), default=0)
+    kinds: dict[int, WeightKind] = {}
+    for number, part in enumerate([*text_model.layers, lm_head]):
+        kind = precision.scoring if number < first else precision.weights
+        if part is lm_head:
+            kind = precision.head
+        kinds |= {id(one.weight): kind for one in part.modules() if isinstance(one, nn.Linear)}
+    return {
+        name: _form(kinds.get(id(parameter), precision.other), parameter, precision)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _form(kind: WeightKind, parameter: torch.Tensor, precision: Precision) -> Form:
+    if parameter.dim() < 2:
+        return TORCH_DTYPES[precision.compute]
+    if kind == "fp32" or kind == "fp16" or kind == "bf16":
+        return TORCH_DTYPES[kind]
+    assert precision.block is not None
+    block = block_of(parameter.shape[1], precision.block)
+    return TORCH_DTYPES[precision.other] if block is None else BlockForm(kind, block)

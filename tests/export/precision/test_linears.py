@@ -1,0 +1,148 @@
+"""Linear layers in blocks and narrow weights, in the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgeprune.errors import UnsupportedModelError
+from edgeprune.exporter import assemble, placing
+from edgeprune.exporter.precision.blocks import BlockForm
+from edgeprune.exporter.weights import read_header
+from edgeprune.manifest import BlockKind
+
+FLOAT = ir.DataType.FLOAT
+K, N = 64, 24
+
+
+def graph_of(weight: ir.Value, nodes: list[ir.Node], inputs: list[ir.Value]) -> ir.Model:
+    end = ir.node("Identity", nodes[-1].outputs)
+    y = end.outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(FLOAT), ir.Shape(["m", "n"])
+    graph = ir.Graph(
+        inputs, [y], nodes=[*nodes, end], initializers=[weight], opset_imports={"": 21}, name="main"
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def given() -> tuple[ir.Value, ir.Value]:
+    return (
+        ir.Input("x", ir.Shape(["n", K]), ir.TensorType(FLOAT)),
+        ir.Value(name="w", shape=ir.Shape([N, K]), type=ir.TensorType(FLOAT)),
+    )
+
+
+def transposed(uses: int = 1) -> ir.Model:
+    """The product of x with the weight; of two uses times that of |x|."""
+    x, weight = given()
+    nodes: list[ir.Node] = []
+    found: list[ir.Value] = []
+    for number in range(uses):
+        flipped = ir.node("Transpose", [weight], {"perm": [1, 0]})
+        one = ir.node("Abs" if number else "Identity", [x])
+        product = ir.node("MatMul", [one.outputs[0], flipped.outputs[0]])
+        nodes += [flipped, one, product]
+        found += product.outputs
+    return graph_of(weight, [*nodes, ir.node("Mul", found)] if uses == 2 else nodes, [x])
+
+
+def gemm(bias: bool) -> ir.Model:
+    x, weight = given()
+    more = [ir.Input("b", ir.Shape([N]), ir.TensorType(FLOAT))] if bias else []
+    return graph_of(weight, [ir.node("Gemm", [x, weight, *more], {"transB": 1})], [x, *more])
+
+
+def attached(model: ir.Model, weight: torch.Tensor, form: placing.Form, folder: Path) -> placing.Placed:
+    (source := folder / "source").mkdir()
+    save_file({"w": weight}, source / "model.safetensors")
+    stored = read_header(source / "model.safetensors")
+    placed, _ = placing.Placing(stored, {"w": form}, source, folder, torch.float32).convert(print)
+    assemble.attach(model, placed, folder)
+    onnx.save(ir.to_proto(model), folder / "model.onnx")
+    onnx.checker.check_model(str(folder / "model.onnx"))
+    found: placing.Placed = placed["w"]
+    return found
+
+
+def run(folder: Path, **feeds: Any) -> tuple[np.ndarray, list[str]]:
+    """The result, and the operators that ONNX Runtime ran."""
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(folder / "optimised.onnx")
+    settings.log_severity_level = 3
+    # Exact for 4 bits, where the default rounds the inputs to 8.
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), settings, disabled_optimizers=["ConstantFolding"]
+    )
+    ran = onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node
+    return session.run(None, feeds)[0], [node.op_type for node in ran]
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("model", [transposed(), transposed(2), gemm(False), gemm(True)])
+def test_a_linear_layer_in_blocks_is_one_operator_of_onnx_runtime(
+    model: ir.Model, kind: BlockKind, tmp_path: Path
+) -> None:
+    graph, uses = model.clone(), 2 if len(model.graph) > 4 else 1
+    weight = torch.randn(N, K)
+    placed = attached(graph, weight, BlockForm(kind, 32), tmp_path)
+    assert isinstance(placed, placing.QuantisedTensor)
+    x = torch.randn(3, K)
+    feeds = {"x": x.numpy()}
+    dequantised = placed.blocks(tmp_path).weight().T
+    expected = x @ dequantised
+    if uses == 2:
+        expected = expected * (x.abs() @ dequantised)
+    if len(model.graph.inputs) > 1:
+        feeds["b"] = np.arange(N, dtype=np.float32)
+        expected = expected + torch.arange(N)
+    found, ran = run(tmp_path, **feeds)
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert ran.count("MatMulNBits") == uses
+    assert "DequantizeLinear" not in ran
+
+
+def test_eight_bit_floats_run_as_they_are(tmp_path: Path) -> None:
+    graph = transposed()
+    placed = attached(graph, torch.randn(N, K), BlockForm("fp8", 32), tmp_path)
+    assert isinstance(placed, placing.QuantisedTensor)
+    x = torch.randn(3, K)
+    found, _ = run(tmp_path, x=x.numpy())
+    assert np.allclose(found, x @ placed.blocks(tmp_path).weight().T, atol=1e-4)
+
+
+def test_a_weight_that_is_read_otherwise_is_refused(tmp_path: Path) -> None:
+    x, weight = given()
+    graph = graph_of(weight, [ir.node("Add", [x, weight])], [x])
+    with pytest.raises(UnsupportedModelError, match=r"the weight w is read by Add, .*weights of a floating"):
+        attached(graph, torch.randn(N, K), BlockForm("int4", 32), tmp_path)
+
+
+def test_a_narrow_weight_is_widened_where_it_is_read(tmp_path: Path) -> None:
+    graph, weight = transposed(2), torch.randn(N, K)
+    attached(graph, weight, torch.float16, tmp_path)
+    x = torch.randn(3, K)
+    found, _ = run(tmp_path, x=x.numpy())
+    narrow = weight.half().float().T
+    assert np.allclose(found, (x @ narrow) * (x.abs() @ narrow), atol=1e-3)
+    written = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    assert [node.op_type for node in written.node].count("Cast") == 1
+    assert written.initializer[0].data_type == onnx.TensorProto.FLOAT16
+
+
+def test_of_a_narrow_table_rows_are_widened(tmp_path: Path) -> None:
+    rows = ir.Input("x", ir.Shape(["n"]), ir.TensorType(ir.DataType.INT64))
+    weight, table = given()[1], torch.randn(N, K)
+    node = ir.node("Gather", [weight, rows])
+    attached(graph_of(weight, [node], [rows]), table, torch.float16, tmp_path)
+    found, ran = run(tmp_path, x=np.array([3, 1]))
+    assert np.array_equal(found, table[[3, 1]].half().float())
+    assert ran == ["Gather", "Cast"]
