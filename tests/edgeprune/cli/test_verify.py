@@ -37,7 +37,7 @@ def test_a_sound_bundle_alone(cli: Cli, sample_bundle: Path) -> None:
     assert found["against"] is None
     assert found["left_out"] == []
     assert all(check["value"] == check["limit"] == 0 for check in found["checks"])
-    assert len(found["checks"]) == 8
+    assert len(found["checks"]) == 11
 
 
 def test_an_unpruned_bundle_has_no_stage_to_check(cli: Cli, unpruned_bundle: Path) -> None:
