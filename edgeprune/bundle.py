@@ -120,7 +120,7 @@ def read_manifest(
 def _check_listed(root: Path, manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
     prompt = manifest.prompt
-    for name in (manifest.language.file, manifest.vision.file, prompt.tokenizer, prompt.chat_template):
+    for name in (*manifest.graph_files, prompt.tokenizer, prompt.chat_template):
         if name is not None and name not in listed:
             raise BundleError(
                 f"{root / MANIFEST_NAME} names the file {name} but does not list it: export again"
@@ -161,20 +161,20 @@ def check_files(
 def _check_graphs(root: Path, manifest: Manifest) -> None:
     """What the graphs say of themselves: the files they open, and the plan they were made by."""
     listed = {entry.path for entry in manifest.files}
-    for graph in (manifest.vision, manifest.language):
-        said = read_graph(root / graph.file)
+    for graph in manifest.graph_files:
+        said = read_graph(root / graph)
         # What it opens and the list does not name could be anything, whatever the sums say.
         unlisted = said.external_files - listed
         if unlisted:
             raise BundleError(
-                f"{root / graph.file} keeps weights in {shown(min(unlisted))}, which {MANIFEST_NAME} does "
+                f"{root / graph} keeps weights in {shown(min(unlisted))}, which {MANIFEST_NAME} does "
                 "not list, so that nobody can tell whether they are the right ones: copy the whole bundle "
                 "again, or export it again"
             )
         stated = said.metadata.get(PLAN_METADATA)
         if stated is not None and not _is_plan(stated, manifest.plan):
             raise BundleError(
-                f"{root / graph.file} was made by another plan than {MANIFEST_NAME} says "
+                f"{root / graph} was made by another plan than {MANIFEST_NAME} says "
                 f"({manifest.plan.describe()}): they do not belong together; copy the whole bundle again, "
                 "or export it again"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 from edgeprune.errors import InputError
 
@@ -13,3 +14,8 @@ def check_count(name: str, value: object, least: int = 1, most: int | None = Non
     if not whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
         wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"`{name}` is {value!r:.60}: expected a whole number {wanted}")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -46,7 +46,14 @@ VISUAL_VALID, CURVE_PLACE = "visual_valid", "curve_place"
 POSITION_IDS, ATTENTION_MASK, LOGITS = "position_ids", "attention_mask", "logits"
 CACHE_KINDS = ("key", "value")
 _PAST, _PRESENT, _KEPT_SLOTS, _DEEPSTACK = "past_", "present_", "kept_slots.", "deepstack."
+_CAPACITY = "capacity_"
 _TOWER_SCORE = "tower_score."
+
+CacheForm = Literal["in-place"]
+"""What a language graph does with its caches, where it is not copying them in every run: "in-place" writes
+what is new into buffers that have room for it.
+"""
+IN_PLACE: CacheForm = "in-place"
 
 
 def tower_score(stage: int) -> str:
@@ -109,6 +116,26 @@ def past_mask(group: int) -> str:
 def past_axis(group: int) -> str:
     """The name of the axis P of a cache group."""
     return f"{_PAST}{group}"
+
+
+def capacity_axis(group: int) -> str:
+    """The name of the axis of a cache group that lies in buffers: for how many tokens these have room."""
+    return f"{_CAPACITY}{group}"
+
+
+def group_of_axis(axis: str) -> int:
+    """The cache group that an axis of a cache belongs to."""
+    return int(axis.rpartition("_")[2])
+
+
+def present_of(name: str) -> str:
+    """The output that carries on what an input carries in; see `is_past`."""
+    return _PRESENT + name.removeprefix(_PAST)
+
+
+def layer_of(name: str) -> int:
+    """The layer that an input or output with keys or values belongs to."""
+    return int(name.rpartition(".")[2])
 
 
 def present(kind: str, layer: int) -> str:
@@ -204,6 +231,23 @@ def language_interface(
             inputs.append(_spec(past(kind, layer), cache, "batch", heads[0], past_axis(g), heads[1]))
             outputs.append(_spec(present(kind, layer), cache, "batch", heads[0], f"present_{g}", heads[1]))
     return Interface(tuple(inputs), tuple(outputs))
+
+
+def in_buffers(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a language graph, as those of a form whose caches lie in buffers: the axis of a
+    group's tokens is its buffers' capacity.
+    """
+    return tuple(
+        _spec(spec.name, spec.dtype, *spec.shape[:2], capacity_axis(group_of_axis(str(axis))), spec.shape[3])
+        if is_cache(spec.name) and (axis := spec.shape[2])
+        else spec
+        for spec in specs
+    )
+
+
+def has_buffers(inputs: Iterable[TensorSpec]) -> bool:
+    """Whether the caches among a language graph's inputs lie in buffers; see `in_buffers`."""
+    return any(str(axis).startswith(_CAPACITY) for spec in inputs for axis in spec.shape)
 
 
 def vision_interface(
@@ -320,16 +364,34 @@ def next_feeds(
         positions: int64 [B], in the unpruned sequence, on every axis.
         outputs: of the run before; what is no cache is passed over.
     """
-    names = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
-    visual = [spec for spec in inputs if spec.name in names or is_deepstack(spec.name)]
     axes = [
         axis for spec in inputs if spec.name == POSITION_IDS for axis in spec.shape if isinstance(axis, int)
     ]
+    position_ids = np.tile(positions[:, None], (*axes, 1, 1))
+    return text_feeds(inputs, tokens[:, None], position_ids, outputs)
+
+
+def text_feeds(
+    inputs: Sequence[TensorSpec],
+    input_ids: NDArray[np.int64],
+    position_ids: NDArray[np.int64],
+    outputs: Mapping[str, Cache],
+) -> dict[str, Any]:
+    """As `next_feeds`, of several tokens in a row.
+
+    Args:
+        inputs: of the language graph.
+        input_ids: int64 [B, S].
+        position_ids: int64 [B, S], or [axes, B, S].
+        outputs: of the run before.
+    """
+    names = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
+    visual = [spec for spec in inputs if spec.name in names or is_deepstack(spec.name)]
     return {
-        INPUT_IDS: tokens[:, None],
-        **{spec.name: _empty(spec, len(tokens)) for spec in visual},
-        POSITION_IDS: np.tile(positions[:, None], (*axes, 1, 1)),
-        ATTENTION_MASK: np.ones((len(tokens), 1), dtype=np.int64),
+        INPUT_IDS: input_ids,
+        **{spec.name: _empty(spec, len(input_ids)) for spec in visual},
+        POSITION_IDS: position_ids,
+        ATTENTION_MASK: np.ones_like(input_ids),
         **{spec.name: _empty(spec, 1) for spec in inputs if is_kept_slots(spec.name)},
         **{_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if is_present(name)},
     }

@@ -26,7 +26,14 @@ from edgeprune.fields import (
     TokenText,
 )
 from edgeprune.image_program import ImageProgram
-from edgeprune.interface import Interface, TensorSpec, language_interface, vision_interface
+from edgeprune.interface import (
+    CacheForm,
+    Interface,
+    TensorSpec,
+    in_buffers,
+    language_interface,
+    vision_interface,
+)
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import Debias, Positions, PruningPlan
 from edgeprune.positions import PositionRule, SequentialPositions
@@ -242,7 +249,11 @@ def _left(tokens: int, plan: PruningPlan, program: ImageProgram) -> int:
 
 
 class Manifest(Part):
-    """The root of `edgeprune.json`."""
+    """The root of `edgeprune.json`.
+
+    `language_forms` names further files of the language graph, by what they do with their caches. Their
+    inputs and outputs are those of `language`, but that the caches lie in buffers.
+    """
 
     schema_version: Annotated[int, Field(strict=True, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     edgeprune_version: Line
@@ -253,6 +264,7 @@ class Manifest(Part):
     curve: BiasCurve | None
     padding_mask: PaddingMask
     language: GraphSpec
+    language_forms: dict[CacheForm, FilePath] = Field(default={})
     vision: GraphSpec
     cache_groups: Annotated[tuple[CacheGroup, ...], Field(max_length=1024)]
     image_program: ImageProgram
@@ -262,6 +274,26 @@ class Manifest(Part):
     generation: Generation = Generation()
     verification: Verification = Verification(skipped="not run")
     files: Annotated[tuple[FileEntry, ...], Field(max_length=_MOST_FILES)] = ()
+
+    def language_form(self, form: CacheForm) -> GraphSpec | None:
+        """The language graph in another form; None where the bundle has no such file."""
+        file = self.language_forms.get(form)
+        if file is None:
+            return None
+        inputs, outputs = in_buffers(self.language.inputs), in_buffers(self.language.outputs)
+        return GraphSpec(file=file, inputs=inputs, outputs=outputs)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers, which is what an unpruned one takes."""
+        info = self.model
+        values = 2 * info.layers * info.kv_heads * info.head_dim
+        return values * (4 if self.precision.cache == "fp32" else 2)
+
+    @property
+    def graph_files(self) -> tuple[str, ...]:
+        """Every graph of the bundle."""
+        return (self.vision.file, self.language.file, *self.language_forms.values())
 
     @property
     def tokens_per_tile(self) -> int:

@@ -38,7 +38,10 @@ class ScoreTap:
 
 @dataclass
 class LayerCaches:
-    """Past keys and values per layer, each [B, kv heads, P, head dim]; `update` is all a layer calls."""
+    """Past keys and values per layer, each [B, kv heads, P, head dim].
+
+    A layer calls `update`, which changes nothing; that past and new ones become one is left to `attention`.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -47,14 +50,24 @@ class LayerCaches:
     added: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+        self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.added.append((key, value))
-        key = torch.cat([self.keys[layer_idx], key], dim=2)
-        value = torch.cat([self.values[layer_idx], value], dim=2)
-        self.present_keys.append(key)
-        self.present_values.append(value)
         return key, value
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of the next layer to its past and new keys: [B, S, H, d], and all its keys
+        [B, kv heads, T, d].
+        """
+        layer = len(self.added)
+        self.added.append((key, value))
+        mixed, present_key, present_value = cached_attention(
+            query, key, value, self.keys[layer], self.values[layer], mask, scaling
+        )
+        self.present_keys.append(present_key)
+        self.present_values.append(present_value)
+        return mixed, present_key
 
     def trim(self, index: torch.Tensor) -> None:
         """Of the new tokens only those at the positions [B, S'] stay in the caches of the layers so far."""
@@ -71,6 +84,12 @@ class PassingCache:
         self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return key, value
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As that of `LayerCaches`."""
+        return attend(query, key, value, mask, scaling), key
 
 
 def _probabilities(
@@ -92,20 +111,75 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor,
+    layer_caches: LayerCaches | PassingCache,
     scaling: float | None = None,
     score_tap: ScoreTap | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Grouped-query attention with an additive float32 mask [B, 1, S, T]; returns [B, S, H, d]."""
+    """Grouped-query attention of new tokens to those in a cache and to themselves, with an additive float32
+    mask [B, 1, S, T]; returns [B, S, H, d].
+    """
+    rows, width = query.shape[2:]
+    scale = width**-0.5 if scaling is None else scaling
+    mixed, keys = layer_caches.attend(query, key, value, attention_mask, scale)
+    if score_tap is not None:
+        score_tap.score = _scored(score_tap, query, keys, attention_mask, scale)[:, keys.shape[2] - rows :]
+    return mixed, None
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Grouped-query attention [B, S, H, d] to keys and values [B, kv heads, T, d], of any dtype."""
     batch, heads, rows, width = query.shape
     kv_heads = key.shape[1]
-    scale = width**-0.5 if scaling is None else scaling
-    if score_tap is not None:
-        score_tap.score = _scored(score_tap, query, key, attention_mask, scale)[:, key.shape[2] - rows :]
-    weights = _probabilities(query, key, attention_mask, scale, heads).to(value.dtype)
+    weights = _probabilities(query, key, mask, scaling, heads).to(value.dtype)
     folded = weights.reshape(batch, kv_heads, heads // kv_heads * rows, key.shape[2])
     mixed = torch.matmul(folded, value).reshape(batch, heads, rows, width)
-    return mixed.transpose(1, 2), None
+    return mixed.transpose(1, 2)
+
+
+@torch.library.custom_op("edgeprune::cached_attention", mutates_args=())
+def cached_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    past_key: torch.Tensor,
+    past_value: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention of S new tokens to P cached ones and to themselves: one node in a traced graph, of which
+    `edgeprune.exporter.cache_forms` makes what each runtime is to do.
+
+    Args:
+        query: [B, H, S, d].
+        key, value: of the new tokens, [B, kv heads, S, d].
+        past_key, past_value: [B, kv heads, P, d].
+        mask: what is added to the scores, float32 [B, 1, S, P + S].
+        scale: what they are multiplied by before.
+
+    Returns:
+        [B, S, H, d], and all keys and values, [B, kv heads, P + S, d].
+    """
+    keys = torch.cat([past_key, key], dim=2)
+    values = torch.cat([past_value, value], dim=2)
+    return attend(query, keys, values, mask, scale).contiguous(), keys, values
+
+
+@cached_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    past_key: torch.Tensor,
+    past_value: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, heads, rows, width = query.shape
+    mixed = query.new_empty(batch, rows, heads, width)
+    return mixed, torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
 
 
 def _scored(

@@ -235,6 +235,7 @@ class PrunedDecoder(nn.Module):
             use_cache=True,
             position_embeddings=view.rotary,
             score_tap=tap,
+            layer_caches=caches,
             **{self.cache_keyword: caches},
         )
         return found

@@ -15,7 +15,7 @@ import onnxscript
 import torch
 from onnx import defs, helper, parser
 
-from edgeprune.exporter import indexing, information
+from edgeprune.exporter import cache_forms, indexing, information
 from edgeprune.interface import OP_DOMAIN as DOMAIN
 from edgeprune.interface import OP_NAME, OP_VERSION
 
@@ -120,6 +120,7 @@ def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.edgeprune.debiased_token_prune.default: to_onnx,
         **indexing.translation(),
         **information.translation(DOMAIN, OP_VERSION),
+        **cache_forms.translation(),
     }
 
 

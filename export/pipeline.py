@@ -20,7 +20,7 @@ from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import read_share
 from edgeprune.errors import InputError
-from edgeprune.exporter import assemble, graph, placing, weights
+from edgeprune.exporter import assemble, cache_forms, graph, placing, weights
 from edgeprune.exporter.debiasing import check_wish
 from edgeprune.exporter.decision import ExportOptions, decide
 from edgeprune.exporter.decoder import PrunedDecoder
@@ -267,11 +267,15 @@ def _write(
         assemble.attach(traced_graph, sources, scratch)
         assemble.optimize(traced_graph)
         assemble.save(traced_graph, spec, scratch / spec.file, edgeprune.__version__, stated)
-        stages = len(decided.plan.stages) if module is traced.decoder else 0
-        assemble.check(scratch / spec.file, spec, stages)
+        if module is traced.vision:
+            assemble.check(scratch / spec.file, spec, 0)
+    forms = cache_forms.write(scratch / decided.language.file, decided, traced.decoder.two_way)
+    decided = decided.model_copy(update={"language_forms": forms})
+    for form in (decided.language, *filter(None, map(decided.language_form, forms))):
+        assemble.check(scratch / form.file, form, len(decided.plan.stages))
 
     prompt = decided.prompt
-    own = [decided.vision.file, decided.language.file, prompt.tokenizer]
+    own = [*decided.graph_files, prompt.tokenizer]
     own += [prompt.chat_template] if prompt.chat_template else []
     return decided.model_copy(update={"files": (*entries, *(_entry(scratch / name) for name in own))})
 

@@ -42,6 +42,7 @@ def graph_pointing_to(location: str, name: str = "w") -> bytes:
 
 FILES = {
     "language.onnx": graph_pointing_to("model.safetensors"),
+    "language.in-place.onnx": graph_pointing_to("model.safetensors", "i"),
     "vision.onnx": graph_pointing_to("model.safetensors", "v"),
     "tokenizer.json": b"{}",
     "chat_template.jinja": b"template",
@@ -95,6 +96,7 @@ def make_manifest(method: str = "fastv", debias: str = "position padding", **cha
         "curve": ExponentialCurve(b=0.01, num_tokens=16) if Debias.POSITION in plan.debias else None,
         "padding_mask": PaddingMask(kind="share" if program.pads else "none", threshold=0.5),
         "language": GraphSpec(file="language.onnx", inputs=language.inputs, outputs=language.outputs),
+        "language_forms": {"in-place": "language.in-place.onnx"},
         "vision": GraphSpec(file="vision.onnx", inputs=vision.inputs, outputs=vision.outputs),
         "cache_groups": [CacheGroup(first=a, last=b - 1) for a, b in pairwise(layers)],
         "image_program": program,

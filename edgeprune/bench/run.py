@@ -25,7 +25,7 @@ from edgeprune.bench import bound as bounds
 from edgeprune.bench.bundles import UNPRUNED, Measured, forms, opened
 from edgeprune.bench.worker import Job, Run
 from edgeprune.bundle import read_manifest
-from edgeprune.checks import check_count
+from edgeprune.checks import check_count, given
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.files import need_utf8
 from edgeprune.log import note
@@ -146,6 +146,7 @@ def run(
     max_new_tokens: int = 16,
     backend: str = "auto",
     threads: int | None = None,
+    caches: str | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measures a bundle.
@@ -162,6 +163,7 @@ def run(
         max_new_tokens: tokens to decode in each run, at least 2.
         backend: as for `load`.
         threads: CPU threads, None for the back end's own choice.
+        caches: what ONNX Runtime does with its caches, as for `load`.
         progress: told the steps.
 
     Raises:
@@ -175,8 +177,7 @@ def run(
     manifest = read_manifest(bundle)
     for folder in (bundle, *baselines):
         need_utf8(folder, "the bundle")  # its workers are told in JSON
-    options: dict[str, Any] = {} if threads is None else {"threads": threads}
-    device = open_backend(backend, bundle=Path(bundle), **options)
+    device = open_backend(backend, bundle=Path(bundle), **given(threads=threads, caches=caches))
     pictures = [_drawn()] if images is None else [load_image(image) for image in images]
     if manifest.prompt.chat_template is None and prompt == DEFAULT_PROMPT:
         prompt = f"{manifest.prompt.place * len(pictures)}\n{prompt}"
@@ -201,6 +202,7 @@ def run(
                 plan=variant.plan,
                 backend=device.name,
                 threads=threads,
+                caches=caches,
                 prompt=prompt,
                 images=tuple(files),
                 new_tokens=max_new_tokens,

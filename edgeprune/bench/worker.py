@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgeprune.bundle import read_manifest
+from edgeprune.checks import given
 from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.memory import PeakMemory
@@ -36,7 +36,7 @@ class Job(BaseModel):
     Attributes:
         bundle: the folder.
         plan: what its stages keep and are debiased by.
-        backend, threads: as for `load`.
+        backend, threads, caches: as for `load`.
         prompt: the question.
         images: files of numpy arrays, uint8 [H, W, 3].
         new_tokens: how many to generate in each run.
@@ -49,6 +49,7 @@ class Job(BaseModel):
     plan: PruningPlan
     backend: str
     threads: int | None
+    caches: str | None
     prompt: str
     images: tuple[Path, ...]
     new_tokens: int
@@ -83,8 +84,7 @@ class Worker:
     """Loads a variant and measures it run by run."""
 
     def __init__(self, job: Job) -> None:
-        options: dict[str, Any] = {} if job.threads is None else {"threads": job.threads}
-        self._backend = open_backend(job.backend, **options)
+        self._backend = open_backend(job.backend, **given(threads=job.threads, caches=job.caches))
         self._model = Model(job.bundle, read_manifest(job.bundle), self._backend)
         self._images = [np.load(path) for path in job.images]
         self._job = job
@@ -101,7 +101,7 @@ class Worker:
                 f"the prompt and {new_tokens} new tokens need {needed} positions and the model has {limit}: "
                 "ask for fewer new tokens, or shorten the prompt"
             )
-        state = self._model.session.prefill([inputs], self._job.plan)
+        state = self._model.session.prefill([inputs], self._job.plan, new_tokens - 1)
         token = state.logits.argmax(axis=1)
         first = perf_counter()
         for _ in range(new_tokens - 1):

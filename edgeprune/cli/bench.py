@@ -9,6 +9,7 @@ import typer
 from edgeprune.cli.output import (
     Backend,
     Bundle,
+    Caches,
     Json,
     Threads,
     bytes_text,
@@ -46,6 +47,7 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to decode in each run.")] = 16,
     backend: Backend = "auto",
     threads: Threads = None,
+    caches: Caches = None,
     as_json: Json = False,
 ) -> None:
     """Measure what pruning gains on this machine.
@@ -69,6 +71,7 @@ def bench(
             max_new_tokens=max_new_tokens,
             backend=backend,
             threads=threads,
+            caches=caches,
             progress=progress,
         )
     if as_json:

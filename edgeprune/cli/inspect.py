@@ -10,7 +10,7 @@ import typer
 
 from edgeprune.cli import summary
 from edgeprune.cli.images import check_drawable, draw_reply
-from edgeprune.cli.output import Backend, Bundle, Json, print_fields, print_json
+from edgeprune.cli.output import Backend, Bundle, Json, bytes_text, print_fields, print_json
 from edgeprune.cli.text import typed
 from edgeprune.errors import OutputError
 
@@ -87,6 +87,11 @@ def _print_text(bundle: Path, manifest: Manifest) -> None:
             ("visual tokens", f"{program.most_tokens} an image ({grid}{tiles})"),
             *([("videos", manifest.video_program.sampling.describe())] if manifest.video_program else []),
             ("positions", str(model.max_positions)),
+            (
+                "caches",
+                f"{bytes_text(manifest.cache_bytes_per_token)} a token that nothing prunes, "
+                f"{bytes_text(manifest.cache_bytes_per_token * model.max_positions)} at all positions",
+            ),
             ("cache groups", ", ".join(f"layers {g.first} to {g.last}" for g in manifest.cache_groups)),
             ("written by", f"edgeprune {manifest.edgeprune_version}, opset {manifest.opset}"),
         ]

@@ -32,6 +32,13 @@ Backend = Annotated[
         metavar="NAME", help="Back end, or `auto` for the best one here; `edgeprune doctor` lists them."
     ),
 ]
+Caches = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="What ONNX Runtime does with its caches: `in-place`, `copied`, or `auto`, the default.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", help="CPU threads; by default the back end's choice.")
 ]

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeprune.checks import given
 from edgeprune.cli.images import check_drawable, draw_reply, images_of
 from edgeprune.cli.output import (
     Backend,
     Bundle,
+    Caches,
     Json,
     Threads,
     bytes_text,
@@ -62,6 +64,13 @@ def run(
         bool,
         typer.Option("--chat", help="Go on asking, a question a line, until the input ends."),
     ] = False,
+    reselect: Annotated[
+        bool,
+        typer.Option(
+            "--reselect",
+            help="With --chat: each question selects the visual tokens anew, and is read whole.",
+        ),
+    ] = False,
     keep: RunKeep = None,
     debias: RunDebias = None,
     share_by_image: Annotated[
@@ -102,6 +111,14 @@ def run(
     ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
+    caches: Caches = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The most tokens of prompt and answer, before pruning; by default the model's range.",
+        ),
+    ] = None,
     draw: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the kept and dropped tokens into this file.")
     ] = None,
@@ -118,6 +135,8 @@ def run(
 
     shown, clips = image or [], video or []
     _check_ways(prompt, [*shown, *clips], images, chat, draw, as_json)
+    if reselect and not chat:
+        raise typer.BadParameter("it is of conversations: give --chat, too", param_hint="'--reselect'")
     if draw is not None and clips:
         raise typer.BadParameter("it draws images, and no videos", param_hint="'--draw'")
     if not clips and (frames is not None or fps is not None):
@@ -134,6 +153,8 @@ def run(
             "keep": read_shares(keep),
             "debias": debias,
             "share_by_image": share_by_image,
+        },
+        {
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "stop": [typed(one, "--stop") for one in stop or ()],
@@ -147,10 +168,9 @@ def run(
         },
         stream=not as_json,
     )
-    options = {} if threads is None else {"threads": threads}
-    model = load(bundle, backend, **options)
+    model = load(bundle, backend, max_context=max_context, **given(threads=threads, caches=caches))
     if chat:
-        _converse(model, asking, question, shown, clips)
+        _converse(model, asking, question, shown, clips, reselect)
         return
     assert question is not None
     if folder is not None:
@@ -197,18 +217,24 @@ def _question(prompt: str, chat: bool) -> str:
 
 
 class _Asking:
-    """How questions are asked: with which system message, and by which options of `Model.generate`."""
+    """How questions are asked: with which system message, and by which options of `Model.generate`: of what
+    is seen, and of the answer.
+    """
 
-    def __init__(self, system: str | None, options: dict[str, Any], stream: bool) -> None:
-        self.system = [] if system is None else [{"role": "system", "content": system}]
-        self._options, self._stream = options, stream
+    def __init__(
+        self, system: str | None, seeing: dict[str, Any], answering: dict[str, Any], stream: bool
+    ) -> None:
+        self.system, self.seeing, self.answering = system, seeing, answering
+        self._stream = stream
 
     def ask(self, model: Model, prompt: Any, images: list[str], videos: Sequence[str] = ()) -> Reply:
-        """Asks one question, or the messages of a conversation."""
-        if isinstance(prompt, str) and self.system:
-            prompt = [*self.system, user_message(prompt, len(images), len(videos))]
+        """Asks one question."""
+        if self.system is not None:
+            turn = user_message(prompt, len(images), len(videos))
+            prompt = [{"role": "system", "content": self.system}, turn]
+        stream = _write if self._stream else None
         reply: Reply = model.generate(
-            prompt, images, videos=videos, stream=_write if self._stream else None, **self._options
+            prompt, images, videos=videos, stream=stream, **self.seeing, **self.answering
         )
         return reply
 
@@ -216,18 +242,19 @@ class _Asking:
 def user_message(text: str, images: int, videos: int = 0) -> dict[str, Any]:
     """A user's message with its images, and then its videos, in front."""
     seen = [{"type": "image"}] * images + [{"type": "video"}] * videos
-    return {"role": "user", "content": [*seen, _text_part(text)]}
-
-
-def _text_part(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
+    return {"role": "user", "content": [*seen, {"type": "text", "text": text}]}
 
 
 def _converse(
-    model: Model, asking: _Asking, question: str | None, images: list[str], videos: list[str]
+    model: Model,
+    asking: _Asking,
+    question: str | None,
+    images: list[str],
+    videos: list[str],
+    reselect: bool,
 ) -> None:
     """Questions and answers in turn; images and videos belong to the first question."""
-    messages: list[dict[str, Any]] = list(asking.system)
+    talk = model.conversation(system=asking.system, reselect=reselect, **asking.seeing)
     typing = sys.stdin.isatty()
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8")  # whatever the locale, as everywhere
@@ -236,13 +263,10 @@ def _converse(
             question = _next_line(typing)
             if question is None:
                 return
-        first = len(messages) == len(asking.system)
-        turn = user_message(question, len(images) if first else 0, len(videos) if first else 0)
-        reply = asking.ask(model, [*messages, turn], images, videos)
+        reply = talk.ask(question, images, videos=videos, stream=_write, **asking.answering)
         print(flush=True)
         _print_statistics(reply, model.backend_name, brief=True)
-        messages += [turn, {"role": "assistant", "content": [_text_part(reply.text.strip())]}]
-        question = None
+        question, images, videos = None, [], []
 
 
 def _next_line(typing: bool) -> str | None:
@@ -307,11 +331,14 @@ def _print_statistics(reply: Reply, backend: str, brief: bool = False) -> None:
     speed = "" if found.tokens_per_second is None else f", {digits(found.tokens_per_second)} tokens/s"
     first = seconds_text(found.time_to_first_token_seconds)
     parts = f"vision {seconds_text(found.vision_seconds)}, prefill {seconds_text(found.prefill_seconds)}"
+    asked = f"{found.prompt_tokens} in the prompt"
+    if found.reused_tokens:
+        asked += f", {found.reused_tokens} of them read before"
     fields = [
         ("visual tokens", visual),
         (
             "tokens",
-            f"{found.prompt_tokens} in the prompt, {found.new_tokens} generated ({reply.finish_reason})",
+            f"{asked}, {found.new_tokens} generated ({reply.finish_reason})",
         ),
         ("first token", f"after {first} ({parts})"),
         ("decoding", f"{seconds_text(found.decode_seconds)}{speed}"),

@@ -80,6 +80,8 @@ def print_graphs(manifest: Manifest) -> None:
     for title, graph in (("vision", manifest.vision), ("language", manifest.language)):
         rows = [("in", spec) for spec in graph.inputs] + [("out", spec) for spec in graph.outputs]
         print_table(["tensor", "", "type", "shape"], _tensor_rows(rows), f"{title}: {graph.file}", left=4)
+    for form, file in manifest.language_forms.items():
+        print(f"the same with caches {form}: {file}")
 
 
 def _tensor_rows(tensors: Sequence[tuple[str, TensorSpec]]) -> list[list[str]]:

@@ -9,7 +9,8 @@ Three independent statements are checked, on random inputs and on a drawn image 
 3. the kept tokens are exactly those the numpy reference selects from the graph's own scores.
 
 Where weights are stored in fewer bits, that is checked of the model with the weights that are stored, and a
-fourth statement says how far that is from the original.
+fourth statement says how far that is from the original. The language graph's form with caches in place is
+compared with the portable one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from edgeprune.progress import Progress
 from edgeprune.runtime.programs import run_program
 from edgeprune.units import bytes_text
 from edgeprune.verification import quantising
+from edgeprune.verification.cache_forms import Decoded, compare_in_place
 from edgeprune.verification.quantising import Selected
 from edgeprune.vision_inputs import frame_feed, vision_inputs
 
@@ -158,11 +160,18 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     ]
     decoder = _decoder(parts, manifest)
     found: list[Selected] = []
+    decoded: list[Decoded] = []
     for case, seen, paid, (hf_logits, hf_score) in zip(cases, seen_of, received, reference, strict=True):
         _compare_vision(seen, paid, manifest, record)
         case = _after_tower(case, seen, manifest)
-        prefill = _compare_language(case, manifest, decoder, language, seen, hf_logits, hf_score, record)
+        prefill, of_case = _compare_language(
+            case, manifest, decoder, language, seen, hf_logits, hf_score, record
+        )
         found.append(Selected.of(prefill, len(manifest.plan.stages)))
+        decoded.append(of_case)
+    del language, decoder, parts, model  # room for the weights of one more graph
+    kind = manifest.precision.compute
+    compare_in_place(bundle, manifest, decoded, record, LOGIT_LIMITS[kind], KEPT_LIMITS[kind])
     limits = quantising.weakest(manifest.precision)
     if limits is None:
         return figures.checks
@@ -292,8 +301,8 @@ def _compare_language(
     hf_logits: torch.Tensor,
     hf_score: torch.Tensor | None,
     record: Callable[[str, float, float], None],
-) -> dict[str, Array]:
-    """Returns what the graph gave out in the pruned prefill."""
+) -> tuple[dict[str, Array], Decoded]:
+    """Returns what the graph gave out in the pruned prefill, and what it decoded."""
     kind = manifest.precision.compute
     stages = len(manifest.plan.stages)
     feeds = first_feeds(case, manifest, manifest.plan.keeping_all(), seen.embeds, seen.levels)
@@ -306,12 +315,15 @@ def _compare_language(
     feeds = first_feeds(case, manifest, manifest.plan, seen.embeds, seen.levels)
     names = [spec.name for spec in manifest.language.outputs]
     prefill: dict[str, Array] = {}
+    decoded = Decoded({name: _to_numpy(value) for name, value in feeds.items()}, case.following)
     for step in range(DECODE_STEPS + 1):
         with torch.no_grad():
             expected = dict(zip(names, decoder(*decoder_arguments(feeds)), strict=True))
         wanted = {name: _to_numpy(value) for name, value in feeds.items()}
         found = dict(zip(names, session.run(None, wanted), strict=True))
         logits = expected[interface.LOGITS]
+        decoded.logits.append(found[interface.LOGITS])
+        decoded.tokens.append(logits.argmax(-1).numpy())
         spread = max(1.0, float(logits.std()))
         phase = "decode" if step else "prefill"
         # A step's caches are the same on both sides; a prefill's selections need not be, to the last token.
@@ -332,6 +344,7 @@ def _compare_language(
             )
             for stage, planned in enumerate(manifest.plan.stages):
                 kept = found[interface.kept_index(stage)]
+                decoded.kept.append(kept)
                 record(
                     "kept tokens, graph against torch",
                     _differing(kept, expected[interface.kept_index(stage)].numpy()),
@@ -348,7 +361,7 @@ def _compare_language(
                 apart = _apart(found[interface.score(0)], hf_score)
                 record("score, graph against Hugging Face", apart, SCORE_LIMITS[kind])
         feeds = _next_feeds(case.following + step, expected, manifest)
-    return prefill
+    return prefill, decoded
 
 
 def first_feeds(

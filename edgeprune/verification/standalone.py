@@ -22,7 +22,7 @@ _NEW_TOKENS = 4
 
 
 def check_graphs(bundle: Path, manifest: Manifest) -> list[Check]:
-    """Onnx's full check of both graphs, and that they are what the manifest says.
+    """Onnx's full check of every graph, and that they are what the manifest says.
 
     Raises:
         ModuleNotFoundError: onnx is not installed.
@@ -31,7 +31,9 @@ def check_graphs(bundle: Path, manifest: Manifest) -> list[Check]:
     import onnx
 
     checks = []
-    for graph, stages in ((manifest.vision, 0), (manifest.language, len(manifest.plan.stages))):
+    forms = filter(None, map(manifest.language_form, manifest.language_forms))
+    language = [(graph, len(manifest.plan.stages)) for graph in (manifest.language, *forms)]
+    for graph, stages in ((manifest.vision, 0), *language):
         path = bundle / graph.file
         try:
             _check_by_onnx(path)

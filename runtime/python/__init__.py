@@ -17,10 +17,11 @@ _PUBLIC = {
     "load": "edgeprune.runtime.model",
     "Model": "edgeprune.runtime.model",
     "Reply": "edgeprune.runtime.model",
+    "Conversation": "edgeprune.runtime.conversation",
     "Statistics": "edgeprune.runtime.statistics",
     "StageResult": "edgeprune.runtime.stages",
 }
 
-__all__ = ["Model", "Reply", "StageResult", "Statistics", "load"]
+__all__ = ["Conversation", "Model", "Reply", "StageResult", "Statistics", "load"]
 
 __getattr__ = lazy_names("edgeprune.runtime", _PUBLIC)

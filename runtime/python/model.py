@@ -20,13 +20,15 @@ from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep, PruningPlan
 from edgeprune.runtime.backends import Backend, open_backend
 from edgeprune.runtime.batching import PromptInputs
+from edgeprune.runtime.conversation import Conversation
+from edgeprune.runtime.decoding import Held
 from edgeprune.runtime.growing import FinishReason
 from edgeprune.runtime.images import ImageLike
 from edgeprune.runtime.messages import Message, PromptLike
 from edgeprune.runtime.preparing import Preparation
 from edgeprune.runtime.prompt import PromptEncoder, StopStrings
 from edgeprune.runtime.sampling import Sampler, SamplingOptions, chosen_by
-from edgeprune.runtime.session import DEFAULT_BATCH, Session
+from edgeprune.runtime.session import DEFAULT_BATCH, Generated, Session
 from edgeprune.runtime.stages import StageResult
 from edgeprune.runtime.statistics import Statistics
 from edgeprune.runtime.videos import VideoLike
@@ -81,6 +83,7 @@ class Model:
         folder: the bundle.
         manifest: of the bundle.
         backend: what runs its graphs.
+        max_context: the most tokens of a prompt and its reply; None for the model's own range.
 
     Attributes:
         manifest: what the bundle says of itself.
@@ -88,7 +91,9 @@ class Model:
         session: the graphs, for work on arrays instead of prompts.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, backend: Backend, max_context: int | None = None
+    ) -> None:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
@@ -104,7 +109,7 @@ class Model:
             # Converting millions of numbers takes longer than reading them from a table in the right type.
             dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
         )
-        self.session = Session(backend, folder, manifest)
+        self.session = Session(backend, folder, manifest, max_context)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation
@@ -206,8 +211,7 @@ class Model:
                 "stream was given with a list of prompts: expected a single prompt, as the pieces of several "
                 "would mix; call generate for each, or leave it out"
             )
-        if stream is not None and not callable(stream):
-            raise InputError(f"stream is {stream!r:.80}: expected a function that is called with each piece")
+        _check_stream(stream)
         plan = self.plan(keep, debias)
         self._note_raw_prompts(prompts)
         how, seeds = chosen_by(self.manifest.generation, sampling), _seeds(seed, len(prompts), single=single)
@@ -226,13 +230,75 @@ class Model:
             plan,
             share_by_image,
         )
-        replies = []
-        for writer, result in zip(writers, generated, strict=True):
-            text = writer.finish()
-            reason = "stop_string" if writer.stopped else result.finish_reason
-            replies.append(Reply(text, result.token_ids, reason, plan, result.stages, result.statistics))
-            _note_starved(result.statistics)
+        replies = [writer.reply(result, plan) for writer, result in zip(writers, generated, strict=True)]
         return replies[0] if single else replies
+
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        keep: Keep = None,
+        debias: str | Sequence[str] | None = None,
+        share_by_image: bool = False,
+        reselect: bool = False,
+        frames: int | None = None,
+        fps: float | None = None,
+    ) -> Conversation:
+        """Questions in turn, of which each reads only what is new; see `Conversation`.
+
+        Args:
+            system: the text of a system message in front.
+            keep, debias, share_by_image, frames, fps: as for `generate`.
+            reselect: whether each question selects the visual tokens anew, for which the language graph
+                reads the whole prompt over the visual embeddings, which are kept. Without it, questions see
+                what the first one has kept, and only their own tokens are read. A question with further
+                images reads the whole prompt either way.
+
+        Raises:
+            InputError: an option is out of range, or what the bundle cannot do.
+        """
+        return Conversation(self, system, keep, debias, share_by_image, reselect, frames, fps)
+
+    def answer(
+        self,
+        prompt: PromptInputs,
+        plan: PruningPlan,
+        before: Held | None = None,
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        seed: int | None = None,
+        stop: Sequence[str] | None = (),
+        stream: Callable[[str], object] | None = None,
+        share_by_image: bool = False,
+        reselect: bool = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> tuple[Reply, Held]:
+        """The reply to a prepared prompt that may go on with an earlier one, and what the next can go on
+        with.
+
+        Args:
+            prompt: of `prepare`.
+            plan: of `plan`.
+            before, share_by_image, reselect: as for `Session.converse`.
+            max_new_tokens, seed, stop, stream, sampling: as for `generate`.
+
+        Raises:
+            InputError, PruningError: as `generate`.
+        """
+        _check_stream(stream)
+        how = chosen_by(self.manifest.generation, sampling)
+        writer = _Writer(self._encoder, stop, stream)
+        result, held = self.session.converse(
+            prompt,
+            Sampler(how, prompt.input_ids, seed).pick,
+            max_new_tokens,
+            lambda _, token: writer.take(token),
+            plan,
+            share_by_image,
+            before,
+            reselect,
+        )
+        return writer.reply(result, plan), held
 
     def plan(self, keep: Keep = None, debias: str | Sequence[str] | None = None) -> PruningPlan:
         """The bundle's plan with other keep ratios or another debias; see `generate`.
@@ -278,6 +344,11 @@ def _note_starved(found: Statistics) -> None:
         )
 
 
+def _check_stream(stream: object) -> None:
+    if stream is not None and not callable(stream):
+        raise InputError(f"stream is {stream!r:.80}: expected a function that is called with each piece")
+
+
 class _Writer:
     """The text of one reply, as its tokens come."""
 
@@ -298,11 +369,13 @@ class _Writer:
         self._write(self._stop.push(self._decoder.push(token)))
         return self.stopped
 
-    def finish(self) -> str:
-        """The whole text."""
+    def reply(self, result: Generated, plan: PruningPlan) -> Reply:
+        """The whole text, and what else there is to say."""
         self._write(self._stop.push(self._decoder.finish()))
         self._write(self._stop.finish())
-        return self._text
+        _note_starved(result.statistics)
+        reason = "stop_string" if self.stopped else result.finish_reason
+        return Reply(self._text, result.token_ids, reason, plan, result.stages, result.statistics)
 
     def _write(self, piece: str) -> None:
         self._text += piece
@@ -315,6 +388,7 @@ def load(
     backend: str | Backend = "auto",
     *,
     check: Literal["sizes", "hashes"] = "sizes",
+    max_context: int | None = None,
     **options: Any,
 ) -> Model:
     """Loads a bundle.
@@ -325,8 +399,11 @@ def load(
             opened back end.
         check: "sizes" compares every file's size with the manifest, and the sum of each smaller one; "hashes"
             reads every file for its sum.
-        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice) and
-            `device` (the GPU's number).
+        max_context: the most tokens of a prompt and its reply, counted before anything is pruned; longer
+            prompts are refused, and replies end there. None for the model's own range.
+        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice),
+            `device` (the GPU's number) and `caches` ("in-place", "copied", or "auto" for the first where it
+            can be done).
 
     Raises:
         BundleError: not a bundle, or a damaged one.
@@ -341,7 +418,7 @@ def load(
         backend = open_backend(backend, bundle=Path(bundle), **options)
     elif options:
         raise InputError(f"options ({', '.join(options)}) go with a back end's name, not with an opened one")
-    return Model(Path(bundle), manifest, backend)
+    return Model(Path(bundle), manifest, backend, max_context)
 
 
 def _is_conversation(prompt: object) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,25 +24,23 @@ from edgeprune.interface import (
     VISUAL_PLACE,
     deepstack,
     first_feeds,
-    is_cache,
     is_present,
     kept_index,
-    next_feeds,
     present_mask,
     score,
 )
+from edgeprune.layout import PromptLayout
 from edgeprune.manifest import Manifest
 from edgeprune.plans import Debias, PruningPlan
 from edgeprune.runtime.backends.base import Array, Backend, Tensor
 from edgeprune.runtime.batching import PromptInputs, batches, padded, vision_feeds
+from edgeprune.runtime.decoding import Decoding, Held, Seen, on_host
 from edgeprune.runtime.graph_check import check_interface
 from edgeprune.runtime.growing import FinishReason, Growing, Listener, Picker
 from edgeprune.runtime.stages import StageResult, stage_results
 from edgeprune.runtime.statistics import Statistics
 
 DEFAULT_BATCH = 8
-
-_Seen: TypeAlias = "tuple[Tensor | Array, Sequence[Tensor | Array], NDArray[np.int64]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +60,33 @@ class Session:
         backend: where they run.
         folder: the bundle.
         manifest: of the bundle.
+        max_context: the most tokens of a prompt and its reply, before anything is pruned; None for the
+            model's own range.
 
     Raises:
+        InputError: `max_context` is no whole number of at least 1.
         BackendError: a graph cannot be loaded.
         BundleError: a graph's inputs or outputs are not those of the manifest.
         PruningError: the plan prunes and the language graph has no pruning stage.
     """
 
-    def __init__(self, backend: Backend, folder: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, backend: Backend, folder: Path, manifest: Manifest, max_context: int | None = None
+    ) -> None:
+        if max_context is not None:
+            check_count("max_context", max_context)
+        self.max_context = max_context
         self.backend = backend
         self.manifest = manifest
         self._vision = backend.load(folder, manifest.vision)
-        self._language = backend.load(folder, manifest.language)
+        language = backend.language_form(manifest)
+        self._language = backend.load(folder, language)
         check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
-        check_interface(self._language, manifest.language.inputs, manifest.language.outputs, manifest)
+        check_interface(self._language, language.inputs, language.outputs, manifest)
         names = [spec.name for spec in manifest.language.outputs]
         self._curve = curve_table(manifest.curve, manifest.curve_places)
+        # The one that ran last.
+        self._latest: Decoding | None = None
         self._present = [name for name in names if is_present(name)]
         stages = range(len(manifest.plan.stages))
         self._traces = [name(stage) for name in (kept_index, score) for stage in stages]
@@ -98,6 +106,11 @@ class Session:
             raise InputError(
                 f"the prompt takes {length} positions, {visual} of its tokens being visual: expected at most "
                 f"{limit}, the model's range; shorten it or leave out images"
+            )
+        if self.max_context is not None and length > self.max_context:
+            raise InputError(
+                f"the prompt takes {length} positions, {visual} of its tokens being visual, and "
+                f"`max_context={self.max_context}` was set: allow more, shorten it or leave out images"
             )
         image = self.manifest.prompt.image_token_id
         if plan.needs_text_behind_images and len(prompt.input_ids) and prompt.input_ids[-1] == image:
@@ -127,6 +140,13 @@ class Session:
             raise InputError(
                 "the plan debiases position, and this bundle has no bias curve: leave it out, or export the "
                 "bundle with one"
+            )
+
+    def _check_sharing(self, plan: PruningPlan, share_by_image: bool) -> None:
+        if share_by_image and not plan.selects_once:
+            raise InputError(
+                f"`share_by_image` was given, and the plan ({plan.describe()}) selects several times or "
+                "merges what it drops: leave it out, or take a method that selects once, such as fastv"
             )
 
     def _visual(self, prompt: PromptInputs) -> int:
@@ -170,11 +190,7 @@ class Session:
         plan = plan or self.manifest.plan
         for prompt in prompts:
             self.check(prompt, plan)
-        if share_by_image and not plan.selects_once:
-            raise InputError(
-                f"`share_by_image` was given, and the plan ({plan.describe()}) selects several times or "
-                "merges what it drops: leave it out, or take a method that selects once, such as fastv"
-            )
+        self._check_sharing(plan, share_by_image)
         results: dict[int, Generated] = {}
         for numbers in batches([self._visual(prompt) for prompt in prompts], batch_size):
             replies = [
@@ -186,8 +202,15 @@ class Session:
             )
         return [results[number] for number in range(len(prompts))]
 
-    def prefill(self, prompts: Sequence[PromptInputs], plan: PruningPlan | None = None) -> Decoding:
-        """Reads a batch of prompts that have as many visual tokens each; `plan` is as for `generate`.
+    def prefill(
+        self, prompts: Sequence[PromptInputs], plan: PruningPlan | None = None, steps: int = 0
+    ) -> Decoding:
+        """Reads a batch of prompts that have as many visual tokens each.
+
+        Args:
+            prompts: of the batch.
+            plan: as for `generate`.
+            steps: how many steps of decoding the caches are to have room for at once; more can follow.
 
         Raises:
             InputError: a prompt cannot be taken, or the numbers of visual tokens differ.
@@ -201,28 +224,38 @@ class Session:
                 "the prompts of one batch have different numbers of visual tokens: expected the same number; "
                 "put those with as many together"
             )
-        return self._prefill(prompts, plan)
+        return self._prefill(prompts, plan, steps)
 
     def _prefill(
-        self, prompts: Sequence[PromptInputs], plan: PruningPlan, share_by_image: bool = False
+        self,
+        prompts: Sequence[PromptInputs],
+        plan: PruningPlan,
+        steps: int,
+        share_by_image: bool = False,
+        before: Held | None = None,
     ) -> Decoding:
-        """`prefill` of prompts that were checked."""
+        """`prefill` of prompts that were checked; of one whose images may have been seen `before`."""
         started = perf_counter()
-        seen = self._see(prompts)
+        seen = self._see(prompts) if before is None else self._see_new(prompts[0], before)
         self.backend.synchronize()
         vision_seconds = perf_counter() - started
-        state = self._read(prompts, plan, seen, vision_seconds)
+        state = self._read(prompts, plan, steps, seen, vision_seconds)
         if not share_by_image:
             return state
         shared = [_shared(prompt, stages) for prompt, stages in zip(prompts, state.stages, strict=True)]
         if all(before is after for before, after in zip(prompts, shared, strict=True)):
             return state
-        again = self._read(shared, plan, seen, vision_seconds)
+        again = self._read(shared, plan, steps, seen, vision_seconds)
         again.prefill_seconds += state.prefill_seconds
         return again
 
     def _read(
-        self, prompts: Sequence[PromptInputs], plan: PruningPlan, seen: _Seen, vision_seconds: float
+        self,
+        prompts: Sequence[PromptInputs],
+        plan: PruningPlan,
+        steps: int,
+        seen: Seen,
+        vision_seconds: float,
     ) -> Decoding:
         """Runs the language graph on prompts whose images were seen."""
         batch = padded(prompts, self.manifest.prompt, plan)
@@ -242,6 +275,7 @@ class Session:
             embeds,
             levels,
         )
+        self._language.expect(_capacities(plan, batch.input_ids.shape[1], places.shape[1], steps))
         found = self._language.run(feeds, [LOGITS, *self._traces, *self._present])
         logits = found[LOGITS].numpy()
         read = perf_counter()
@@ -258,7 +292,7 @@ class Session:
         caches = {name: found[name] for name in self._present}
         self._check_caches(caches, batch.input_ids.shape[1], places.shape[1], plan)
         following = np.array([prompt.positions.following for prompt in prompts], dtype=np.int64)
-        return Decoding(self, caches, following, logits, stages, vision_seconds, read - started)
+        return Decoding(self, caches, following, logits, stages, seen, vision_seconds, read - started)
 
     def _curve_place(
         self, prompts: Sequence[PromptInputs], places: NDArray[np.int64], plan: PruningPlan
@@ -272,7 +306,7 @@ class Session:
     def _limit(self, prompt: PromptInputs, max_new_tokens: int) -> int:
         """The last token is never read, so it needs no position. Engines may end before the positions do."""
         positions = self.manifest.model.max_positions
-        longest = min(positions, self._language.max_length or positions)
+        longest = min(positions, self._language.max_length or positions, self.max_context or positions)
         # A prompt that does not fit at all is refused where it is run, with what to do about it.
         return min(max_new_tokens, max(1, longest - prompt.length + 1))
 
@@ -285,28 +319,47 @@ class Session:
         share_by_image: bool,
     ) -> dict[int, Generated]:
         started = perf_counter()
-        state = self._prefill(prompts, plan, share_by_image)
+        # The last token of a reply is never read.
+        steps = max(reply.limit for reply in replies) - 1
+        state = self._prefill(prompts, plan, steps, share_by_image)
+        self._decode(state, replies, listener)
+        return {
+            reply.number: self._generated(prompt, reply, state, row, started)
+            for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
+        }
+
+    def _decode(self, state: Decoding, replies: Sequence[Growing], listener: Listener | None) -> None:
+        """Lets replies grow to their ends."""
         ends = self.manifest.prompt.eos_token_ids
         while True:
             for reply, logits in zip(replies, state.logits, strict=True):
                 if reply.finish_reason is None:
                     reply.take(logits, ends, listener, state.cache_bytes // len(replies))
             if all(reply.finish_reason is not None for reply in replies):
-                break
+                return
             # What an ended reply goes on with does not matter: rows of a batch do not see each other.
             state.step(np.array([reply.token_ids[-1] for reply in replies], dtype=np.int64))
-        return {
-            reply.number: Generated(
-                tuple(reply.token_ids),
-                reply.reason,
-                state.stages[row],
-                self._statistics(prompt, reply, state, row, started),
-            )
-            for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
-        }
+
+    def _generated(
+        self,
+        prompt: PromptInputs,
+        reply: Growing,
+        state: Decoding,
+        row: int,
+        started: float,
+        reused: int = 0,
+    ) -> Generated:
+        figures = self._statistics(prompt, reply, state, row, started, reused)
+        return Generated(tuple(reply.token_ids), reply.reason, state.stages[row], figures)
 
     def _statistics(
-        self, prompt: PromptInputs, reply: Growing, state: Decoding, row: int, started: float
+        self,
+        prompt: PromptInputs,
+        reply: Growing,
+        state: Decoding,
+        row: int,
+        started: float,
+        reused: int,
     ) -> Statistics:
         memory = self.backend.peak_memory()
         decode = reply.last - reply.first
@@ -330,9 +383,77 @@ class Session:
             cache_bytes=reply.cache_bytes,
             peak_memory_bytes=memory.bytes,
             peak_memory_metric=memory.metric,
+            reused_tokens=reused,
         )
 
-    def _see(self, prompts: Sequence[PromptInputs]) -> _Seen:
+    def converse(
+        self,
+        prompt: PromptInputs,
+        picker: Picker,
+        max_new_tokens: int,
+        listener: Listener | None = None,
+        plan: PruningPlan | None = None,
+        share_by_image: bool = False,
+        before: Held | None = None,
+        reselect: bool = False,
+    ) -> tuple[Generated, Held]:
+        """As `generate`, of one prompt, which may begin as an earlier one.
+
+        Args:
+            prompt, picker, max_new_tokens, listener, plan, share_by_image: as for `generate`.
+            before: what an earlier call gave. Where the prompt begins with the tokens and images of that, and
+                is pruned alike, only what is new is read; its images are not seen again.
+            reselect: whether visual tokens are selected anew, by this prompt: the language graph reads all of
+                it, and images that were seen are not seen again.
+
+        Returns:
+            The reply, and what the next call can go on with, for which `before` is no longer good.
+
+        Raises:
+            InputError, PruningError: as `generate`.
+        """
+        check_count("max_new_tokens", max_new_tokens)
+        plan = plan or self.manifest.plan
+        self.check(prompt, plan)
+        self._check_sharing(plan, share_by_image)
+        reply = Growing(0, picker, self._limit(prompt, max_new_tokens))
+        started = perf_counter()
+        known = 0
+        if before is not None and not reselect and self._still_holds(before):
+            known = before.known(prompt, plan, self.manifest.prompt.image_token_id)
+        if before is not None and known:
+            state = before.state
+            state.read_on(prompt, known, len(before.read) - known, reply.limit - 1)
+        else:
+            state = self._prefill([prompt], plan, reply.limit - 1, share_by_image, before)
+        self._decode(state, [reply], listener)
+        read = np.concatenate([prompt.input_ids, reply.token_ids[:-1]]).astype(np.int64)
+        return self._generated(prompt, reply, state, 0, started, known), Held(prompt, plan, read, state)
+
+    def _still_holds(self, before: Held) -> bool:
+        """Whether the caches are still there, and can be cut."""
+        if self._language.most_behind_past is None:
+            return True
+        # An engine's are overwritten by later runs, and numpy, through which they are cut, has no bfloat16.
+        return self._latest is before.state and self.manifest.precision.cache != "bf16"
+
+    def _see_new(self, prompt: PromptInputs, before: Held) -> Seen:
+        """`_see`, without the images at the beginning that were seen before."""
+        images = before.images(prompt)
+        if not images or not self._still_holds(before):
+            return self._see([prompt])
+        if images == len(prompt.layout.images):
+            return before.state.seen
+        if prompt.frame_values is not None or self.manifest.precision.compute == "bf16":
+            return self._see([prompt])  # not in order, or not to be joined
+        rows = len(before.prompt.pixel_values)
+        rest = PromptLayout(prompt.layout.images[images:])
+        new = self._see([replace(prompt, pixel_values=prompt.pixel_values[rows:], layout=rest)])
+        (embeds, levels, places), (more, deeper, others) = before.state.seen, new
+        both = [_joined(one, other) for one, other in zip(levels, deeper, strict=True)]
+        return _joined(embeds, more), both, _joined(places, others + before.prompt.layout.tokens)
+
+    def _see(self, prompts: Sequence[PromptInputs]) -> Seen:
         """visual_embeds and the levels of deepstack, [B, V, D], and which of the layout's tokens each is,
         int64 [B, V].
         """
@@ -387,6 +508,18 @@ class Session:
                 )
 
 
+def _capacities(plan: PruningPlan, sequence: int, visual: int, steps: int) -> list[int]:
+    """How many tokens the caches of each group hold at most: in the prefill, or after so many steps."""
+    whole = plan.model_copy(update={"trims_earlier_caches": False}).cache_lengths(sequence, visual)
+    after = plan.cache_lengths(sequence, visual)
+    return [max(most, length + steps) for most, length in zip(whole, after, strict=True)]
+
+
+def _joined(first: Tensor | Array, second: Tensor | Array) -> Array:
+    """Visual tokens of one prompt behind others, [1, V, ...]."""
+    return np.concatenate([on_host(first), on_host(second)], axis=1)
+
+
 def _by_image(prompt: PromptInputs, visual: NDArray[np.int64]) -> tuple[int, ...]:
     """How many of some visual tokens belong to each image of a prompt."""
     images = len(prompt.layout.images)
@@ -401,49 +534,3 @@ def _shared(prompt: PromptInputs, stages: Sequence[StageResult]) -> PromptInputs
     imposed = np.zeros_like(prompt.visual_valid)
     imposed[chosen] = 1.0
     return replace(prompt, imposed=imposed)
-
-
-class Decoding:
-    """A batch after its prefill: takes one token per prompt and gives the logits of the next.
-
-    Attributes:
-        logits: float32 [B, vocab], of the last position.
-        stages: for each prompt, what every pruning stage did.
-        vision_seconds, prefill_seconds: of the whole batch.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        caches: dict[str, Tensor],
-        following: NDArray[np.int64],
-        logits: NDArray[np.float32],
-        stages: list[tuple[StageResult, ...]],
-        vision_seconds: float,
-        prefill_seconds: float,
-    ) -> None:
-        self.logits = logits
-        self.stages = stages
-        self.vision_seconds = vision_seconds
-        self.prefill_seconds = prefill_seconds
-        self._session = session
-        self._caches = caches
-        self._positions = following
-
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of all layers, the whole batch."""
-        return sum(tensor.nbytes for name, tensor in self._caches.items() if is_cache(name))
-
-    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Reads one token per prompt, int64 [B]; returns the next logits, float32 [B, vocab]."""
-        last = self._session.manifest.model.max_positions - 1
-        # A prompt that has ended may run past the range while others of its batch go on.
-        positions = np.minimum(self._positions, last)
-        feeds = next_feeds(self._session.manifest.language.inputs, tokens, positions, self._caches)
-        found = self._session._language.run(feeds, [LOGITS, *self._caches])
-        self.logits = found.pop(LOGITS).numpy()
-        self._session._check_finite(self.logits)
-        self._caches = found
-        self._positions = self._positions + 1
-        return self.logits

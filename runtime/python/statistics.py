@@ -31,6 +31,7 @@ class Statistics:
         cache_bytes: keys and values of this prompt when it ended, batch padding included.
         peak_memory_bytes: see `peak_memory_metric`; None where it cannot be measured.
         peak_memory_metric: what is measured, in words.
+        reused_tokens: of the prompt, which a conversation's caches held already, so that they were not read.
     """
 
     visual_tokens: int
@@ -51,6 +52,7 @@ class Statistics:
     cache_bytes: int
     peak_memory_bytes: int | None
     peak_memory_metric: str
+    reused_tokens: int = 0
 
     @property
     def starved(self) -> tuple[int, ...]:

@@ -165,7 +165,9 @@ def test_hashing_tells_every_byte(bundle: Path) -> None:
     assert sum(told) == sum(map(len, FILES.values()))
 
 
-@pytest.mark.parametrize("name", ["language.onnx", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name", ["language.onnx", "language.in-place.onnx", "tokenizer.json", "chat_template.jinja"]
+)
 def test_a_file_that_is_used_but_not_listed(bundle: Path, name: str) -> None:
     edit(bundle, files=[item for item in listed()[:-1] if item["path"] != name])
     refused(bundle, f"names the file {name} but does not list it")
@@ -232,7 +234,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(bundle: Path, name: str) -> Non
     refused(bundle, "lacks|it has no")
 
 
-@pytest.mark.parametrize("graph", ["language.onnx", "vision.onnx"])
+@pytest.mark.parametrize("graph", ["language.onnx", "language.in-place.onnx", "vision.onnx"])
 @pytest.mark.parametrize(
     "location", ["other.safetensors", "../outside", "/etc/passwd", "./model.safetensors", ""]
 )

@@ -57,6 +57,7 @@ class FakeVision:
     """Each tile's mean in every element of its embeddings; a tower that merges leaves some places."""
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.inputs, self.outputs = manifest.vision.inputs, manifest.vision.outputs
@@ -86,15 +87,20 @@ class FakeLanguage:
     """
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.inputs, self.outputs = manifest.language.inputs, manifest.language.outputs
         self.feeds: list[dict[str, Any]] = []
         self.given: list[dict[str, FakeTensor]] = []
+        self.expected: list[tuple[int, ...]] = []
         # Overwritten by tests: what to do to the outputs before they are handed out, and fixed next tokens.
         self.tamper: Any = None
         self.script: list[int] | None = None
+
+    def expect(self, capacities: Sequence[int]) -> None:
+        self.expected.append(tuple(capacities))
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, FakeTensor]:
         assert feeds.keys() == {spec.name for spec in self.inputs}
@@ -161,6 +167,9 @@ class FakeBackend:
         self.vision = FakeVision(manifest)
         self.language = FakeLanguage(manifest)
         self.waits = 0
+
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        return manifest.language
 
     def load(self, folder: Path, spec: GraphSpec) -> Any:
         return self.vision if spec.file == "vision.onnx" else self.language

@@ -532,3 +532,43 @@ def test_axes_without_a_fixed_size_may_be_called_anything() -> None:
         for spec in backend.language.inputs
     )
     Session(backend, Path("nowhere"), manifest)
+
+
+def test_caches_are_told_how_long_they_will_be() -> None:
+    """Behind a stage the shorter length; and the last token of a reply is never read."""
+    session, backend = make()
+    prompt = prompt_inputs(1, 6)
+    generate(session, prompt, tokens=5)
+    (kept,) = session.manifest.plan.counts(PER_IMAGE)
+    length = len(prompt.input_ids)
+    assert backend.language.expected == [(length + 4, length - PER_IMAGE + kept.kept + 4)]
+    session.prefill([prompt])
+    assert backend.language.expected[1] == (length, length - PER_IMAGE + kept.kept)
+    session.prefill([prompt], steps=7)
+    assert backend.language.expected[2] == (length + 7, length - PER_IMAGE + kept.kept + 7)
+
+
+def test_caches_that_a_stage_trims_have_room_for_the_prefill() -> None:
+    session, backend = make("tokencarve")
+    prompt = prompt_inputs(1, 6)
+    with pytest.raises(PruningError):  # the fake trims nothing
+        session.prefill([prompt], steps=1)
+    ((first, second),) = backend.language.expected
+    assert (first, second) == (len(prompt.input_ids), session.manifest.plan.cache_lengths(22, 16)[1] + 1)
+
+
+def test_a_context_of_its_own_ends_replies_and_refuses_prompts() -> None:
+    manifest = fake_manifest()
+    prompt = prompt_inputs(1, 6)
+    length = len(prompt.input_ids)
+    session = Session(FakeBackend(manifest), Path("nowhere"), manifest, length + 2)
+    (found,) = generate(session, prompt, tokens=20)
+    # The last one needs no place.
+    assert (len(found.token_ids), found.finish_reason) == (3, "length")
+    session = Session(FakeBackend(manifest), Path("nowhere"), manifest, length - 1)
+    with pytest.raises(
+        InputError, match=rf"takes {length} positions, 16 of its .* and `max_context={length - 1}` was set: "
+    ):
+        generate(session, prompt)
+    with pytest.raises(InputError, match="`max_context` is 0: expected a whole number of at least 1"):
+        Session(FakeBackend(manifest), Path("nowhere"), manifest, 0)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.interface import TensorSpec
-from edgeprune.manifest import GraphSpec
+from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 
 Array: TypeAlias = "NDArray[Any]"
@@ -82,6 +82,17 @@ class Graph(Protocol):
     max_length: int | None
     """The most tokens of prompt and reply that it reads, None where nothing but the model limits it."""
 
+    most_behind_past: int | None
+    """The most tokens in a row that a language graph reads behind a past, None for any number; where it is
+    limited, what a run gives out is also overwritten by later runs.
+    """
+
+    def expect(self, capacities: Sequence[int]) -> None:
+        """Says how many tokens the caches of each group are to hold in the runs that follow, of a language
+        graph; one that keeps them in place makes room for as many.
+        """
+        ...
+
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
         """Computes outputs from inputs.
 
@@ -104,6 +115,14 @@ class Backend(Protocol):
     """A runtime on one device."""
 
     name: str
+
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        """The form of a bundle's language graph that it runs.
+
+        Raises:
+            BackendError: one was asked for that the bundle does not have.
+        """
+        ...
 
     def load(self, folder: Path, spec: GraphSpec) -> Graph:
         """Makes a graph of a bundle ready to run.

@@ -22,12 +22,16 @@ from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, BundleError, InputError, MissingDependencyError
 from edgeprune.fields import first_fault, shown
 from edgeprune.files import utf8_named
-from edgeprune.interface import TensorSpec
-from edgeprune.manifest import GraphSpec
+from edgeprune.interface import IN_PLACE, TensorSpec, has_buffers
+from edgeprune.log import note
+from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory, available_memory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
+from edgeprune.runtime.backends.in_place import InPlaceGraph
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
+AUTO, COPIED = "auto", "copied"
+CACHES = (AUTO, IN_PLACE, COPIED)
 _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"}
 # Distribution and extra that bring each; both are imported as onnxruntime.
 _PACKAGES = {CPU: ("onnxruntime", "ort"), CUDA: ("onnxruntime-gpu", "ort-gpu")}
@@ -41,6 +45,8 @@ _DTYPES = {
     "tensor(bfloat16)": "bfloat16",
 }
 _ERRORS_ONLY = 3
+# What it says of an operator that has more in a later release.
+_TOO_NEW = "Unrecognized attribute"
 # Folding writes a transposed copy of every weight matrix beside those read, and half precision is widened
 # too: for 1.2 GB of fp32 weights 1.6 to 1.9 GB of peak memory instead of 1.3, of fp16 2.1 instead of 1.3,
 # and twice the time to load. Without it the product takes the matrix transposed, just as fast.
@@ -54,12 +60,17 @@ class Options:
     Attributes:
         threads: CPU threads within one operator; None leaves it to ONNX Runtime, which takes every core.
         device: the GPU's number, for CUDA.
+        caches: "copied" makes them anew in every step; "in-place" writes each step's keys and values into
+            buffers, which the CPU kernels do; "auto" does that where it can be done.
     """
 
     threads: int | None = None
     device: int = 0
+    caches: str = AUTO
 
     def __post_init__(self) -> None:
+        if self.caches not in CACHES:
+            raise InputError(f"`caches` is {self.caches!r:.80}: expected one of {', '.join(CACHES)}")
         if self.threads is not None:
             check_count("threads", self.threads)
         check_count("device", self.device, least=0)
@@ -176,6 +187,7 @@ class OrtGraph:
     """An ONNX file in an inference session."""
 
     max_length: int | None = None
+    most_behind_past: int | None = None
 
     def __init__(self, session: Any, device: tuple[str, int], name: str) -> None:
         self._session = session
@@ -185,7 +197,18 @@ class OrtGraph:
         self.outputs = tuple(_spec(value, name) for value in session.get_outputs())
         self._input_dtypes = {spec.name: spec.dtype for spec in self.inputs}
 
+    def expect(self, capacities: Sequence[int]) -> None:
+        """Nothing to prepare: every run makes its outputs anew."""
+
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
+        return self.run_into(feeds, outputs, {})
+
+    def run_into(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str], written: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """As `run`; feeds may be OrtValues, and so are, by name, further outputs that are written where they
+        lie and not handed out.
+        """
         missing = self._input_dtypes.keys() - feeds.keys()
         if missing:
             raise BackendError(f"{self._name} was run without its input {min(missing)}")
@@ -193,16 +216,25 @@ class OrtGraph:
         alive = []  # the binding itself does not keep what it is bound to
         try:
             for name, value in feeds.items():
-                tensor = value if isinstance(value, OrtTensor) else self._to_device(name, cast(Array, value))
+                tensor = self._tensor(name, value)
                 alive.append(tensor)
                 self._bind(binding, name, tensor)
             for name in outputs:
                 binding.bind_output(name, *self._device)
+            for name, place in written.items():
+                binding.bind_ortvalue_output(name, place)
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime raises plain RuntimeError and types of its own
             reason = " ".join(str(error).split())
             raise BackendError(f"ONNX Runtime could not run {self._name}: {reason}") from error
-        return dict(zip(outputs, map(OrtTensor, binding.get_outputs()), strict=True))
+        # Of what was written elsewhere, these are wrappers that do not keep its memory.
+        made = binding.get_outputs()[: len(outputs)]
+        return dict(zip(outputs, map(OrtTensor, made), strict=True))
+
+    def _tensor(self, name: str, value: Any) -> OrtTensor:
+        if isinstance(value, OrtTensor):
+            return value
+        return self._to_device(name, value) if isinstance(value, np.ndarray) else OrtTensor(value)
 
     def _bind(self, binding: Any, name: str, tensor: OrtTensor) -> None:
         if tensor.shape == tuple(tensor.value.shape()):
@@ -246,8 +278,24 @@ class OrtBackend:
         self.name = name
         self.options = options
         self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
+        # By the file of a form that may be too new for this release, what runs instead.
+        self._instead: dict[str, GraphSpec] = {}
 
-    def load(self, folder: Path, spec: GraphSpec) -> OrtGraph:
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        # CUDA's kernel of the same operator takes half precision only.
+        form = manifest.language_form(IN_PLACE) if self.name == CPU else None
+        if self.options.caches == IN_PLACE and form is None:
+            why = "only its CPU kernels do that" if self.name == CUDA else "the bundle has no such graph"
+            raise BackendError(
+                f"caches in place were asked for, and {why}: leave out `caches`, or give `caches='auto'`"
+            )
+        if form is None or self.options.caches == COPIED:
+            return manifest.language
+        if self.options.caches == AUTO:
+            self._instead[form.file] = manifest.language
+        return form
+
+    def load(self, folder: Path, spec: GraphSpec) -> OrtGraph | InPlaceGraph:
         import onnxruntime
 
         path = folder / spec.file
@@ -266,6 +314,13 @@ class OrtBackend:
                 )
         except Exception as error:  # as in run()
             reason = " ".join(str(error).split())
+            portable = self._instead.get(spec.file)
+            if portable is not None and _TOO_NEW in reason:
+                note(
+                    f"caches are copied in every step: onnxruntime {onnxruntime.__version__} does not know "
+                    f"all of {path}; a newer release writes them in place"
+                )
+                return self.load(folder, portable)
             if "NOT_IMPLEMENTED" in reason:
                 raise BackendError(
                     f"ONNX Runtime has no kernels for all of {path} here ({reason}): its CPU kernels do not "
@@ -282,7 +337,8 @@ class OrtBackend:
                 "not load CUDA or cuDNN in the versions it was built for; install those (pip install "
                 f"'onnxruntime-gpu[cuda,cudnn]' brings them), or choose the back end {CPU}"
             )
-        return OrtGraph(session, self._device, path.name)
+        graph = OrtGraph(session, self._device, path.name)
+        return InPlaceGraph(graph, spec.inputs) if has_buffers(spec.inputs) else graph
 
     def _providers(self) -> list[Any]:
         if self.name != CUDA:

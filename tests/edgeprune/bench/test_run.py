@@ -287,6 +287,11 @@ def test_numbers_have_to_make_sense(sample_bundle: Path, option: dict[str, Any])
         bench.run(sample_bundle, **{"backend": "onnxruntime", **option})
 
 
+def test_caches_reach_the_back_end(sample_bundle: Path) -> None:
+    with pytest.raises(InputError, match="`caches` is 'here': expected one of auto, in-place, copied"):
+        bench.run(sample_bundle, backend="onnxruntime", caches="here")
+
+
 def test_a_bundle_whose_name_the_workers_cannot_be_told(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xe9en"))
     write_bundle(odd)

@@ -63,11 +63,21 @@ class FakeModel:
         self.reply = reply or make_reply()
         self.manifest = manifest or make_manifest()
         self.loaded: tuple[Path, str, dict[str, Any]] | None = None
+        self.talking: dict[str, Any] | None = None
+        self.questions: list[tuple[str, list[str]]] = []
         self.asked: tuple[str, list[str], dict[str, Any]] | None = None
 
     def load(self, bundle: Path, backend: str = "auto", **options: Any) -> FakeModel:
         self.loaded = (bundle, backend, options)
         return self
+
+    def conversation(self, **options: Any) -> FakeModel:
+        self.talking = options
+        return self
+
+    def ask(self, question: str, images: Any = (), **options: Any) -> Reply:
+        self.questions.append((question, list(images)))
+        return self.generate(question, images, **options)
 
     def generate(self, prompt: str, images: Any = (), *, stream: Any = None, **options: Any) -> Reply:
         self.asked = (prompt, list(images), options)

@@ -98,7 +98,7 @@ def test_the_result_says_plan_curve_sizes_and_verification(cli: Cli, exporter: F
         "fastv: before layer 2 keep 0.3 (debias position, padding)",
         "exponential curve",
         "more than 0.5 of it is padding",
-        "in 5 files",
+        "in 6 files",
         "prefill logits",
         "1e-06",
     ):

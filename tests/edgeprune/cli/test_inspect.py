@@ -31,6 +31,8 @@ def test_text_names_plan_curve_mask_graphs_files_and_verification(cli: Cli, bund
         "more than 0.5 of it is padding",
         "16 an image (4 x 4)",
         "layers 0 to 1, layers 2 to 3",
+        "512 B a token that nothing prunes, 262 kB at all positions",
+        "the same with caches in-place: language.in-place.onnx",
         "pixel_values",
         "[tiles, 3, 24, 24]",
         "present_key.2..3",

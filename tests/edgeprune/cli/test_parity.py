@@ -31,7 +31,7 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
     "export": ((edgeprune.export,), set(), {"no_verify": "verify"}),
     "build": ((build,), set(), {"target": "targets"}),
     "run": (
-        (Model.generate, SamplingOptions),
+        (Model.generate, SamplingOptions, Model.conversation),
         # Several prompts at once, and a function that is called, are for programs.
         {"batch_size", "stream"},
         {"image": "images", "video": "videos"},
@@ -46,7 +46,8 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
 }
 # Of the command itself: how it prints, what it opens before it calls, and ways to ask.
 OWN = {
-    "as_json", "backend", "bundle", "chat", "compare", "draw", "model", "system", "threads", "verbose",
+    "as_json", "backend", "bundle", "caches", "chat", "compare", "draw", "max_context", "model", "system",
+    "threads", "verbose",
 }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -79,25 +79,27 @@ def test_a_system_message_stands_in_front(cli: Cli, model: FakeModel, bundle: Pa
 def test_a_conversation_goes_on_until_the_input_ends(
     cli: Cli, model: FakeModel, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Any, Any]] = []
-    answer = model.generate
-
-    def generate(prompt: Any, images: Any = (), **options: Any) -> Any:
-        asked.append((prompt, images))
-        return answer(prompt, images, **options)
-
-    monkeypatch.setattr(model, "generate", generate)
     monkeypatch.setattr(sys, "stdin", io.StringIO("\nand how large?\n  \n"))
-    result = cli("run", bundle, "--chat", "--image", "a.png", "--prompt", "what?", "--system", "Be brief.")
+    given = ("--image", "a.png", "--prompt", "what?", "--system", "Be brief.", "--keep", "0.2", "--seed", "3")
+    result = cli("run", bundle, "--chat", *given, "--reselect")
     assert (result.code, result.out) == (0, "a red ring\na red ring\n")
     assert "> " not in result.err
-    roles = [[message["role"] for message in prompt] for prompt, _ in asked]
-    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
-    messages, images = asked[1]
-    assert images == ["a.png"]
-    assert messages[1]["content"][0] == {"type": "image"}
-    assert messages[2]["content"] == [{"type": "text", "text": "a red ring"}]
-    assert messages[3]["content"] == [{"type": "text", "text": "and how large?"}]
+    assert model.questions == [("what?", ["a.png"]), ("and how large?", [])]
+    assert model.talking is not None
+    assert model.talking["system"] == "Be brief."
+    assert (model.talking["keep"], model.talking["reselect"]) == (0.2, True)
+    assert model.asked is not None
+    assert model.asked[2]["seed"] == 3
+    alone = cli("run", bundle, "--prompt", "what?", "--reselect").message
+    assert "'--reselect': it is of conversations: give --chat, too" in alone
+
+
+def test_what_was_read_before_is_told(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    statistics = replace(model.reply.statistics, reused_tokens=20)
+    model.reply = replace(model.reply, statistics=statistics)
+    assert (
+        "25 in the prompt, 20 of them read before, 4 generated" in cli("run", bundle, "--prompt", "what?").err
+    )
 
 
 @pytest.mark.parametrize("content", [b"caf\xe9?\n", b"fine?\n\xff\n"])
@@ -349,7 +351,7 @@ def test_a_damaged_bundle_is_refused_by_every_command(
     assert snapshot(bundle.parent) == before
 
 
-@pytest.mark.parametrize("name", ["vision.onnx", "language.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["vision.onnx", "language.in-place.onnx", "tokenizer.json"])
 def test_a_file_that_is_listed_but_no_good_is_named(
     cli: Cli, sample_bundle: Path, tmp_path: Path, name: str
 ) -> None:
@@ -357,3 +359,10 @@ def test_a_file_that_is_listed_but_no_good_is_named(
     (folder / name).write_bytes(b"[]")
     relist(folder, name)
     assert name in cli("run", folder, *ASK).message
+
+
+def test_what_is_loaded_is_told_caches_and_context(cli: Cli, model: FakeModel, bundle: Path) -> None:
+    given = ("--caches", "copied", "--max-context", "700", "--threads", "2")
+    assert cli("run", bundle, "--prompt", "what?", *given).code == 0
+    assert model.loaded is not None
+    assert model.loaded[2] == {"max_context": 700, "threads": 2, "caches": "copied"}

@@ -29,7 +29,7 @@ def copy(sample_bundle: Path, tmp_path: Path) -> Path:
 def test_a_sound_bundle_alone(cli: Cli, sample_bundle: Path) -> None:
     result = cli("verify", sample_bundle)
     assert result.code == 0
-    assert "5 files match their hashes" in result.out
+    assert "6 files match their hashes" in result.out
     assert "stage 0: kept tokens besides the numpy reference's" in result.out
     assert "left out" not in result.err
     found = json.loads(cli("verify", sample_bundle, "--json").out)
@@ -37,7 +37,7 @@ def test_a_sound_bundle_alone(cli: Cli, sample_bundle: Path) -> None:
     assert found["against"] is None
     assert found["left_out"] == []
     assert all(check["value"] == check["limit"] == 0 for check in found["checks"])
-    assert len(found["checks"]) == 8
+    assert len(found["checks"]) == 11
 
 
 def test_an_unpruned_bundle_has_no_stage_to_check(cli: Cli, unpruned_bundle: Path) -> None:

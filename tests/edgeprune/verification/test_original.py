@@ -94,6 +94,8 @@ def test_a_faithful_bundle_agrees(pruned: Exported) -> None:
         "kept tokens, graph against torch",
         "kept tokens, graph against numpy",
         "score, graph against Hugging Face",
+        "logits, in-place caches against copied ones",
+        "kept tokens, in-place caches against copied ones",
     }
     by_name = {check.name: check for check in checks}
     assert by_name["kept tokens, graph against torch"].limit == 0

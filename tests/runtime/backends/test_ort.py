@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from edgeprune.errors import BackendError, BundleError
+from edgeprune.bundle import read_manifest
+from edgeprune.errors import BackendError, BundleError, InputError
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
 from edgeprune.runtime.backends.ort import Options, OrtBackend, OrtGraph, OrtTensor
+from tests.golden.make import GOLDEN
+from tests.manifests import make_manifest
 
 SPEC = GraphSpec(
     file="graph.onnx",
@@ -278,3 +282,46 @@ def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_peak_memory_says_what_it_is() -> None:
     assert "VmHWM" in open_backend("onnxruntime").peak_memory().metric
+
+
+def test_a_form_that_is_too_new_makes_room_for_the_portable_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(GOLDEN / "one-stage", tmp_path / "bundle"))
+    path = bundle / "language.in-place.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.attribute.append(helper.make_attribute("of_tomorrow", 1))
+    onnx.save(model, path)
+    manifest = read_manifest(GOLDEN / "one-stage")
+    backend = open_backend("onnxruntime", threads=1)
+    graph = backend.load(bundle, backend.language_form(manifest))
+    assert isinstance(graph, OrtGraph)
+    assert "does not know all of" in caplog.text
+    assert "a newer release writes them in place" in caplog.text
+    backend = open_backend("onnxruntime", threads=1, caches="in-place")
+    with pytest.raises(BackendError, match=r"cannot load .*language\.in-place\.onnx: .*of_tomorrow"):
+        backend.load(bundle, backend.language_form(manifest))
+
+
+def test_which_form_of_the_language_graph_runs() -> None:
+    both, portable = make_manifest(), make_manifest(language_forms={})
+    for how, manifest, file in (
+        ("auto", both, "language.in-place.onnx"),
+        ("in-place", both, "language.in-place.onnx"),
+        ("copied", both, "language.onnx"),
+        ("auto", portable, "language.onnx"),
+    ):
+        backend = open_backend("onnxruntime", caches=how)
+        assert backend.language_form(manifest).file == file
+    cuda = OrtBackend("onnxruntime-cuda", Options())
+    assert cuda.language_form(both) == both.language
+    for backend, manifest, why in (
+        (open_backend("onnxruntime", caches="in-place"), portable, "the bundle has no such graph"),
+        (OrtBackend("onnxruntime-cuda", Options(caches="in-place")), both, "only its CPU kernels do that"),
+    ):
+        with pytest.raises(BackendError, match=rf"^caches in place were asked for, and {why}: leave out `c"):
+            backend.language_form(manifest)
+    with pytest.raises(InputError, match="`caches` is 'here': expected one of auto, in-place, copied"):
+        open_backend("onnxruntime", caches="here")

@@ -166,6 +166,7 @@ class EngineGraph:
     """An engine with its contexts and buffers.
 
     Attributes:
+        most_behind_past: 1, as engines are built for.
         max_length: the most tokens of prompt and reply that it reads; None where it reads none.
 
     Args:
@@ -175,6 +176,8 @@ class EngineGraph:
         profiles: what the engine was built for, in the order of its profiles.
         advise: what to say where an input's name, axis and size are in no profile.
     """
+
+    most_behind_past: int | None = 1
 
     def __init__(
         self,
@@ -208,6 +211,9 @@ class EngineGraph:
         self._turn = 0
         pasts = [profile[past_mask(0)].most[1] for profile in profiles if past_mask(0) in profile]
         self.max_length = max(pasts) + 1 if pasts else None
+
+    def expect(self, capacities: Sequence[int]) -> None:
+        """Nothing to prepare: all memory was taken when the graph was loaded."""
 
     def run(self, feeds: Mapping[str, Tensor | Array], outputs: Sequence[str]) -> dict[str, Tensor]:
         for name in self._input_dtypes:
@@ -344,6 +350,9 @@ class EngineBackend:
         self._gpu = gpu
         self._logger = error_logger(trt)
         self._runtime = trt.Runtime(self._logger)
+
+    def language_form(self, manifest: Manifest) -> GraphSpec:
+        return manifest.language
 
     def load(self, folder: Path, spec: GraphSpec) -> EngineGraph:
         manifest = read_manifest(folder)

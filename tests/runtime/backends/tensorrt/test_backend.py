@@ -39,7 +39,7 @@ def paths(*names: str) -> list[Path]:
 
 
 def test_the_session_answers_as_over_onnx_runtime(bundle: Path, cudart: fakes.FakeCudart) -> None:
-    engine, onnx = edgeprune.load(bundle, "tensorrt"), edgeprune.load(bundle, "onnxruntime")
+    engine, onnx = edgeprune.load(bundle, "tensorrt"), edgeprune.load(bundle, "onnxruntime", caches="copied")
     for images in (paths("wide"), paths("tall", "square"), []):
         prompt = "<image>\n" * len(images) + QUESTION if images else QUESTION
         found, expected = (model.generate(prompt, images, max_new_tokens=6) for model in (engine, onnx))

@@ -1,0 +1,184 @@
+"""The forms of the language graph: which a bundle gets, what is in them, and that they decode alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgeprune import export
+from edgeprune.errors import BackendError, VerificationError
+from edgeprune.exporter import cache_forms
+from edgeprune.interface import IN_PLACE, is_cache, present, present_mask
+from edgeprune.plans import Debias
+from edgeprune.runtime import Model, load
+from tests.export.conftest import Exported
+from tests.export.families import asked, noise
+from tests.golden.make import BUNDLES, GOLDEN
+from tests.manifests import make_manifest
+from tests.tiny import save_llava, save_qwen
+
+# What the golden bundles have not got: earlier caches that are trimmed, and positions on three axes.
+EXPORTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "trimmed": (save_llava, {"kind": "llama", "seed": 1}, {"method": "tokencarve"}),
+    "three axes": (save_qwen, {"kind": "qwen2_5_vl"}, {"keep": 0.3}),
+}
+# As far as half precision rounds otherwise in another order of sums, in units of the logits' spread.
+LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
+QUESTIONS = ("what is the big star ?", "what ?", "is the box small or big ? what", "the star is")
+
+
+@pytest.fixture(scope="module", params=[*BUNDLES, *EXPORTS])
+def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """A bundle with its caches in place, and copied."""
+    bundle = GOLDEN / request.param
+    if request.param in EXPORTS:
+        saver, model, options = EXPORTS[request.param]
+        folder = saver(tmp_path_factory.mktemp("forms") / "model", **model)
+        bundle = export(folder, output=folder.parent / "bundle", verify=False, **options)
+    return tuple(load(bundle, "onnxruntime", threads=1, caches=how) for how in (IN_PLACE, "copied"))  # type: ignore[return-value]
+
+
+def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int, scale: float = 1) -> None:
+    """Prompts of different lengths, greedy by the copied caches' logits on both sides.
+
+    Args:
+        scale: of the limits; rounding adds up in caches that are carried on for long.
+    """
+    inputs = [
+        forms[0].prepare(asked(question, 1), [noise((30 + 5 * number, 24))])
+        for number, question in enumerate(QUESTIONS[:batch])
+    ]
+    if len({int((one.input_ids == forms[0].manifest.prompt.image_token_id).sum()) for one in inputs}) > 1:
+        inputs = [forms[0].prepare(asked(question, 1), [noise((30, 24))]) for question in QUESTIONS[:batch]]
+    states = [model.session.prefill(inputs, steps=room) for model in forms]
+    for mine, other in zip(states[0].stages, states[1].stages, strict=True):
+        for stage, wanted in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(stage.kept_visual, wanted.kept_visual)
+    limit = scale * LIMITS[forms[0].manifest.precision.compute]
+    for _ in range(steps):
+        logits = states[1].logits
+        assert np.abs(states[0].logits - logits).max() <= limit * max(1.0, logits.std())
+        tokens = logits.argmax(axis=1)
+        for state in states:
+            state.step(tokens)
+    ours, theirs = (state._caches for state in states)
+    assert ours.keys() == theirs.keys()
+    for name, cache in theirs.items():
+        found, wanted = ours[name].numpy(), cache.numpy()
+        if not is_cache(name):
+            np.testing.assert_array_equal(found, wanted)
+            continue
+        mask = theirs[present_mask(_group(forms[0], name))].numpy() != 0
+        rows = np.moveaxis(found.astype(np.float32) - wanted, 2, 1)[mask]
+        assert np.abs(rows).max() <= limit * max(1.0, np.abs(wanted).max()), name
+
+
+def _group(model: Model, name: str) -> int:
+    return model.manifest.plan.group_of_layer(int(name.rpartition(".")[2]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_they_decode_alike(forms: tuple[Model, Model], batch: int) -> None:
+    decode_alike(forms, batch, steps=12, room=12)
+
+
+def test_they_go_on_beyond_the_room_that_was_asked_for(forms: tuple[Model, Model]) -> None:
+    decode_alike(forms, 2, steps=5, room=2)
+
+
+@pytest.mark.slow
+def test_a_thousand_steps(forms: tuple[Model, Model]) -> None:
+    decode_alike(forms, 2, steps=1000, room=1000, scale=4)
+
+
+def test_replies_and_their_figures(forms: tuple[Model, Model]) -> None:
+    """Replies of mixed prompts are the same; what caches take is what both have at the end."""
+    prompts = [asked(question, 1) for question in QUESTIONS[:2]]
+    images = [[noise((30, 24))], [noise((24, 40))]]
+    found = [
+        model.generate(prompts, images, max_new_tokens=8, do_sample=False, batch_size=1) for model in forms
+    ]
+    for mine, other in zip(*found, strict=True):
+        assert mine.token_ids == other.token_ids
+        assert mine.kept_visual == other.kept_visual
+        if mine.finish_reason == "length" and not forms[0].manifest.plan.trims_earlier_caches:
+            assert mine.statistics.cache_bytes == other.statistics.cache_bytes
+
+
+def test_the_bundle_says_which_forms_it_has(pruned: Exported, brain: Exported) -> None:
+    manifest = pruned.manifest
+    assert manifest.language_forms == {"in-place": "language.in-place.onnx"}
+    assert "language.in-place.onnx" in {entry.path for entry in manifest.files}
+    form = manifest.language_form(IN_PLACE)
+    assert form is not None
+    assert {axis for spec in form.inputs if is_cache(spec.name) for axis in spec.shape[2:3]} == {
+        "capacity_0",
+        "capacity_1",
+    }
+    assert brain.manifest.language_forms == {}, "ONNX Runtime's CPU kernels run no bfloat16"
+    assert brain.manifest.language_form(IN_PLACE) is None
+
+
+def test_heads_of_another_width_have_none() -> None:
+    manifest = make_manifest(language_forms={})
+    assert cache_forms.forms_of(manifest) == (IN_PLACE,)
+    odd = manifest.model.model_copy(update={"head_dim": 12})
+    assert cache_forms.forms_of(manifest.model_copy(update={"model": odd})) == ()
+
+
+def test_the_portable_graph_has_standard_operators_and_the_other_one_node_a_layer(pruned: Exported) -> None:
+    portable, in_place = (
+        onnx.load(pruned.bundle / name, load_external_data=False)
+        for name in ("language.onnx", "language.in-place.onnx")
+    )
+    assert {node.domain for node in portable.graph.node} == {"", "com.edgeprune"}
+    assert {node.op_type for node in portable.graph.node if node.domain} == {"DebiasedTokenPrune"}
+    layers = pruned.manifest.model.layers
+    assert sum(node.op_type == "GroupQueryAttention" for node in in_place.graph.node) == layers
+    # Of the layer that scores alone, keys are cut off their buffer.
+    (scoring,) = (
+        node
+        for node in in_place.graph.node
+        if node.op_type != "GroupQueryAttention" and any(map(is_cache, node.input))
+    )
+    assert scoring.input[0] == present("key", 1)
+
+
+def test_a_node_that_reads_a_whole_buffer_is_refused(pruned: Exported, tmp_path: Path) -> None:
+    """As those of a graph do whose attention is explicit already."""
+    path = shutil.copy(pruned.bundle / "language.onnx", tmp_path)
+    with pytest.raises(VerificationError, match="reads a cache's whole buffer: this is a bug of"):
+        cache_forms.write(Path(path), pruned.manifest, two_way=False)
+
+
+def test_a_form_that_is_not_there_cannot_be_asked_for(unpruned: Exported) -> None:
+    """Its heads are 12 wide."""
+    assert unpruned.manifest.language_forms == {}
+    with pytest.raises(BackendError, match=r"in place were asked for, and the bundle has no such graph: "):
+        load(unpruned.bundle, "onnxruntime", caches=IN_PLACE)
+    model = load(unpruned.bundle, "onnxruntime", caches="auto")
+    assert model.generate(QUESTIONS[0], max_new_tokens=2).token_ids
+
+
+def test_what_the_plan_debiases_by_is_the_same(pruned: Exported) -> None:
+    """Keep ratio and debias are choices of a run in both forms."""
+    models = [load(pruned.bundle, "onnxruntime", threads=1, caches=how) for how in (IN_PLACE, "copied")]
+    for keep, debias in ((0.2, "none"), (1, [Debias.PADDING.value])):
+        ours, theirs = (
+            model.generate(
+                QUESTIONS[0],
+                [noise((30, 24))],
+                keep=keep,
+                debias=debias,
+                max_new_tokens=4,
+                do_sample=False,
+            )
+            for model in models
+        )
+        assert (ours.token_ids, ours.kept_visual) == (theirs.token_ids, theirs.kept_visual)
