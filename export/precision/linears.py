@@ -266,13 +266,18 @@ def stored_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     kinds = {dtype.value: kind for kind, dtype in _VALUES.items()}
     dtypes = {dtype.value: stored for stored, dtype in _IR_DTYPES.items()}
-    orders = _orders_by_values(graph)
+    readers = {name: node for node in graph.node for name in node.input}
+    makers = {name: node for node in graph.node for name in node.output}
 
-    def read(name: str | None) -> torch.Tensor | None:
-        if name is None or (tensor := initializers.get(name)) is None:
-            return None
+    def read(name: str) -> torch.Tensor:
+        tensor = initializers[name]
         raw = _bytes_of(tensor, path.parent)
         return torch.frombuffer(raw, dtype=dtypes[tensor.data_type]).reshape(tuple(tensor.dims))
+
+    def read_of(node: onnx.NodeProto | None, kind: str, end: str) -> torch.Tensor | None:
+        """The second input of a node of this kind, where its name ends so."""
+        made = node is not None and node.op_type == kind and node.input[1].endswith(end)
+        return read(node.input[1]) if made and node is not None else None
 
     for name, values in initializers.items():
         own = name.removesuffix(VALUES)
@@ -280,22 +285,14 @@ def stored_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
             continue
         raw = torch.frombuffer(_bytes_of(values, path.parent), dtype=torch.uint8)
         held = unpacked(raw, kinds[values.data_type]).reshape(tuple(values.dims))
-        scale = read(own + SCALE)
-        assert scale is not None
-        yield own, Blocks(held, scale, read(own + CORRECTION), read(orders.get(name)))
-
-
-def _orders_by_values(graph: onnx.GraphProto) -> dict[str, str]:
-    """The initializer that each product's inputs are ordered by, by that of the weight's values."""
-    readers = {name: node for node in graph.node for name in node.input}
-    makers = {name: node for node in graph.node for name in node.output}
-    found = {}
-    for values in (tensor.name for tensor in graph.initializer if tensor.name.endswith(VALUES)):
-        product = readers[readers[values].output[0]]
-        gather = makers.get(product.input[0])
-        if gather is not None and gather.op_type == "Gather" and gather.input[1].endswith(ORDER):
-            found[values] = gather.input[1]
-    return found
+        # By the nodes: what two layers have alike may have become one initializer.
+        dequantised = readers[name]
+        product = readers[dequantised.output[0]]
+        added = readers.get(product.output[0])
+        other = makers.get(added.input[1]) if added is not None and added.op_type == "Add" else None
+        correction = read_of(other, "MatMul", CORRECTION)
+        order = read_of(makers.get(product.input[0]), "Gather", ORDER)
+        yield own, Blocks(held, read(dequantised.input[1]), correction, order)
 
 
 def _bytes_of(tensor: onnx.TensorProto, folder: Path) -> bytearray:
