@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 import edgeprune
@@ -23,11 +24,14 @@ from edgeprune.exporter.generation import read_generation
 from edgeprune.exporter.graph import TORCH_DTYPES
 from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.origin import check_curve, model_name, origin
-from edgeprune.exporter.precision.choosing import precision_of
+from edgeprune.exporter.precision.choosing import precision_of, precision_of_checkpoint
 from edgeprune.exporter.precision.linears import BLOCKS_OPSET
+from edgeprune.exporter.precision.quantisers import note_activations, read_quantization
+from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.exporter.processor import read_prompt
 from edgeprune.fields import first_fault
 from edgeprune.interface import language_interface, vision_interface
+from edgeprune.json_file import read_json
 from edgeprune.log import note
 from edgeprune.manifest import (
     MIN_OPSET,
@@ -127,9 +131,7 @@ def decide(
         check_curve(curve, origin(folder, source, plan, program.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
-    precision = precision_of(options.weights, options.dtype or stored, stored, plan, info.layers)
-    if options.calibrate_images is not None:
-        precision = precision.model_copy(update={"method": "gptq"})
+    precision = _precision(folder, config, family, options, stored, plan)
     language = language_interface(info, precision, plan, positions)
     vision = vision_interface(info, precision, plan, program, video)
     decided = Manifest(
@@ -152,6 +154,44 @@ def decide(
     if curve is not None and curve.num_tokens != places:
         _note_resampled(curve, places)
     return decided
+
+
+def _precision(
+    folder: Path,
+    config: PretrainedConfig,
+    family: Family,
+    options: ExportOptions,
+    stored: DType,
+    plan: PruningPlan,
+) -> Precision:
+    """By what was asked for and, where the model is quantised, by what it is."""
+    compute = options.dtype or stored
+    scheme = read_quantization(folder, read_json(folder / "config.json"))
+    if scheme is None:
+        layers = config.get_text_config().num_hidden_layers
+        found = precision_of(options.weights, compute, stored, plan, layers)
+        return found if options.calibrate_images is None else found.model_copy(update={"method": "gptq"})
+    if options.calibrate_images is not None:
+        raise InputError(
+            f"`calibrate_images` was given and the model in {folder} is quantised already ({scheme.kind}): "
+            "leave it out, or export the original model, from before quantisation"
+        )
+    note_activations(scheme)
+    with FakeTensorMode():
+        model = family.build(config, TORCH_DTYPES[compute])
+    forms = QuantisedLayers(model, folder, scheme).forms
+    scales = {form.scale for form in forms.values()}
+    if inexact := {
+        scale
+        for scale in scales
+        if torch.promote_types(scale, TORCH_DTYPES[compute]) != TORCH_DTYPES[compute]
+    }:
+        names = ", ".join(sorted(_DTYPE_NAMES[scale] for scale in inexact))
+        note(
+            f"the checkpoint's scales are stored as {names} and rounded to {compute}, in which the graph "
+            "computes: weights differ from the checkpoint's by that; with the dtype fp32 they do not"
+        )
+    return precision_of_checkpoint(options.weights, compute, stored, plan, forms)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import Family, ModelParts, family_of, read_config
 from edgeprune.exporter.origin import model_name
 from edgeprune.exporter.precision import choosing
+from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.files import need_utf8
 from edgeprune.interface import PLAN_METADATA
 from edgeprune.manifest import MAX_OPSET, MIN_OPSET, FileEntry, Manifest, Verification, WeightKind
@@ -216,11 +217,12 @@ def _prepare(
     with mode:
         model = family.build(config, dtype)
     # Before the parts are taken: it unties what the checkpoint stores apart.
-    stored = weights.locate(model, folder)
+    layers = QuantisedLayers.of(model, folder)
+    stored = weights.locate(model, folder, layers.forms)
     parts = family.parts(model, decided.plan.tower)
     choosing.untie(parts.text_model, parts.lm_head, precision)
     forms = choosing.forms_of(model, parts.text_model, parts.lm_head, decided.plan, precision)
-    found = placing.Placing(stored, forms, folder, scratch, dtype)
+    found = placing.Placing(stored, forms, folder, scratch, dtype, layers=layers)
     need_space(scratch.parent, found.bytes)
     return _Prepared(model, parts, found)
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -22,11 +23,21 @@ import torch
 
 from edgeprune.bundle import copy_with_sha256
 from edgeprune.errors import InputError
-from edgeprune.exporter.precision.blocks import VALUE_DTYPES, BlockForm, Blocks, packed, quantise, unpacked
+from edgeprune.exporter.precision.blocks import (
+    BITS,
+    VALUE_DTYPES,
+    BlockForm,
+    Blocks,
+    packed,
+    quantise,
+    unpacked,
+)
+from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.exporter.weights import SAFETENSORS_NAMES, StoredTensor, read_header, read_tensor
 from edgeprune.manifest import FileEntry
 
 CONVERTED = "converted.safetensors"
+_NAMES = {**SAFETENSORS_NAMES, torch.uint8: "U8", torch.int64: "I64"}
 _ROWS_AT_ONCE = 1 << 24  # values of a weight that are converted at once
 
 Form: TypeAlias = "torch.dtype | BlockForm"
@@ -43,17 +54,23 @@ class QuantisedTensor:
         shape: K, N.
         values: bytes, two 4 bit values in each.
         scale: [K / block, N].
+        correction, order: of quantised checkpoints alone.
     """
 
     form: BlockForm
     shape: tuple[int, int]
     values: StoredTensor
     scale: StoredTensor
+    correction: StoredTensor | None = None
+    order: StoredTensor | None = None
 
     def blocks(self, folder: Path) -> Blocks:
         """The values and scales, read."""
         values = unpacked(read_tensor(folder, self.values).reshape(-1), self.form.kind).reshape(self.shape)
-        return Blocks(values, read_tensor(folder, self.scale))
+        correction, order = (
+            None if part is None else read_tensor(folder, part) for part in (self.correction, self.order)
+        )
+        return Blocks(values, read_tensor(folder, self.scale), correction, order)
 
 
 Placed: TypeAlias = "StoredTensor | QuantisedTensor"
@@ -67,6 +84,7 @@ class Placing:
         forms: what each becomes.
         source, target: the model and the bundle.
         scale: the type of the scales of blocks.
+        layers: the checkpoint's quantised layers, which are none of `wanted`.
     """
 
     def __init__(
@@ -76,6 +94,7 @@ class Placing:
         source: Path,
         target: Path,
         scale: torch.dtype,
+        layers: QuantisedLayers | None = None,
     ) -> None:
         self._wanted, self._forms = wanted, forms
         self._source, self._target, self._scale = source, target, scale
@@ -89,12 +108,18 @@ class Placing:
             for name, tensor in wanted.items()
             if tensor.file not in self._whole or forms[name] != tensor.dtype
         }
+        self._layers = layers
+        # Of layers whose inputs are in one order, the first one's is stored.
+        self._orders: dict[str, str] = {}
+        for name, layer in layers.forms.items() if layers else ():
+            if layer.order is not None:
+                self._orders.setdefault(layer.order, name)
 
     @property
     def bytes(self) -> int:
         """What will be written, but for one header."""
         whole = sum((self._source / file).stat().st_size for file in self._whole)
-        return whole + sum(piece.bytes for key in self._anew for piece in _pieces(*key, self._scale))
+        return whole + sum(piece.bytes for job in self._jobs(self._nearest) for piece in job.pieces)
 
     def copy(self, progress: Callable[[int], None]) -> list[FileEntry]:
         """Copies the files that stay as they are; `progress` is told the bytes written.
@@ -120,19 +145,68 @@ class Placing:
         Raises:
             InputError: a weight is stored in no floating type, or is beyond the range of the one it becomes.
         """
-        moved: dict[tuple[StoredTensor, Form], Placed] = {}
-        entries = []
-        if self._anew:
-            name = CONVERTED
-            while name in self._whole:  # a checkpoint's own file may be called so
-                name = f"_{name}"
-            rounds = into_blocks or (lambda _, weight, form: quantise(weight, form, self._scale))
-            moved, entry = _write(
-                self._anew, self._source, self._target / name, self._scale, rounds, progress
+        for tensor, _ in self._anew:
+            if tensor.dtype not in SAFETENSORS_NAMES:
+                raise InputError(
+                    f"{tensor.file} stores {tensor.key} in a type that is not fp32, fp16 or bf16: "
+                    "expected that of all weights but quantised linear layers; export the original model"
+                )
+        jobs = self._jobs(into_blocks or self._nearest)
+        if not jobs:
+            return dict(self._wanted), []
+        name = CONVERTED
+        while name in self._whole:  # a checkpoint's own file may be called so
+            name = f"_{name}"
+        written, entry = _write(jobs, self._target / name, progress)
+        forms, stored = self._forms, iter(written)
+        moved = {key: _placed(*key, next(stored)) for key in self._anew}
+        placed: dict[str, Placed] = {
+            name: moved.get((tensor, forms[name]), tensor) for name, tensor in self._wanted.items()
+        }
+        orders: dict[str, StoredTensor] = {}
+        for name, layer in self._layers.forms.items() if self._layers else ():
+            values, scale, *more = next(stored)
+            correction = more.pop(0) if layer.corrected else None
+            if more and layer.order is not None:
+                orders[layer.order] = more[0]
+            order = None if layer.order is None else orders[layer.order]
+            placed[name] = QuantisedTensor(layer.form, layer.shape, values, scale, correction, order)
+        return placed, [entry]
+
+    def _nearest(self, _: str, weight: torch.Tensor, form: BlockForm) -> Blocks:
+        return quantise(weight, form, self._scale)
+
+    def _jobs(self, into_blocks: Quantise) -> list[_Job]:
+        """What is written, in order."""
+        jobs = [
+            _Job(
+                tensor.key,
+                _pieces(tensor, form, self._scale),
+                partial(_contents, tensor, form, name, self._source, self._scale, into_blocks),
             )
-            entries.append(entry)
-        forms = self._forms
-        return {n: moved.get((tensor, forms[n]), tensor) for n, tensor in self._wanted.items()}, entries
+            for (tensor, form), name in self._anew.items()
+        ]
+        for name, layer in self._layers.forms.items() if self._layers else ():
+            k, n = layer.shape
+            scale = _Piece(self._scale, (k // layer.form.block, n))
+            pieces = [_Piece(torch.uint8, (math.ceil(k * n * BITS[layer.form.kind] / 8),)), scale]
+            pieces += [scale] if layer.corrected else []
+            pieces += [_Piece(torch.int64, (k,))] if self._stores_order(name) else []
+            jobs.append(_Job(name, pieces, partial(self._layer_contents, name)))
+        return jobs
+
+    def _stores_order(self, name: str) -> bool:
+        return name in self._orders.values()
+
+    def _layer_contents(self, name: str) -> Iterator[memoryview]:
+        assert self._layers is not None
+        blocks = self._layers.blocks(name, self._scale)
+        yield _bytes(packed(blocks.values, self._layers.forms[name].form.kind))
+        yield _bytes(blocks.scale)
+        if blocks.correction is not None:
+            yield _bytes(blocks.correction)
+        if blocks.order is not None and self._stores_order(name):
+            yield _bytes(blocks.order)
 
 
 @dataclass(frozen=True)
@@ -147,6 +221,21 @@ class _Piece:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Tensors to be written one behind the other.
+
+    Attributes:
+        key: what their keys end with.
+        pieces: what they are.
+        contents: gives their bytes.
+    """
+
+    key: str
+    pieces: list[_Piece]
+    contents: Callable[[], Iterator[memoryview]]
+
+
 def _pieces(tensor: StoredTensor, form: Form, scale: torch.dtype) -> list[_Piece]:
     if isinstance(form, torch.dtype):
         return [_Piece(form, tensor.shape)]
@@ -156,28 +245,17 @@ def _pieces(tensor: StoredTensor, form: Form, scale: torch.dtype) -> list[_Piece
 
 
 def _write(
-    anew: Mapping[tuple[StoredTensor, Form], str],
-    source: Path,
-    path: Path,
-    scale: torch.dtype,
-    into_blocks: Quantise,
-    progress: Callable[[int], None],
-) -> tuple[dict[tuple[StoredTensor, Form], Placed], FileEntry]:
-    """Writes one safetensors file."""
-    for tensor, _ in anew:
-        if tensor.dtype not in SAFETENSORS_NAMES:
-            raise InputError(
-                f"{tensor.file} stores {tensor.key} in a type that is not fp32, fp16 or bf16: "
-                "quantised checkpoints are not supported; export the original model"
-            )
+    jobs: Sequence[_Job], path: Path, progress: Callable[[int], None]
+) -> tuple[list[list[StoredTensor]], FileEntry]:
+    """Writes one safetensors file; returns each job's tensors."""
     header: dict[str, object] = {}
     end = 0
-    for number, key in enumerate(anew):
-        for part, piece in enumerate(_pieces(*key, scale)):
+    for number, job in enumerate(jobs):
+        for part, piece in enumerate(job.pieces):
             begin, end = end, end + piece.bytes
             # Keys of different files may coincide; the number keeps them apart.
-            header[f"{number}.{part}.{key[0].key}"] = {
-                "dtype": "U8" if piece.dtype == torch.uint8 else SAFETENSORS_NAMES[piece.dtype],
+            header[f"{number}.{part}.{job.key}"] = {
+                "dtype": _NAMES[piece.dtype],
                 "shape": list(piece.shape),
                 "data_offsets": [begin, end],
             }
@@ -185,19 +263,19 @@ def _write(
     text += b" " * (-len(text) % 8)
     with _HashedFile(path, progress) as writer:
         writer.write(struct.pack("<Q", len(text)) + text, silent=True)
-        for (tensor, form), name in anew.items():
-            for content in _contents(tensor, form, name, source, scale, into_blocks):
+        for job in jobs:
+            for content in job.contents():
                 writer.write(content)
         entry = writer.entry()
     stored = iter(read_header(path).values())
-    placed: dict[tuple[StoredTensor, Form], Placed] = {}
-    for tensor, form in anew:
-        if isinstance(form, torch.dtype):
-            placed[tensor, form] = next(stored)
-        else:
-            outputs, inputs = tensor.shape
-            placed[tensor, form] = QuantisedTensor(form, (inputs, outputs), next(stored), next(stored))
-    return placed, entry
+    return [[next(stored) for _ in job.pieces] for job in jobs], entry
+
+
+def _placed(tensor: StoredTensor, form: Form, written: Sequence[StoredTensor]) -> Placed:
+    if isinstance(form, torch.dtype):
+        return written[0]
+    outputs, inputs = tensor.shape
+    return QuantisedTensor(form, (inputs, outputs), *written)
 
 
 def _contents(

@@ -52,6 +52,8 @@ LOGIT_LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
 SCORE_LIMITS = {"fp32": 1e-5, "fp16": 2e-3}
 # Half precision moves scores that are nearly equal past each other; this share of kept tokens must agree.
 KEPT_LIMITS = {"fp32": 0.0, "fp16": 0.05}
+# What is repacked loses nothing but the bits of scales that the type in which the graph computes has not.
+CHECKPOINT_LIMITS = {"fp32": 1e-6, "fp16": 1e-2}
 
 Array = NDArray[Any]
 
@@ -172,6 +174,10 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
     del language, decoder, parts, model  # room for the weights of one more graph
     kind = manifest.precision.compute
     compare_in_place(bundle, manifest, decoded, record, LOGIT_LIMITS[kind], KEPT_LIMITS[kind])
+    if manifest.precision.method == "checkpoint":
+        limit = CHECKPOINT_LIMITS[manifest.precision.compute]
+        record("quantised weights, the worst matrix against the checkpoint", worst, limit)
+        return figures.checks
     limits = quantising.weakest(manifest.precision)
     if limits is None:
         return figures.checks

@@ -15,7 +15,7 @@ from edgeprune.exporter.families.llava_next import LlavaNext, LlavaOnevision
 from edgeprune.exporter.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
 from edgeprune.exporter.families.smolvlm import Idefics3, SmolVLM
 from edgeprune.exporter.families.video_llava import VideoLlava
-from edgeprune.exporter.precision.quantisers import find_quantization
+from edgeprune.exporter.precision.quantisers import read_quantization
 from edgeprune.fields import shown
 from edgeprune.json_file import read_json
 
@@ -41,7 +41,8 @@ def read_config(folder: Path) -> PretrainedConfig:
 
     Raises:
         InputError: the folder has no config.json, or one that is not valid.
-        UnsupportedModelError: transformers does not know the model type.
+        UnsupportedModelError: transformers does not know the model type, or the weights are quantised in a
+            form that no bundle holds.
     """
     _refuse_adapter(folder)
     path = folder / "config.json"
@@ -53,8 +54,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             raise ValueError("it holds no JSON object")
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not valid ({error}): download the model again") from error
-    if (quantised := find_quantization(folder, raw)) is not None:
-        raise quantised.refused("and quantised weights are not supported")
+    read_quantization(folder, raw)
     parts = [part for part in raw.values() if isinstance(part, dict) and "model_type" in part]
     for part in (raw, *parts):
         if not isinstance(kind := part.get("model_type"), str) or kind not in CONFIG_MAPPING:

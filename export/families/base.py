@@ -11,11 +11,14 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from edgeprune.errors import UnsupportedModelError
+from edgeprune.exporter.precision.quantisers import find_quantization
+from edgeprune.exporter.precision.stored import fill
 from edgeprune.image_program import ImageProgram
+from edgeprune.json_file import read_json
 from edgeprune.layout import PromptLayout
 from edgeprune.plans import TowerStage
 from edgeprune.positions import PositionRule, SequentialPositions
@@ -143,7 +146,14 @@ class Family(ABC):
             return self.model_class._from_config(config, dtype=dtype, attn_implementation="eager").eval()
 
     def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-        """The model with its weights, as Hugging Face's own code loads and runs it, in eval mode."""
+        """The model with its weights, as Hugging Face's own code loads and runs it, in eval mode.
+
+        Of a quantised checkpoint the weights that it stands for, without the quantiser's library.
+        """
+        if find_quantization(folder, read_json(folder / "config.json")) is not None:
+            model = self.build(AutoConfig.from_pretrained(folder), dtype)
+            fill(model, folder)
+            return model
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:

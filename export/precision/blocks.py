@@ -60,15 +60,24 @@ class Blocks:
     Attributes:
         values: [K, N], int8 (of int4, -8..7) or float8_e4m3fn.
         scale: [K / block, N], in the type that it is stored in.
+        correction: what is added to each value times its scale, as `scale`; None for nothing.
+        order: int64 [K], which input each row is for; None where they are in order.
     """
 
     values: torch.Tensor
     scale: torch.Tensor
+    correction: torch.Tensor | None = None
+    order: torch.Tensor | None = None
 
     def weight(self) -> torch.Tensor:
         """The weight it stands for, float32 [N, K]."""
-        repeated = self.scale.float().repeat_interleave(self.values.shape[0] // self.scale.shape[0], dim=0)
-        return (self.values.float() * repeated).T
+        block = self.values.shape[0] // self.scale.shape[0]
+        rows = self.values.float() * self.scale.float().repeat_interleave(block, dim=0)
+        if self.correction is not None:
+            rows += self.correction.float().repeat_interleave(block, dim=0)
+        if self.order is not None:
+            rows = rows[self.order.argsort()]
+        return rows.T
 
 
 def block_of(inputs: int, wanted: int) -> int | None:

@@ -218,18 +218,36 @@ def repack(scheme: Scheme, name: str, layer: Mapping[str, torch.Tensor], shape: 
         InputError: as `check_layer`, or values that contradict the shapes.
         UnsupportedModelError: groups of rows that cannot be cut into blocks of 16 or more.
     """
+    found = frame(scheme, name, layer, shape)
+    codes = _codes(scheme, layer, found.bits)
+    if found.order is not None:
+        codes = codes[found.order]
+    if found.kind in ("int4", "int8"):
+        codes = codes ^ np.uint8(1 << (found.bits - 1))
+    return replace(found, values=_packed(codes, found.bits))
+
+
+def frame(scheme: Scheme, name: str, layer: Mapping[str, Any], shape: tuple[int, int]) -> Repacked:
+    """A layer as `repack` makes it, but for its values, of which there are none.
+
+    Args:
+        scheme, name, shape: as for `repack`.
+        layer: the same; of the part that has the values, a header's entry is enough.
+
+    Raises:
+        InputError, UnsupportedModelError: as `repack`.
+    """
     bits = check_layer(scheme, name, layer, shape)
     n, k = shape
-    if "qweight" in layer:
-        codes, scale, zeros, rows = _of_words(scheme, layer, bits, k)
-    else:
-        codes, scale, zeros, rows = _of_output_rows(scheme, layer, bits, shape)
+    none = np.empty(0, np.uint8)
+    of_words = "qweight" in layer
+    scale, zeros, rows = (_of_words if of_words else _of_output_rows)(scheme, layer, bits, shape)
     if "weight_shape" in layer and tuple(layer["weight_shape"].tolist()) != shape:
         raise _mismatch(name, "weight_shape", layer["weight_shape"], f"{list(shape)} by config.json")
     if "weight" in layer and layer["weight"].dtype == torch.float8_e4m3fn:
-        block, repeats = _blocks(name, rows, _MOST if len(rows) > 1 else k)
+        block, repeats = _blocks(name, rows)
         scale = np.repeat(scale, repeats, axis=0)
-        return Repacked(8, "fp8", _packed(codes, 8), scale, None, block, None, (k, n))
+        return Repacked(8, "fp8", none, scale, None, block, None, (k, n))
     order: NDArray[np.int64] | None = None
     index = layer.get("g_idx", layer.get("weight_g_idx"))
     # compressed-tensors leaves -1 in an index that it does not use.
@@ -240,16 +258,15 @@ def repack(scheme: Scheme, name: str, layer: Mapping[str, torch.Tensor], shape: 
         rows = np.bincount(places, minlength=len(scale)).tolist()
         if (np.diff(places) < 0).any():
             order = np.argsort(places, kind="stable").astype(np.int64)
-            codes = codes[order]
-    block, repeats = _blocks(name, rows, _MOST)
+    block, repeats = _blocks(name, rows)
     middle = np.uint8(1 << (bits - 1))
     scale = np.repeat(scale, repeats, axis=0)
     if zeros is None or (zeros == middle).all():
         signed: Literal["int4", "int8"] = "int4" if bits == 4 else "int8"
-        return Repacked(bits, signed, _packed(codes ^ middle, bits), scale, None, block, order, (k, n))
+        return Repacked(bits, signed, none, scale, None, block, order, (k, n))
     unsigned: Literal["uint4", "uint8"] = "uint4" if bits == 4 else "uint8"
     zero = _packed(np.repeat(zeros, repeats, axis=0), bits)
-    return Repacked(bits, unsigned, _packed(codes, bits), scale, zero, block, order, (k, n))
+    return Repacked(bits, unsigned, none, scale, zero, block, order, (k, n))
 
 
 def dequantise(weight: Repacked) -> NDArray[np.float32]:
@@ -290,37 +307,41 @@ def without_zeros(weight: Repacked) -> tuple[Repacked, NDArray[np.float32] | Non
     return replace(weight, kind=signed, values=turned, zero=None), correction
 
 
-# Values [K, N] of 0 and more (float8: bytes), scales [groups, N], zero points alike or None, rows of groups.
-_Parts = tuple[NDArray[np.uint8], NDArray[Any], "NDArray[np.uint8] | None", list[int]]
+def _codes(scheme: Scheme, layer: Mapping[str, torch.Tensor], bits: int) -> NDArray[np.uint8]:
+    """The values [K, N] of 0 and more, of float8 their bytes."""
+    if "qweight" in layer:
+        words = _array(layer["qweight"])
+        return _awq_columns(words) if scheme.kind == "awq" else _unpacked(words, bits, 0)
+    if "weight_packed" in layer:
+        return _unpacked(_array(layer["weight_packed"]), bits, 1).T
+    codes = _array(layer["weight"]).view(np.uint8)
+    return (codes ^ np.uint8(0x80) if layer["weight"].dtype == torch.int8 else codes).T  # less -128
 
 
-def _of_words(scheme: Scheme, layer: Mapping[str, torch.Tensor], bits: int, k: int) -> _Parts:
-    """A layer of AWQ, packed along N, or of GPTQ, packed along K."""
-    scale = _array(layer["scales"])
-    words, zeros = _array(layer["qweight"]), _array(layer["qzeros"])
-    rows = _group_rows(scheme, k, len(scale))
+# Scales [groups, N], zero points alike or None, rows of groups.
+_Parts = tuple[NDArray[Any], "NDArray[np.uint8] | None", list[int]]
+
+
+def _of_words(scheme: Scheme, layer: Mapping[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> _Parts:
+    """Of a layer of AWQ, packed along N, or of GPTQ, packed along K."""
+    scale, zeros = _array(layer["scales"]), _array(layer["qzeros"])
+    rows = _group_rows(scheme, shape[1], len(scale))
     if scheme.kind == "awq":
-        return _awq_columns(words), scale, _awq_columns(zeros), rows
+        return scale, _awq_columns(zeros), rows
     if scheme.zeros_less_one:
         # In the whole word, borrows and all: storing a zero point of 0 took one from its neighbour.
         zeros = zeros.view(np.uint32) + np.uint32(0x11111111 if bits == 4 else 0x01010101)
-    return _unpacked(words, bits, 0), scale, _unpacked(zeros, bits, 1), rows
+    return scale, _unpacked(zeros, bits, 1), rows
 
 
 def _of_output_rows(
     scheme: Scheme, layer: Mapping[str, torch.Tensor], bits: int, shape: tuple[int, int]
 ) -> _Parts:
-    """A layer of compressed-tensors or float8: [N, K], packed along K or not."""
+    """Of a layer of compressed-tensors or float8: [N, K], packed along K or not."""
     n, _ = shape
     entries = _array(layer[_scale_part(layer)])
     form = _scale_form(scheme, entries.shape, shape)
     assert form is not None  # `check_layer` has seen to it
-    if "weight_packed" in layer:
-        codes = _unpacked(_array(layer["weight_packed"]), bits, 1)
-    else:
-        codes = _array(layer["weight"]).view(np.uint8)
-        if layer["weight"].dtype == torch.int8:
-            codes = codes ^ np.uint8(0x80)  # less -128
     zeros: NDArray[np.uint8] | None = None
     if (stored := layer.get("weight_zero_point")) is not None:
         if stored.dtype == torch.int32:  # packed along N
@@ -328,7 +349,7 @@ def _of_output_rows(
         else:
             zeros = (_array(stored).astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
         zeros = form.spread(zeros, n)
-    return codes.T, form.spread(entries, n), zeros, form.rows
+    return form.spread(entries, n), zeros, form.rows
 
 
 @dataclass(frozen=True)
@@ -379,9 +400,14 @@ def _cut(length: int, size: int) -> list[int]:
     return [min(size, length - start) for start in range(0, length, size)]
 
 
-def _blocks(name: str, rows: Sequence[int], most: int) -> tuple[int, list[int]]:
-    """The longest block that all groups are made of, up to `most` rows, and how many each group has."""
-    block = math.gcd(most, *rows)
+def _blocks(name: str, rows: Sequence[int]) -> tuple[int, list[int]]:
+    """The longest block that all groups are made of, up to 128 rows, and how many each group has.
+
+    Of a single one TensorRT for RTX 1.7 fails to compile the product.
+    """
+    block = math.gcd(_MOST, *rows)
+    if block == sum(rows) and block > _LEAST:
+        block //= 2
     if block < _LEAST:
         raise UnsupportedModelError(
             f"{shown(name)} is quantised in groups of {shown(sorted(set(rows)))} input features, "

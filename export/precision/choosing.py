@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, UnsupportedModelError
 from edgeprune.exporter.graph import TORCH_DTYPES
 from edgeprune.exporter.placing import Form
 from edgeprune.exporter.precision.blocks import BlockForm, block_of
+from edgeprune.exporter.precision.stored import LayerForm
 from edgeprune.manifest import DType, Precision, WeightKind
 from edgeprune.plans import PruningPlan
 
@@ -18,6 +21,8 @@ BLOCK = 128
 """Values of an output that share a scale: what TensorRT documents for 4 bits, and 3 % of a weight."""
 
 _WIDTH: dict[WeightKind, int] = {"fp32": 32, "fp16": 16, "bf16": 16}
+_COARSEST: tuple[WeightKind, ...] = ("int4", "fp8", "int8")
+_DECODER = re.compile(r"(?:language_model|text_model)\.(?:model\.)?layers\.(\d+)\.")
 # Layers in front of the first selection decide what is kept, and as long as they are few, 8 bits cost little.
 _FEW, _SHARE = 2, 1 / 8
 
@@ -63,6 +68,57 @@ def precision_of(
     )
 
 
+def precision_of_checkpoint(
+    asked: WeightKind | None,
+    compute: DType,
+    stored: DType,
+    plan: PruningPlan,
+    layers: Mapping[str, LayerForm],
+) -> Precision:
+    """What the weights of a quantised checkpoint become: what they are.
+
+    Args:
+        asked, compute, plan: as for `precision_of`.
+        stored: the type of most weights that are not quantised.
+        layers: the quantised ones, by name.
+
+    Raises:
+        InputError: weights of another type than the checkpoint's.
+        UnsupportedModelError: no layer of the decoder is quantised.
+    """
+    first = min((stage.layer for stage in plan.stages), default=0)
+    decoder, early, head = [], [], []
+    for name, layer in layers.items():
+        if name.startswith("lm_head."):
+            head.append(layer.form.kind)
+        elif (number := _DECODER.search(name)) is not None:
+            decoder.append(layer)
+            if int(number[1]) < first:
+                early.append(layer.form.kind)
+    if not decoder:
+        raise UnsupportedModelError(
+            "the checkpoint is quantised, and no layer of its decoder is: export the original model, from "
+            "before quantisation"
+        )
+    weights = min((layer.form.kind for layer in decoder), key=_COARSEST.index)
+    if asked is not None and asked != weights:
+        raise InputError(
+            f"weights in {asked} were asked for, and the checkpoint stores {weights}, which stay as they "
+            "are: leave out `weights`, or export the original model, from before quantisation"
+        )
+    other = stored if _WIDTH[stored] < _WIDTH[compute] else compute
+    return Precision(
+        compute=compute,
+        cache=compute,
+        weights=weights,
+        scoring=min(early, key=_COARSEST.index, default=other if first else weights),
+        head=head[0] if head else other,
+        other=other,
+        block=max(layer.form.block for layer in decoder),
+        method="checkpoint",
+    )
+
+
 def untie(text_model: Any, lm_head: nn.Module, precision: Precision) -> None:
     """Makes a head that is tied to the embedding a parameter of its own, if the two are stored otherwise."""
     embedding = text_model.get_input_embeddings().weight
@@ -84,7 +140,8 @@ def forms_of(
     """
     first = min((stage.layer for stage in plan.stages), default=0)
     kinds: dict[int, WeightKind] = {}
-    for number, part in enumerate([*text_model.layers, lm_head]):
+    own = precision.method == "checkpoint"  # has its own layers, and leaves the others as they are
+    for number, part in enumerate(() if own else [*text_model.layers, lm_head]):
         kind = precision.scoring if number < first else precision.weights
         if part is lm_head:
             kind = precision.head

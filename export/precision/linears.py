@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -22,12 +23,13 @@ from edgeprune.files import open_regular
 from edgeprune.manifest import BlockKind
 
 BLOCKS_OPSET = 21  # blocks of DequantizeLinear, and 4 bit integers
-VALUES, SCALE = ".values", ".scale"
+VALUES, SCALE, CORRECTION, ORDER = ".values", ".scale", ".correction", ".order"
 
 _IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64,
 }
 _VALUES: dict[BlockKind, ir.DataType] = {
     "int4": ir.DataType.INT4,
@@ -96,18 +98,112 @@ def quantise_linear(graph: ir.Graph, value: ir.Value, quantised: QuantisedTensor
         # dequantises in every run.
         own = f"{name}.{number}" if number else name
         values = _initializer(graph, quantised.values, _VALUES[form.kind], shape, own + VALUES, folder)
-        stored = quantised.scale
-        scale = _initializer(graph, stored, _IR_DTYPES[stored.dtype], stored.shape, own + SCALE, folder)
+        scale = _stored_float(graph, quantised.scale, own + SCALE, folder)
         node = ir.node("DequantizeLinear", [values, scale], {"axis": 0, "block_size": form.block})
         made = node.outputs[0]
         made.shape, made.type = ir.Shape(shape), ir.TensorType(value.dtype)
         graph.insert_before(user, node)
         if user.op_type == "Transpose":
+            products = [use.node for use in user.outputs[0].uses()]
             ir.convenience.replace_all_uses_with(user.outputs[0], made)
             graph.remove(user, safe=True)
         else:
-            _product_of(graph, user, made)
+            products = [_product_of(graph, user, made)]
+        for product in products:
+            if quantised.order is not None:
+                _sort_inputs(graph, product, quantised.order, own, folder)
+            if quantised.correction is not None:
+                correction = _stored_float(graph, quantised.correction, own + CORRECTION, folder)
+                _add_correction(graph, product, correction)
     del graph.initializers[name]
+
+
+def _sort_inputs(graph: ir.Graph, product: ir.Node, order: StoredTensor, name: str, folder: Path) -> None:
+    """Puts the input features of a product into the order of its weight's rows."""
+    given = product.inputs[0]
+    assert given is not None
+    stored = external(order, name + ORDER, folder)
+
+    def sorts(node: ir.Node) -> bool:
+        found = node.inputs[1].const_value if node.op_type == "Gather" and node.inputs[1] else None
+        return isinstance(found, ir.ExternalTensor) and (found.location, found.offset) == (
+            stored.location,
+            stored.offset,
+        )
+
+    # Layers side by side often share their order, as q, k and v do.
+    gather = next((use.node for use in given.uses() if use.idx == 0 and sorts(use.node)), None)
+    if gather is None:
+        index = _initializer(graph, order, ir.DataType.INT64, order.shape, name + ORDER, folder)
+        gather = ir.node("Gather", [given, index], {"axis": -1})
+        gather.outputs[0].shape, gather.outputs[0].type = given.shape, given.type
+        _insert_behind(graph, given, gather)
+    product.replace_input_with(0, gather.outputs[0])
+
+
+def _add_correction(graph: ir.Graph, product: ir.Node, correction: ir.Value) -> None:
+    """Adds the inputs' sums over blocks times the correction to a product: what zero points come to."""
+    given, result = product.inputs[0], product.outputs[0]
+    assert given is not None
+    assert given.shape is not None
+    assert correction.shape is not None
+    blocks = correction.shape[0]
+    assert isinstance(blocks, int)
+    # Products of one input share its sums.
+    cut = next((use.node for use in given.uses() if _is_cut_for_sums(use.node, blocks)), None)
+    if cut is None:
+        sizes = [*[0] * (len(given.shape) - 1), blocks, -1]
+        cut = ir.node("Reshape", [given, _constant(graph, sizes)])
+        cut.outputs[0].type = given.type
+        sums = ir.node("ReduceSum", [cut.outputs[0], _constant(graph, [-1])], {"keepdims": 0})
+        sums.outputs[0].shape = ir.Shape([*given.shape[:-1], blocks])
+        sums.outputs[0].type = given.type
+        _insert_behind(graph, given, cut, sums)
+    (use,) = cut.outputs[0].uses()
+    summed = use.node.outputs[0]
+    plain = ir.node("MatMul", [given, product.inputs[1]], name=product.name)
+    more = ir.node("MatMul", [summed, correction])
+    total = ir.node("Add", [plain.outputs[0], more.outputs[0]])
+    for node in (plain, more, total):
+        node.outputs[0].shape, node.outputs[0].type = result.shape, result.type
+    nodes = [plain, more, total]
+    ir.convenience.replace_nodes_and_values(graph, product, [product], nodes, [result], total.outputs)
+
+
+def _is_cut_for_sums(node: ir.Node, blocks: int) -> bool:
+    """Whether a node is the Reshape in front of sums over so many blocks."""
+    if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is None:
+        return False
+    sizes = node.inputs[1].const_value.numpy().tolist()
+    readers = [use.node.op_type for use in node.outputs[0].uses()]
+    return sizes[-2:] == [blocks, -1] and not any(sizes[:-2]) and readers == ["ReduceSum"]
+
+
+def _insert_behind(graph: ir.Graph, value: ir.Value, *nodes: ir.Node) -> None:
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+
+
+def _constant(graph: ir.Graph, values: list[int]) -> ir.Value:
+    name = f"int64.{'.'.join(map(str, values))}"
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.array(values, dtype=np.int64), name=name)
+        graph.register_initializer(
+            ir.Value(
+                name=name,
+                shape=ir.Shape([len(values)]),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+        )
+    return graph.initializers[name]
+
+
+def _stored_float(graph: ir.Graph, stored: StoredTensor, name: str, folder: Path) -> ir.Value:
+    return _initializer(graph, stored, _IR_DTYPES[stored.dtype], stored.shape, name, folder)
 
 
 def _users(value: ir.Value) -> Iterable[ir.Node]:
@@ -131,8 +227,8 @@ def _users(value: ir.Value) -> Iterable[ir.Node]:
     return users
 
 
-def _product_of(graph: ir.Graph, gemm: ir.Node, weight: ir.Value) -> None:
-    """Makes a Gemm a MatMul and, where it has a bias, an Add."""
+def _product_of(graph: ir.Graph, gemm: ir.Node, weight: ir.Value) -> ir.Node:
+    """Makes a Gemm a MatMul, which is returned, and, where it has a bias, an Add."""
     result, given = gemm.outputs[0], gemm.inputs[0]
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     product = ir.node("MatMul", [given, weight], name=gemm.name)
@@ -143,6 +239,7 @@ def _product_of(graph: ir.Graph, gemm: ir.Node, weight: ir.Value) -> None:
     made = nodes[-1].outputs[0]
     made.shape, made.type = result.shape, result.type
     ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], nodes, [result], [made])
+    return product
 
 
 def _initializer(
@@ -168,16 +265,34 @@ def stored_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
     graph = onnx.load(path, load_external_data=False).graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     kinds = {dtype.value: kind for kind, dtype in _VALUES.items()}
-    floats = {dtype.value: stored for stored, dtype in _IR_DTYPES.items()}
+    dtypes = {dtype.value: stored for stored, dtype in _IR_DTYPES.items()}
+    readers = {name: node for node in graph.node for name in node.input}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = initializers[name]
+        raw = _bytes_of(tensor, path.parent)
+        return torch.frombuffer(raw, dtype=dtypes[tensor.data_type]).reshape(tuple(tensor.dims))
+
+    def read_of(node: onnx.NodeProto | None, kind: str, end: str) -> torch.Tensor | None:
+        """The second input of a node of this kind, where its name ends so."""
+        made = node is not None and node.op_type == kind and node.input[1].endswith(end)
+        return read(node.input[1]) if made and node is not None else None
+
     for name, values in initializers.items():
         own = name.removesuffix(VALUES)
         if own == name or own.rpartition(".")[2].isdecimal():  # a second reader has the same
             continue
-        scale = initializers[own + SCALE]
         raw = torch.frombuffer(_bytes_of(values, path.parent), dtype=torch.uint8)
         held = unpacked(raw, kinds[values.data_type]).reshape(tuple(values.dims))
-        scales = torch.frombuffer(_bytes_of(scale, path.parent), dtype=floats[scale.data_type])
-        yield own, Blocks(held, scales.reshape(tuple(scale.dims)))
+        # By the nodes: what two layers have alike may have become one initializer.
+        dequantised = readers[name]
+        product = readers[dequantised.output[0]]
+        added = readers.get(product.output[0])
+        other = makers.get(added.input[1]) if added is not None and added.op_type == "Add" else None
+        correction = read_of(other, "MatMul", CORRECTION)
+        order = read_of(makers.get(product.input[0]), "Gather", ORDER)
+        yield own, Blocks(held, read(dequantised.input[1]), correction, order)
 
 
 def _bytes_of(tensor: onnx.TensorProto, folder: Path) -> bytearray:

@@ -162,13 +162,13 @@ def test_reads_a_folder(tmp_path: Path) -> None:
 
 
 QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
-    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "awq"),
     "gptq in the text model": (
-        {"text_config": {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}},
+        {"text_config": {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 3}}},
         "gptq",
     ),
     "bitsandbytes of old": ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
-    "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, "fp8"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8", "fmt": "e5m2"}}, "fp8"),
     "compressed-tensors": (
         {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
         "compressed-tensors pack-quantized",
@@ -194,7 +194,7 @@ def test_a_quantised_model_is_named_as_such_from_its_config(name: str, tmp_path:
 @pytest.mark.parametrize(
     ("file", "content", "method"),
     [
-        ("quantize_config.json", {"bits": 4, "quant_method": "gptq"}, "gptq"),
+        ("quantize_config.json", {"bits": 3, "quant_method": "gptq"}, "gptq"),
         ("quant_config.json", {"zero_point": True}, "an unknown method"),
         (
             "hf_quant_config.json",
@@ -213,6 +213,11 @@ def test_a_quantised_model_is_named_as_such_from_the_quantisers_file(
     (tmp_path / file).write_text("{")
     with pytest.raises(UnsupportedModelError, match=r"quantised by an unknown method"):
         read_config(tmp_path)
+
+
+def test_a_config_of_a_quantised_model_that_can_be_repacked_is_read(tmp_path: Path) -> None:
+    text = {**llava_config().to_dict(), "quantization_config": {"quant_method": "awq", "bits": 4}}
+    assert read_config(_write(tmp_path, json.dumps(text))).model_type == "llava"
 
 
 def test_a_config_that_says_it_is_not_quantised_is_read(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_images_of_different_sizes(kind: str, tmp_path: Path) -> None:
     family = family_of(config)
     hf = family.load(folder, torch.float32)
     for sample, one in zip(samples, found, strict=True):
-        inputs = scorer._preparation.prepare(scorer._asked(sample.prompt), [sample.image])
+        inputs = scorer._reader.prepare(sample)
         ids = torch.from_numpy(inputs.input_ids)[None]
         pixels = torch.from_numpy(inputs.pixel_values)
         given = family.image_arguments(ids, pixels, [inputs.layout], config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def test_float8_keeps_its_bytes(n: int, sixteens: int, form: Any, dtype: torch.d
     assert np.array_equal(found.values.reshape(k, n).T, parts["weight"].view(torch.uint8).numpy())
     assert np.array_equal(dequantise(found), meant.numpy())
     if not isinstance(form, tuple):
-        assert found.block == k
+        assert found.block == math.gcd(128, k if k in (16, 48) else k // 2)  # never a single one, but of 16
 
 
 def test_scales_that_are_powers_of_two_become_float32() -> None:
