@@ -62,7 +62,7 @@ def compare(bundle: Path, manifest: Manifest, name: str) -> list[Check]:
             "or `dtype='fp32'` to compare back ends"
         )
     backend = open_backend(name, bundle=bundle)
-    return compare_backends(bundle, manifest, backend, open_backend(REFERENCE))
+    return compare_backends(bundle, manifest, backend, open_backend(REFERENCE, exact=True))
 
 
 def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, reference: Backend) -> list[Check]:

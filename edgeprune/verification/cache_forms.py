@@ -56,7 +56,7 @@ def compare_in_place(
     form = manifest.language_form(IN_PLACE)
     if form is None:
         return
-    graph = open_backend("onnxruntime").load(bundle, form)
+    graph = open_backend("onnxruntime", exact=True).load(bundle, form)
     carried = [spec.name for spec in form.outputs if is_present(spec.name)]
     stages = [kept_index(number) for number in range(len(manifest.plan.stages))]
     for case in decoded:

@@ -62,11 +62,14 @@ class Options:
         device: the GPU's number, for CUDA.
         caches: "copied" makes them anew in every step; "in-place" writes each step's keys and values into
             buffers, which the CPU kernels do; "auto" does that where it can be done.
+        exact: whether products with weights in blocks are computed in float32, instead of with inputs that
+            are rounded to 8 bits: several times slower, and for comparisons.
     """
 
     threads: int | None = None
     device: int = 0
     caches: str = AUTO
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.caches not in CACHES:
@@ -304,6 +307,8 @@ class OrtBackend:
         settings.intra_op_num_threads = self.options.threads or 0
         # A pattern is kept for every shape ever met, and each decode step has another one.
         settings.enable_mem_pattern = False
+        if self.options.exact:
+            settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         try:
             with utf8_named(folder) as named:
                 session = onnxruntime.InferenceSession(
