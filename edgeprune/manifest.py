@@ -264,6 +264,11 @@ class Manifest(Part):
     files: Annotated[tuple[FileEntry, ...], Field(max_length=_MOST_FILES)] = ()
 
     @property
+    def graph_files(self) -> tuple[str, ...]:
+        """Every graph of the bundle."""
+        return (self.vision.file, self.language.file)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of one tile that the language graph gets."""
         return self.plan.tokens_per_tile(self.image_program.tokens_per_tile)

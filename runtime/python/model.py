@@ -85,6 +85,7 @@ class Model:
     Attributes:
         manifest: what the bundle says of itself.
         backend_name: the back end that runs it.
+        engines: the name of the bundle's folder of engines that it runs; None for the bundle's own graphs.
         session: the graphs, for work on arrays instead of prompts.
     """
 
@@ -105,6 +106,7 @@ class Model:
             dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
         )
         self.session = Session(backend, folder, manifest)
+        self.engines = backend.engines
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation
@@ -325,8 +327,9 @@ def load(
             opened back end.
         check: "sizes" compares every file's size with the manifest, and the sum of each smaller one; "hashes"
             reads every file for its sum.
-        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice) and
-            `device` (the GPU's number).
+        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for what the bundle's
+            engines were found to be fastest with, or its own choice), `spinning` (whether they wait busily),
+            `engines` (False runs the bundle's own graphs) and `device` (the GPU's number).
 
     Raises:
         BundleError: not a bundle, or a damaged one.

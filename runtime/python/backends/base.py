@@ -104,6 +104,8 @@ class Backend(Protocol):
     """A runtime on one device."""
 
     name: str
+    engines: str | None
+    """The folder that it loaded engines from, by its name; None where it runs a bundle's own graphs."""
 
     def load(self, folder: Path, spec: GraphSpec) -> Graph:
         """Makes a graph of a bundle ready to run.

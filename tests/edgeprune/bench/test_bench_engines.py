@@ -33,7 +33,7 @@ def built(sample_bundle: Path, unpruned_bundle: Path, tmp_path: Path, tensorrt: 
         copy = tmp_path / name
         shutil.copytree(sample_bundle if name == "pruned" else unpruned_bundle, copy)
         if engines:
-            build(copy, flavour="tensorrt", **{**LIMITS, **limits})
+            build(copy, backend="tensorrt", **{**LIMITS, **limits})
         return copy
 
     return make
@@ -94,9 +94,9 @@ def test_an_engine_alone_is_measured_in_its_forms(built: Built, monkeypatch: pyt
 
 def test_a_bundle_without_an_engine_names_the_command(built: Built) -> None:
     own, none = built("pruned"), built("none", engines=False)
-    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --flavour tensorrt --target sm89`"):
+    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --backend tensorrt --target sm89`"):
         bench.run(own, baselines=[none], backend="tensorrt")
-    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --flavour tensorrt --target sm89`"):
+    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --backend tensorrt --target sm89`"):
         bench.run(none, backend="tensorrt")
 
 

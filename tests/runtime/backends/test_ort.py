@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from edgeprune.errors import BackendError, BundleError
+from edgeprune.errors import BackendError, BundleError, InputError
 from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
@@ -218,6 +218,12 @@ def test_threads_reach_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(BackendError):
             open_backend("onnxruntime", threads=threads).load(tmp_path, SPEC)
     assert seen == [3, 0]
+
+
+@pytest.mark.parametrize("options", [{"spinning": 1}, {"engines": None}])
+def test_switches_are_true_or_false(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected True or False"):
+        Options(**options)
 
 
 def test_cuda_that_silently_became_the_cpu_is_an_error(
