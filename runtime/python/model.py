@@ -93,18 +93,8 @@ class Model:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
-        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
-        self._preparation = Preparation(
-            encoder=self._encoder,
-            program=manifest.image_program,
-            mask=manifest.padding_mask,
-            positions=manifest.positions,
-            tower_tokens=manifest.tower_tokens,
-            most_tokens=manifest.model.max_positions,
-            video=manifest.video_program,
-            # Converting millions of numbers takes longer than reading them from a table in the right type.
-            dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
-        )
+        self._preparation = Preparation.of(folder, manifest)
+        self._encoder = self._preparation.encoder
         self.session = Session(backend, folder, manifest)
         self.engines = backend.engines
 
