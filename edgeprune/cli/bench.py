@@ -207,7 +207,7 @@ def _print_peers(report: PeersReport) -> None:
             f"limit {limit.name}",
             "-",
             "-",
-            digits(limit.prefill * 1000),
+            "-" if limit.prefill is None else digits(limit.prefill * 1000),
             *(digits(seconds * 1000) for seconds in limit.decode.values()),
         ]
         for limit in report.limits

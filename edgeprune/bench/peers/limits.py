@@ -2,7 +2,7 @@
 
 A prefill computes, a decode step reads: neither can be faster than its products at the rate of a large matrix
 product, nor than reading every weight and every cache once. Both rates are measured by numpy, in float32; a
-kernel may be a little faster than numpy's.
+kernel may be a little faster than numpy's, and one that multiplies integers much.
 """
 
 from __future__ import annotations

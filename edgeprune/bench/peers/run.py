@@ -133,12 +133,13 @@ class Limit:
 
     Attributes:
         name: "unpruned" or as the bundle's form is called.
-        prefill: all products of its layers.
+        prefill: all products of its layers; None with weights of int4, whose kernels multiply integers, and
+            faster than the rate that was measured.
         decode: of one step, by context: reading all weights and caches.
     """
 
     name: str
-    prefill: float
+    prefill: float | None
     decode: Mapping[int, float]
 
 
@@ -411,5 +412,5 @@ def _limit(
         seen = visual if context >= tokens else 0
         return limits.step_seconds(rates, count, bits, limits.cache_values(info, form.plan, context, seen))
 
-    prefill = flops(form, tokens, visual) / rates.flops
+    prefill = flops(form, tokens, visual) / rates.flops if weights == "fp32" else None
     return Limit(form.name, prefill, {context: step(context) for context in contexts})

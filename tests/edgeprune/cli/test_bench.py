@@ -162,7 +162,7 @@ PEERS = PeersReport(
         beside("edgeprune pruned", CostSpread(Spread(1, 1, 1), Spread(1, 1, 1))),
         beside("abacus", None),
     ),
-    limits=(Limit("pruned", 0.3, {64: 0.2}),),
+    limits=(Limit("pruned", 0.3, {64: 0.2}), Limit("rounded", None, {64: 0.1})),
     not_measured=("slide rule: it slipped",),
 )
 
@@ -191,6 +191,7 @@ def test_peers_stand_beside_the_bundle_and_its_limits(cli: Cli, asked: dict[str,
     assert rows.count("abacus 2000 - 500 (400 to 700) 500 (400 to 700)") == 1  # by the clock
     assert rows.count("abacus 3000 - 600 (500 to 800) 600 (500 to 800)") == 1  # CPU time
     assert rows.count("limit pruned - - 300 200") == 1
+    assert rows.count("limit rounded - - - 100") == 1
     assert "50 GFLOP/s, reads 12 GB/s, by numpy" in result.out
     assert "5 MB; 1.2; beads alone" in result.out
     assert "not measured: slide rule: it slipped" in result.out

@@ -121,7 +121,23 @@ def test_limits_are_those_of_the_bundle_s_forms(sample_bundle: Path, workers: Fa
     assert unpruned.decode[200] == pytest.approx(4 * (weights + 4 * keys * 200) / 1e9)
     assert pruned.decode[200] == pytest.approx(4 * (weights + 2 * keys * (200 + 56 + 43)) / 1e9)
     assert pruned.decode[20] == unpruned.decode[20]  # no image fits into 20 tokens
+    assert pruned.prefill is not None
+    assert unpruned.prefill is not None
     assert pruned.prefill < unpruned.prefill
+
+
+def test_products_of_integers_have_no_limit_by_those_of_floats(
+    sample_bundle: Path, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_weights", lambda _: "int4")
+    report = measured(sample_bundle, against=["transformers"])
+    assert report.not_measured == (
+        "transformers: it runs no weights of int4 on the CPU: measure a bundle of fp32 beside it",
+    )
+    weights = 4 * (4 * 96 * 96 + 3 * 96 * 192) + 96 * 28
+    for limit in report.limits:
+        assert limit.prefill is None
+    assert report.limits[0].decode[200] == pytest.approx((weights / 2 + 4 * 4 * 2 * 4 * 24 * 200) / 1e9)
 
 
 def test_a_peer_that_fails_does_not_end_the_others(sample_bundle: Path, workers: FakeWorkers) -> None:
