@@ -15,8 +15,8 @@ HEADER = f"""\
 # A release that no longer installs on Python {OLDEST} is pinned for later Pythons only; there, {OLDEST} takes
 # the newest that it can.
 """
-# The project itself, and what every virtual environment brings.
-LEFT_OUT = {"edgeprune", "pip", "setuptools", "wheel"}
+# The project itself, what every virtual environment brings, and the extra `peers`, which few have.
+LEFT_OUT = {"edgeprune", "pip", "setuptools", "wheel", "gguf", "onnxruntime-genai", "xllamacpp"}
 
 
 def pin(distribution: Distribution) -> str:

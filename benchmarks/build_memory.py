@@ -1,4 +1,4 @@
-"""What `edgeprune build --flavour tensorrt-rtx` takes of the host's memory, for models of several shapes.
+"""What `edgeprune build --backend tensorrt-rtx` takes of the host's memory, for models of several shapes.
 
     python benchmarks/build_memory.py
 
@@ -97,7 +97,7 @@ def measure(shape: str, dtype: str, targets: list[str], work: Path) -> Taken:
     manifest = read_manifest(bundle)
     with ChildrenMemory() as memory:
         # Whatever the estimate says: it is what is judged here.
-        sidecar = read_sidecar(build(bundle, flavour=FLAVOUR, targets=targets, force=True))
+        sidecar = read_sidecar(build(bundle, backend=FLAVOUR, targets=targets, force=True))
     return Taken(
         layers=manifest.model.layers,
         weights=weight_bytes(manifest),

@@ -281,7 +281,7 @@ def _told(engines: Path) -> dict[str, Any]:
             which: {"bytes": entry.bytes, "build_seconds": entry.build_seconds}
             for which, entry in sidecar.engines.items()
         },
-        "flavour": f"{sidecar.flavour} {sidecar.version}",
+        "back end": f"{sidecar.backend} {sidecar.version}",
         "target": sidecar.targets[0],
     }
 
@@ -388,7 +388,7 @@ def _bundle_with_engines(
     from edgeprune.runtime.backends.tensorrt import build
 
     target = place.target or _DEFAULT_TARGET
-    return bundle, build(bundle, flavour=FLAVOUR, targets=[target], max_images=1)
+    return bundle, build(bundle, backend=FLAVOUR, targets=[target], max_images=1)
 
 
 def _random_model(place: Place, shape: str) -> Path:

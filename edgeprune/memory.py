@@ -26,8 +26,23 @@ class PeakMemory:
 
 def host_peak_memory() -> PeakMemory:
     """This process's peak resident set since it started. Pages of mapped weight files count once read."""
-    kilobytes = _kilobytes(Path("/proc/self/status"), "VmHWM")
-    return PeakMemory(None, _NO_METRIC) if kilobytes is None else PeakMemory(kilobytes * 1024, HOST_METRIC)
+    found = _bytes_of_process("VmHWM")
+    return PeakMemory(found, _NO_METRIC if found is None else HOST_METRIC)
+
+
+def resident_memory() -> int | None:
+    """This process's resident set in bytes, mapped files included; None where the system does not tell."""
+    return _bytes_of_process("VmRSS")
+
+
+def anonymous_memory() -> int | None:
+    """The part of the resident set that no file stands behind; None where the system does not tell."""
+    return _bytes_of_process("RssAnon")
+
+
+def _bytes_of_process(field: str) -> int | None:
+    kilobytes = _kilobytes(Path("/proc/self/status"), field)
+    return None if kilobytes is None else kilobytes * 1024
 
 
 def available_memory() -> int | None:

@@ -13,6 +13,7 @@ from edgeprune.errors import InputError
 from edgeprune.manifest import Manifest, ModelInfo
 from edgeprune.plans import Keep, PruningPlan
 from edgeprune.runtime.backends import Backend
+from edgeprune.runtime.backends.ort import OrtBackend
 from edgeprune.runtime.backends.tensorrt.backend import EngineBackend
 from edgeprune.runtime.backends.tensorrt.limits import Limits, default_visual
 from edgeprune.runtime.backends.tensorrt.sidecar import Sidecar
@@ -86,6 +87,8 @@ def opened(
             )
         manifest = read_manifest(folder)
         engine, size = None, sum(entry.bytes for entry in manifest.files)
+        if isinstance(backend, OrtBackend) and (built := backend.find(folder)) is not None:
+            engine = built.folder.name
         if isinstance(backend, EngineBackend):
             engines, sidecar = backend.find(folder, manifest)
             sidecars.append(sidecar)

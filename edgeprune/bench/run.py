@@ -11,11 +11,11 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from edgeprune.checks import check_count, given
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.files import need_utf8
 from edgeprune.log import note
+from edgeprune.manifest import Manifest
 from edgeprune.plans import Keep
 from edgeprune.progress import Progress, Silent
 from edgeprune.runtime.backends import Backend, open_backend
@@ -37,6 +38,8 @@ from edgeprune.runtime.images import ImageLike, load_image
 
 DEFAULT_PROMPT = "What is in the image?"
 _PATIENCE = 30
+
+AnyRun = TypeVar("AnyRun")
 
 
 @dataclass(frozen=True)
@@ -178,16 +181,15 @@ def run(
     for folder in (bundle, *baselines):
         need_utf8(folder, "the bundle")  # its workers are told in JSON
     device = open_backend(backend, bundle=Path(bundle), **given(threads=threads, caches=caches))
-    pictures = [_drawn()] if images is None else [load_image(image) for image in images]
-    if manifest.prompt.chat_template is None and prompt == DEFAULT_PROMPT:
-        prompt = f"{manifest.prompt.place * len(pictures)}\n{prompt}"
+    pictures = [drawn()] if images is None else [load_image(image) for image in images]
+    prompt = default_prompt(manifest, prompt, len(pictures))
     with tempfile.TemporaryDirectory(prefix="edgeprune-bench-") as scratch:
         *others, own = opened(bundle, baselines, device)
         variants = [*others, *forms(own, keep)]
         not_measured: tuple[str, ...] = ()
         if not baselines and all(variant.name != UNPRUNED for variant in variants):
             not_measured = (_no_baseline(bundle),)
-        together = _fit_together(device, variants)
+        together = fit_together(device, [variant.size for variant in variants])
         if not together:
             note("the variants do not fit into memory together: they are measured one after the other")
         files = []
@@ -211,7 +213,7 @@ def run(
             jobs[variant.name] = Path(scratch) / f"job-{number}.json"
             jobs[variant.name].write_text(job.model_dump_json(), encoding="utf-8")
         listener.step("measuring", len(jobs) * (warmup + runs))
-        measured = _measure(jobs, warmup, runs, together, listener)
+        measured = measure(jobs, warmup, runs, together, listener, _worker, _reraise)
     last = measured[variants[-1].name][-1]
     return BenchReport(
         backend=device.name,
@@ -236,40 +238,77 @@ def _no_baseline(bundle: str | os.PathLike[str]) -> str:
     )
 
 
-def _measure(
-    jobs: dict[str, Path], warmup: int, runs: int, together: bool, progress: Progress
-) -> dict[str, list[Run]]:
-    """The counted runs of each variant; variants take turns run by run where they run together."""
-    measured: dict[str, list[Run]] = {name: [] for name in jobs}
+def measure(
+    jobs: Mapping[str, Path],
+    warmup: int,
+    runs: int,
+    together: bool,
+    progress: Progress,
+    start: Callable[[str, Path], _Worker[AnyRun]],
+    failed: Callable[[str, EdgepruneError], None],
+) -> dict[str, list[AnyRun]]:
+    """The counted runs of each variant; variants take turns run by run where they run together.
+
+    Args:
+        jobs: the file of each variant's job, by its name.
+        warmup: runs that do not count, and then
+        runs: that do.
+        together: whether all fit into memory.
+        progress: told of each run.
+        start: a worker of a name and a job.
+        failed: told the variant that an error comes from; where it does not raise, the others go on.
+    """
+    measured: dict[str, list[AnyRun]] = {name: [] for name in jobs}
     for group in [tuple(jobs)] if together else [(name,) for name in jobs]:
         with ExitStack() as stack:
-            workers: dict[str, _Worker] = {}
+            workers: dict[str, _Worker[AnyRun]] = {}
             for number in range(warmup + runs):
-                for name in group:
+                for name in [name for name in group if name in measured]:
                     # Not before its turn: in its first run each worker sees what memory it takes itself.
                     if name not in workers:
-                        workers[name] = stack.enter_context(_Worker(name, jobs[name]))
-                    result = workers[name].run()
+                        workers[name] = stack.enter_context(start(name, jobs[name]))
+                    try:
+                        result = workers[name].run()
+                    except EdgepruneError as error:
+                        failed(name, error)
+                        del measured[name]
+                        continue
                     if number >= warmup:
                         measured[name].append(result)
                     progress.advance(1)
     return measured
 
 
-class _Worker:
-    """A process that measures one variant; leaving the context ends it."""
+class _Worker(Generic[AnyRun]):
+    """A process that measures one variant; leaving the context ends it.
 
-    def __init__(self, name: str, job: Path) -> None:
+    Args:
+        name: of the variant.
+        job: its file.
+        module: that the process runs, which answers by `worker.serve`.
+        read: makes a run of the answer.
+        environment: of the process, in addition.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        job: Path,
+        module: str,
+        read: Callable[[dict[str, Any]], AnyRun],
+        environment: Mapping[str, str],
+    ) -> None:
         self._name = name
+        self._read = read
         self._process = subprocess.Popen(
-            child_command("edgeprune.bench.worker", str(job)),
+            child_command(module, str(job)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=child_environment(),
+            env={**child_environment(), **environment},
             text=True,
         )
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> _Worker[AnyRun]:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -280,7 +319,7 @@ class _Worker:
         self._process.kill()
         self._process.communicate()
 
-    def run(self) -> Run:
+    def run(self) -> AnyRun:
         line = ""
         with suppress(BrokenPipeError):
             assert self._process.stdin is not None
@@ -298,7 +337,25 @@ class _Worker:
         answer = json.loads(line)
         if "error" in answer:
             raise getattr(errors, answer["error"], EdgepruneError)(answer["message"])
-        return Run(**{**answer, "kept": tuple(answer["kept"])})
+        return self._read(answer)
+
+
+def worker_of(
+    module: str, read: Callable[[dict[str, Any]], AnyRun], environment: Mapping[str, str]
+) -> Callable[[str, Path], _Worker[AnyRun]]:
+    """Starts workers of a kind; see `_Worker`."""
+    return lambda name, job: _Worker(name, job, module, read, environment)
+
+
+def _run_of(answer: dict[str, Any]) -> Run:
+    return Run(**{**answer, "kept": tuple(answer["kept"])})
+
+
+def _reraise(_: str, error: EdgepruneError) -> None:
+    raise error
+
+
+_worker = worker_of("edgeprune.bench.worker", _run_of, {})
 
 
 def _variant(variant: Measured, runs: list[Run]) -> VariantResult:
@@ -309,16 +366,16 @@ def _variant(variant: Measured, runs: list[Run]) -> VariantResult:
         visual_tokens=last.visual_tokens,
         kept=last.kept[-1] if last.kept else last.tower_tokens,
         padded_kept=last.padded,
-        time_to_first_token=_spread([run.time_to_first_token for run in runs]),
-        vision=_spread([run.vision for run in runs]),
-        prefill=_spread([run.prefill for run in runs]),
-        time_per_output_token=_spread([run.time_per_output_token for run in runs]),
+        time_to_first_token=spread([run.time_to_first_token for run in runs]),
+        vision=spread([run.vision for run in runs]),
+        prefill=spread([run.prefill for run in runs]),
+        time_per_output_token=spread([run.time_per_output_token for run in runs]),
         cache_bytes=last.cache_bytes,
         peak_memory_bytes=last.peak_memory_bytes,
     )
 
 
-def _spread(values: list[float]) -> Spread:
+def spread(values: list[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -337,30 +394,38 @@ def _speed_ups(variants: Sequence[Measured], measured: dict[str, list[Run]]) -> 
     found = []
     for other in others:
         first, prefill, later = (a / b for a, b in zip(medians(other), medians(own), strict=True))
-        ours, theirs = (_flops(each, measured[each.name][-1]) for each in (own, other))
+        lasts = ((each, measured[each.name][-1]) for each in (own, other))
+        ours, theirs = (flops(each, last.prompt_tokens, last.tower_tokens) for each, last in lasts)
         bound = bounds.speed_up(ours / theirs)
         found.append(SpeedUp(other.name, first, prefill, later, bound, prefill / bound))
     return tuple(found)
 
 
-def _flops(variant: Measured, run: Run) -> float:
-    """Of the decoder layers in one prefill."""
+def flops(variant: Measured, prompt_tokens: int, visual: int) -> float:
+    """Of the decoder layers in one prefill of so many tokens, `visual` of them visual."""
     info, plan = variant.manifest.model, variant.plan
     sizes = (info.hidden_size, info.intermediate_size, info.heads, info.kv_heads, info.head_dim)
-    text = run.prompt_tokens - run.tower_tokens
-    counts = plan.counts(run.tower_tokens)
+    text = prompt_tokens - visual
+    counts = plan.counts(visual)
     stages = [(stage.layer, text + count.after) for stage, count in zip(plan.stages, counts, strict=True)]
-    share = bounds.prefill_bound(info.layers, run.prompt_tokens, stages, *sizes)
-    return share * info.layers * bounds.layer_flops(run.prompt_tokens, *sizes)
+    share = bounds.prefill_bound(info.layers, prompt_tokens, stages, *sizes)
+    return share * info.layers * bounds.layer_flops(prompt_tokens, *sizes)
 
 
-def _fit_together(backend: Backend, variants: Sequence[Measured]) -> bool:
-    """Whether all variants fit into memory at once, each with what it loads and as much again."""
+def fit_together(backend: Backend, sizes: Sequence[int]) -> bool:
+    """Whether all variants fit into memory at once, each with what it loads, in bytes, and as much again."""
     free = backend.free_bytes()
-    return free is None or free > 2 * sum(variant.size for variant in variants)
+    return free is None or free > 2 * sum(sizes)
 
 
-def _drawn() -> NDArray[np.uint8]:
+def default_prompt(manifest: Manifest, prompt: str, images: int) -> str:
+    """The prompt; in front of the default one are places for the images where no template puts them there."""
+    if manifest.prompt.chat_template is None and prompt == DEFAULT_PROMPT:
+        return f"{manifest.prompt.place * images}\n{prompt}"
+    return prompt
+
+
+def drawn() -> NDArray[np.uint8]:
     """An image of 640 x 480 pixels: discs on a gradient. Letterboxing pads it."""
     rows, columns = np.mgrid[0:480, 0:640]
     picture = np.stack([rows // 2, columns // 3, (rows + columns) // 5], axis=-1).astype(np.uint8)

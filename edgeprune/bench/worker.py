@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,14 +143,28 @@ class Worker:
         return int((left == 0).sum())
 
 
-def main(path: str) -> int:
-    """Serves one job; a user's error is answered as {"error": class, "message": text} and ends it with 1."""
+class Measures(Protocol):
+    """What measures one variant."""
+
+    def run(self) -> Any:
+        """One run, a dataclass or a pydantic model."""
+        ...
+
+
+def serve(path: str, open_worker: Callable[[str], Measures]) -> int:
+    """Serves one job; a user's error is answered as {"error": class, "message": text} and ends it with 1.
+
+    Args:
+        path: of the job's file.
+        open_worker: makes what measures it of the file's text.
+    """
     answers = take_stdout()
-    job = Job.model_validate_json(Path(path).read_text(encoding="utf-8"))
     try:
-        worker = Worker(job)
+        worker = open_worker(Path(path).read_text(encoding="utf-8"))
         for _ in sys.stdin:
-            print(json.dumps(asdict(worker.run())), file=answers, flush=True)
+            run = worker.run()
+            answer = run.model_dump() if isinstance(run, BaseModel) else asdict(run)
+            print(json.dumps(answer), file=answers, flush=True)
     except EdgepruneError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
@@ -158,4 +173,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(serve(sys.argv[1], lambda text: Worker(Job.model_validate_json(text))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,7 @@ from edgeprune.cli.pruning import RunKeep, read_shares
 from edgeprune.cli.text import typed
 
 if TYPE_CHECKING:
+    from edgeprune.bench.peers.run import CostSpread, PeerResult, PeersReport
     from edgeprune.bench.run import BenchReport, SpeedUp, Spread
 
 
@@ -35,6 +37,25 @@ def bench(
         typer.Option(
             metavar="BUNDLE",
             help="Measure this bundle of the same model beside it. May be repeated.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Measure other programs with the same weights beside it, on the CPU: of transformers, "
+            "onnxruntime-genai and llama.cpp.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With --against: what the bundle was exported from."),
+    ] = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="With --against: lengths of the caches at which steps are measured; by default 64,700,2000.",
         ),
     ] = None,
     image: Annotated[
@@ -53,12 +74,44 @@ def bench(
     """Measure what pruning gains on this machine.
 
     The bundle, or its engine, runs unpruned, pruned without debias, and pruned, beside what the count of
-    FLOPs allows.
+    FLOPs allows. Or, with --against, unpruned and pruned beside other programs, and beside what the machine
+    allows.
 
     `edgeprune bench out --keep 0.2 --backend tensorrt-rtx`
     """
     from edgeprune.bench import run as measuring
 
+    if against is not None:
+        from edgeprune.bench.peers import run as peers
+
+        if model is None or baseline:
+            wrong, reason = "--baseline", "leave it out"
+            if model is None:
+                wrong, reason = "--model", "expected the folder that the bundle was exported from"
+            raise typer.BadParameter(f"with --against: {reason}", param_hint=f"'{wrong}'")
+        with progress_on_stderr() as progress:
+            beside = peers.run(
+                bundle,
+                against=[name.strip() for name in against.split(",")],
+                model=model,
+                contexts=None if contexts is None else _counts(contexts),
+                keep=read_shares(keep),
+                prompt=typed(prompt, "--prompt"),
+                images=image,
+                runs=runs,
+                warmup=warmup,
+                max_new_tokens=max_new_tokens,
+                backend=backend,
+                threads=threads,
+                progress=progress,
+            )
+        if as_json:
+            print_json("bench-against", beside.to_dict())
+        else:
+            _print_peers(beside)
+        return
+    if model is not None or contexts is not None:
+        raise typer.BadParameter("they go with --against", param_hint="'--model', '--contexts'")
     with progress_on_stderr() as progress:
         report = measuring.run(
             bundle,
@@ -127,6 +180,63 @@ def _print_report(report: BenchReport) -> None:
     fields += [("engine", f"{one.name}: {one.engine}") for one in report.variants if one.engine is not None]
     fields.append(("peak memory", report.peak_memory_metric))
     fields += [(f"speed-up over {found.over}", _speed_up_text(found)) for found in report.speed_ups]
+    print_fields(fields)
+    for reason in report.not_measured:
+        print_reason("not measured", reason, stderr=False)
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no list of whole numbers: expected such as 64,700", param_hint="'--contexts'"
+        ) from error
+
+
+def _print_peers(report: PeersReport) -> None:
+    contexts = list(report.results[0].decode)
+    header = ["program", "load", "first token", "prefill", *(f"step at {context}" for context in contexts)]
+
+    def row(result: PeerResult, kind: str) -> list[str]:
+        def text(costs: CostSpread | None) -> str:
+            return "-" if costs is None else _spread_text(getattr(costs, kind))
+
+        parts = (result.first_token, result.prefill, *result.decode.values())
+        return [result.name, digits(getattr(result.load, kind) * 1000), *map(text, parts)]
+
+    limits = [
+        [
+            f"limit {limit.name}",
+            "-",
+            "-",
+            "-" if limit.prefill is None else digits(limit.prefill * 1000),
+            *(digits(seconds * 1000) for seconds in limit.decode.values()),
+        ]
+        for limit in report.limits
+    ]
+    title = "milliseconds: median of the runs (least to greatest)"
+    print_table(header, [row(one, "wall") for one in report.results] + limits, f"by the clock, {title}")
+    print_table(header, [row(one, "cpu") for one in report.results], f"CPU time of all threads, {title}")
+    turns = "the programs took turns" if report.interleaved else "one program after the other"
+    fields = [
+        (
+            "prompt",
+            f"{report.prompt_tokens} tokens, {report.visual_tokens} of them visual; "
+            f"{report.new_tokens} steps at each context",
+        ),
+        ("weights", report.weights),
+        ("runs", f"{report.runs} after {report.warmup} to warm up, {turns}; {report.threads} threads"),
+        (
+            "machine",
+            f"{digits(report.flops / 1e9)} GFLOP/s, reads {digits(report.read_bytes / 1e9)} GB/s, by numpy",
+        ),
+        ("peak memory", report.peak_memory_metric),
+    ]
+    fields += [
+        (one.name, f"{bytes_text(one.peak_memory_bytes)}; {one.version}; {one.what}")
+        for one in report.results
+    ]
     print_fields(fields)
     for reason in report.not_measured:
         print_reason("not measured", reason, stderr=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -12,6 +11,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from edgeprune import processor
 
 _TOOL_SECONDS = 10
 
@@ -72,8 +73,8 @@ def read_machine(root: Path = Path("/")) -> Machine:
         system=_system(root),
         architecture=platform.machine(),
         python=platform.python_version(),
-        cpu=_colon_value(root / "proc/cpuinfo", "model name") or platform.processor() or None,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu=processor.model(root),
+        cores=processor.cores(),
         memory_bytes=_memory(root),
         gpus=_gpus_by_tool() or _gpus_by_driver(root),
         jetson=_jetson(root),
@@ -122,12 +123,6 @@ def _tool(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _colon_value(path: Path, key: str) -> str | None:
-    """The value of the first line `key : value`."""
-    match = re.search(rf"^{re.escape(key)}\s*:\s*(.+)$", _text(path) or "", re.MULTILINE)
-    return match.group(1).strip() if match else None
-
-
 def _system(root: Path) -> str:
     match = re.search(r'^PRETTY_NAME="?([^"\n]+)"?$', _text(root / "etc/os-release") or "", re.MULTILINE)
     kernel = f"{platform.system()} {platform.release()}"
@@ -135,7 +130,7 @@ def _system(root: Path) -> str:
 
 
 def _memory(root: Path) -> int | None:
-    kilobytes = _colon_value(root / "proc/meminfo", "MemTotal")
+    kilobytes = processor.colon_value(root / "proc/meminfo", "MemTotal")
     return int(kilobytes.split()[0]) * 1024 if kilobytes else None
 
 
@@ -161,7 +156,7 @@ def _gpus_by_driver(root: Path) -> tuple[Gpu, ...]:
     version = re.search(r"Kernel Module\D*([\d.]+)", _text(root / "proc/driver/nvidia/version") or "")
     driver = version.group(1) if version else None
     infos = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
-    return tuple(Gpu(_colon_value(info, "Model") or "NVIDIA GPU", driver=driver) for info in infos)
+    return tuple(Gpu(processor.colon_value(info, "Model") or "NVIDIA GPU", driver=driver) for info in infos)
 
 
 def _jetson(root: Path) -> Jetson | None:

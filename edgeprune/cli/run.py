@@ -178,10 +178,10 @@ def run(
         return
     reply = asking.ask(model, question, shown, clips)
     if as_json:
-        print_json("run", {"backend": model.backend_name, **reply.to_dict()})
+        print_json("run", {**_ran_by(model), **reply.to_dict()})
     else:
         print(flush=True)
-        _print_statistics(reply, model.backend_name)
+        _print_statistics(reply, model)
     if draw is not None:
         draw_reply(model.manifest, shown, reply, draw)
         if not as_json:
@@ -265,7 +265,7 @@ def _converse(
                 return
         reply = talk.ask(question, images, videos=videos, stream=_write, **asking.answering)
         print(flush=True)
-        _print_statistics(reply, model.backend_name, brief=True)
+        _print_statistics(reply, model, brief=True)
         question, images, videos = None, [], []
 
 
@@ -304,7 +304,7 @@ def _ask_each(model: Model, asking: _Asking, question: str, images: list[Path], 
         if not as_json:
             print(flush=True)
     if as_json:
-        print_json("run", {"backend": model.backend_name, "replies": replies})
+        print_json("run", {**_ran_by(model), "replies": replies})
     if failed:
         raise InputError(
             f"{failed} of {len(images)} images could not be asked about: the lines above say why; the others "
@@ -317,7 +317,11 @@ def _write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _print_statistics(reply: Reply, backend: str, brief: bool = False) -> None:
+def _ran_by(model: Model) -> dict[str, object]:
+    return {"backend": model.backend_name, "engines": model.engines}
+
+
+def _print_statistics(reply: Reply, model: Model, brief: bool = False) -> None:
     found = reply.statistics
     visual = f"{found.visual_tokens}"
     if found.tower_tokens < found.visual_tokens:
@@ -344,6 +348,6 @@ def _print_statistics(reply: Reply, backend: str, brief: bool = False) -> None:
         ("decoding", f"{seconds_text(found.decode_seconds)}{speed}"),
         ("caches", bytes_text(found.cache_bytes)),
         ("peak memory", f"{bytes_text(found.peak_memory_bytes)} ({found.peak_memory_metric})"),
-        ("back end", backend),
+        ("back end", ", engines ".join(filter(None, (model.backend_name, model.engines)))),
     ]
     print_fields(fields[1:3] if brief else fields, stderr=True)

@@ -3,7 +3,7 @@ set -eu
 BUNDLE=demo/examples/bundle
 
 # One engine for two kinds of GPU: Ampere (sm86) and Ada (sm89).
-edgeprune build "$BUNDLE" --flavour tensorrt-rtx --target sm86 --target sm89 --max-prompt 256 --max-new-tokens 32
+edgeprune build "$BUNDLE" --backend tensorrt-rtx --target sm86 --target sm89 --max-prompt 256 --max-new-tokens 32
 
 # The engines are part of the bundle now.
 ls "$BUNDLE"/engines/*

@@ -88,6 +88,7 @@ class Model:
     Attributes:
         manifest: what the bundle says of itself.
         backend_name: the back end that runs it.
+        engines: the name of the bundle's folder of engines that it runs; None for the bundle's own graphs.
         session: the graphs, for work on arrays instead of prompts.
     """
 
@@ -97,19 +98,10 @@ class Model:
         self.manifest = manifest
         self.backend_name = backend.name
         # The small files first: a damaged one shows before the weights are read.
-        self._encoder = PromptEncoder(folder, manifest.prompt, manifest.model.max_positions)
-        self._preparation = Preparation(
-            encoder=self._encoder,
-            program=manifest.image_program,
-            mask=manifest.padding_mask,
-            positions=manifest.positions,
-            tower_tokens=manifest.tower_tokens,
-            most_tokens=manifest.model.max_positions,
-            video=manifest.video_program,
-            # Converting millions of numbers takes longer than reading them from a table in the right type.
-            dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
-        )
+        self._preparation = Preparation.of(folder, manifest)
+        self._encoder = self._preparation.encoder
         self.session = Session(backend, folder, manifest, max_context)
+        self.engines = backend.engines
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a list of messages is a list too; see _is_conversation
@@ -401,9 +393,10 @@ def load(
             reads every file for its sum.
         max_context: the most tokens of a prompt and its reply, counted before anything is pruned; longer
             prompts are refused, and replies end there. None for the model's own range.
-        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for its own choice),
-            `device` (the GPU's number) and `caches` ("in-place", "copied", or "auto" for the first where it
-            can be done).
+        options: of the back end. ONNX Runtime knows `threads` (CPU threads, None for what the bundle's
+            engines were found to be fastest with, or its own choice), `spinning` (whether they wait busily),
+            `engines` (False runs the bundle's own graphs), `device` (the GPU's number) and `caches`
+            ("in-place", "copied", or "auto" for the first where it can be done).
 
     Raises:
         BundleError: not a bundle, or a damaged one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgeprune.debias.masks import PaddingMask
 from edgeprune.errors import InputError
 from edgeprune.image_program import ImageProgram
 from edgeprune.layout import PromptLayout
+from edgeprune.manifest import Manifest
 from edgeprune.positions import PositionRule, prompt_positions
 from edgeprune.runtime.batching import PromptInputs
 from edgeprune.runtime.images import ImageLike, load_image
@@ -45,6 +47,29 @@ class Preparation:
     most_tokens: int
     video: VideoProgram | None = None
     dtype: type[np.float32 | np.float16] = np.float32
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Preparation:
+        """Of a bundle.
+
+        Args:
+            folder: it lies in.
+            manifest: of it.
+
+        Raises:
+            BundleError: its tokenizer or chat template cannot be read.
+        """
+        return cls(
+            encoder=PromptEncoder(folder, manifest.prompt, manifest.model.max_positions),
+            program=manifest.image_program,
+            mask=manifest.padding_mask,
+            positions=manifest.positions,
+            tower_tokens=manifest.tower_tokens,
+            most_tokens=manifest.model.max_positions,
+            video=manifest.video_program,
+            # Converting millions of numbers takes longer than reading them from a table in the right type.
+            dtype=np.float16 if manifest.vision.inputs[0].dtype == "float16" else np.float32,
+        )
 
     def prepare(
         self,

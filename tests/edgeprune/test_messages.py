@@ -13,7 +13,11 @@ from edgeprune.cli.words import with_options
 
 ROOT = Path(__file__).resolve().parents[2]
 # What only ever runs as a command of its own, or makes whole command lines for people to type.
-COMMAND_LINES = {"runtime/python/backends/tensorrt/sidecar.py", "export/optimum_register/edgeprune.py"}
+COMMAND_LINES = {
+    "runtime/python/backends/ort_engines.py",
+    "runtime/python/backends/tensorrt/sidecar.py",
+    "export/optimum_register/edgeprune.py",
+}
 LIBRARY = sorted(
     path
     for room in ("edgeprune", "export", "runtime/python")

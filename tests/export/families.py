@@ -257,7 +257,7 @@ class Pair:
         from edgeprune.runtime.backends.tensorrt import build
 
         engines = build(
-            self.bundle, flavour="tensorrt-rtx", targets=["sm89"], max_images=2, max_new_tokens=32
+            self.bundle, backend="tensorrt-rtx", targets=["sm89"], max_images=2, max_new_tokens=32
         )
         assert (engines / "language.engine").stat().st_size > 0
         assert (engines / "vision.engine").stat().st_size > 0

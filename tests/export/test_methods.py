@@ -360,7 +360,7 @@ def test_tensorrt_for_rtx_builds_the_graph(exported: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx")
     from edgeprune.runtime.backends.tensorrt.building import build
 
-    folder = build(exported.folder, flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
+    folder = build(exported.folder, backend="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
     assert (folder / "language.engine").stat().st_size > 0
 
 

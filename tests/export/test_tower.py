@@ -206,7 +206,7 @@ def test_tensorrt_for_rtx_builds_both_graphs(merged: tuple[LlavaForConditionalGe
     pytest.importorskip("tensorrt_rtx")
     from edgeprune.runtime.backends.tensorrt.building import build
 
-    folder = build(merged[1], flavour="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
+    folder = build(merged[1], backend="tensorrt-rtx", targets=("sm89",), max_batch=2, max_images=2)
     assert all((folder / name).stat().st_size > 0 for name in ("vision.engine", "language.engine"))
 
 

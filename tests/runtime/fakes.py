@@ -162,6 +162,7 @@ class FakeBackend:
     """Hands out the two graphs."""
 
     name = "fake"
+    engines = None
 
     def __init__(self, manifest: Manifest) -> None:
         self.vision = FakeVision(manifest)

@@ -115,6 +115,8 @@ class Backend(Protocol):
     """A runtime on one device."""
 
     name: str
+    engines: str | None
+    """The folder that it loaded engines from, by its name; None where it runs a bundle's own graphs."""
 
     def language_form(self, manifest: Manifest) -> GraphSpec:
         """The form of a bundle's language graph that it runs.

@@ -28,6 +28,7 @@ from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory, available_memory, host_peak_memory
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
 from edgeprune.runtime.backends.in_place import InPlaceGraph
+from edgeprune.runtime.backends.ort_engines import Engines, find_engines
 
 CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
 AUTO, COPIED = "auto", "copied"
@@ -50,7 +51,7 @@ _TOO_NEW = "Unrecognized attribute"
 # Folding writes a transposed copy of every weight matrix beside those read, and half precision is widened
 # too: for 1.2 GB of fp32 weights 1.6 to 1.9 GB of peak memory instead of 1.3, of fp16 2.1 instead of 1.3,
 # and twice the time to load. Without it the product takes the matrix transposed, just as fast.
-_NOT_WANTED = ["ConstantFolding"]
+NOT_WANTED = ["ConstantFolding"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Options:
     """Options of this back end.
 
     Attributes:
-        threads: CPU threads within one operator; None leaves it to ONNX Runtime, which takes every core.
+        threads: CPU threads within one operator; None for what engines were found to be fastest with, or
+            without engines for ONNX Runtime's own choice, every core.
+        spinning: whether threads wait for work busily, which CPUs that do other work too suffer from; None
+            likewise.
+        engines: whether to run engines of the bundle that fit here; only the CPU has such.
         device: the GPU's number, for CUDA.
         caches: "copied" makes them anew in every step; "in-place" writes each step's keys and values into
             buffers, which the CPU kernels do; "auto" does that where it can be done.
@@ -67,6 +72,8 @@ class Options:
     """
 
     threads: int | None = None
+    spinning: bool | None = None
+    engines: bool = True
     device: int = 0
     caches: str = AUTO
     exact: bool = False
@@ -76,6 +83,9 @@ class Options:
             raise InputError(f"`caches` is {self.caches!r:.80}: expected one of {', '.join(CACHES)}")
         if self.threads is not None:
             check_count("threads", self.threads)
+        for name, value in (("spinning", self.spinning), ("engines", self.engines)):
+            if not isinstance(value, bool) and not (name == "spinning" and value is None):
+                raise InputError(f"`{name}` is {value!r:.60}: expected True or False")
         check_count("device", self.device, least=0)
 
 
@@ -274,12 +284,35 @@ def _spec(value: Any, graph: str) -> TensorSpec:
         ) from error
 
 
-class OrtBackend:
-    """See the module's description."""
+def session_settings(threads: int | None, spinning: bool | None) -> Any:
+    """How every session is set, in ONNX Runtime's form; the arguments are those of `Options`."""
+    import onnxruntime
 
-    def __init__(self, name: str, options: Options) -> None:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ERRORS_ONLY
+    settings.intra_op_num_threads = threads or 0
+    # A pattern is kept for every shape ever met, and each decode step has another one.
+    settings.enable_mem_pattern = False
+    if spinning is not None:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    return settings
+
+
+class OrtBackend:
+    """See the module's description.
+
+    Args:
+        name: one of the two above.
+        options: of it.
+        built: the engines to run of whichever bundle; None for those that are found to fit it.
+    """
+
+    def __init__(self, name: str, options: Options, built: Engines | None = None) -> None:
         self.name = name
         self.options = options
+        self.engines: str | None = None
+        self._built = built
+        self._found: dict[Path, Engines | None] = {}
         self._device = ("cuda", options.device) if name == CUDA else ("cpu", 0)
         # By the file of a form that may be too new for this release, what runs instead.
         self._instead: dict[str, GraphSpec] = {}
@@ -301,21 +334,26 @@ class OrtBackend:
     def load(self, folder: Path, spec: GraphSpec) -> OrtGraph | InPlaceGraph:
         import onnxruntime
 
-        path = folder / spec.file
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = _ERRORS_ONLY
-        settings.intra_op_num_threads = self.options.threads or 0
-        # A pattern is kept for every shape ever met, and each decode step has another one.
-        settings.enable_mem_pattern = False
-        if self.options.exact:
+        built = self.find(folder)
+        if built is not None and spec.file not in built.files:
+            built = None  # another form of the language graph was asked for
+        home, file = (folder, spec.file) if built is None else (built.folder, built.files[spec.file])
+        path, options = home / file, self.options
+        if built is not None:
+            options = built.chosen(options)
+            self.engines = built.folder.name
+        settings = session_settings(options.threads, options.spinning)
+        if options.exact:
             settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if built is not None:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            with utf8_named(folder) as named:
+            with utf8_named(home) as named:
                 session = onnxruntime.InferenceSession(
-                    str(named / spec.file),
+                    str(named / file),
                     settings,
                     providers=self._providers(),
-                    disabled_optimizers=_NOT_WANTED,
+                    disabled_optimizers=NOT_WANTED,
                 )
         except Exception as error:  # as in run()
             reason = " ".join(str(error).split())
@@ -344,6 +382,15 @@ class OrtBackend:
             )
         graph = OrtGraph(session, self._device, path.name)
         return InPlaceGraph(graph, spec.inputs) if has_buffers(spec.inputs) else graph
+
+    def find(self, folder: Path) -> Engines | None:
+        """The engines of a bundle that fit here, looked for once; None where its own graphs are run."""
+        # What engines multiply weights in blocks with is settled.
+        if self._built is not None or self.name != CPU or not self.options.engines or self.options.exact:
+            return self._built
+        if folder not in self._found:
+            self._found[folder] = find_engines(folder)
+        return self._found[folder]
 
     def _providers(self) -> list[Any]:
         if self.name != CUDA:

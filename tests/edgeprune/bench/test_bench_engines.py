@@ -33,7 +33,7 @@ def built(sample_bundle: Path, unpruned_bundle: Path, tmp_path: Path, tensorrt: 
         copy = tmp_path / name
         shutil.copytree(sample_bundle if name == "pruned" else unpruned_bundle, copy)
         if engines:
-            build(copy, flavour="tensorrt", **{**LIMITS, **limits})
+            build(copy, backend="tensorrt", **{**LIMITS, **limits})
         return copy
 
     return make
@@ -84,7 +84,7 @@ def test_an_engine_is_measured_beside_the_unpruned_one(built: Built) -> None:
 
 def test_an_engine_alone_is_measured_in_its_forms(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     own = built("pruned")
-    monkeypatch.setattr(bench, "_Worker", Worker)
+    monkeypatch.setattr(bench, "_worker", Worker)
     report = bench.run(own)  # "auto" takes the engine, as `run` does
     assert report.backend == "tensorrt"
     assert [variant.name for variant in report.variants] == [UNPRUNED, NO_DEBIAS, PRUNED]
@@ -94,9 +94,9 @@ def test_an_engine_alone_is_measured_in_its_forms(built: Built, monkeypatch: pyt
 
 def test_a_bundle_without_an_engine_names_the_command(built: Built) -> None:
     own, none = built("pruned"), built("none", engines=False)
-    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --flavour tensorrt --target sm89`"):
+    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --backend tensorrt --target sm89`"):
         bench.run(own, baselines=[none], backend="tensorrt")
-    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --flavour tensorrt --target sm89`"):
+    with pytest.raises(BackendError, match=rf"`edgeprune build {none} --backend tensorrt --target sm89`"):
         bench.run(none, backend="tensorrt")
 
 
@@ -120,7 +120,7 @@ def test_whether_engines_fit_together_is_a_matter_of_the_gpu(
         monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(capacity=capacity))
         backend = open_backend("tensorrt")
         variants = opened(own, [], backend) * 2
-        assert bench._fit_together(backend, variants) is expected
+        assert bench.fit_together(backend, [variant.size for variant in variants]) is expected
 
 
 def test_no_gpu_is_one_sentence(

@@ -183,10 +183,9 @@ class FakeWorker:
 
 
 def measured(together: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, list[Run]]]:
-    monkeypatch.setattr(bench, "_Worker", FakeWorker)
     FakeWorker.log = []
     jobs = {"a": Path("a"), "b": Path("b")}
-    return FakeWorker.log, bench._measure(jobs, 1, 2, together, Silent())
+    return FakeWorker.log, bench.measure(jobs, 1, 2, together, Silent(), FakeWorker, bench._reraise)
 
 
 def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +209,7 @@ def test_whether_they_fit_is_a_matter_of_free_memory(
     assert own.size == sum(entry.bytes for entry in own.manifest.files)
     for free, expected in ((7 * own.size, True), (5 * own.size, False), (None, True)):
         monkeypatch.setattr(type(backend), "free_bytes", lambda _, free=free: free)
-        assert bench._fit_together(backend, [own] * 3) is expected
+        assert bench.fit_together(backend, [own.size] * 3) is expected
 
 
 def test_a_process_that_dies_gets_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,13 +220,13 @@ def test_a_process_that_dies_gets_one_message(monkeypatch: pytest.MonkeyPatch) -
         return original([sys.executable, "-c", kill], **options)
 
     monkeypatch.setattr(bench.subprocess, "Popen", dying)
-    with bench._Worker("pruned", Path("job")) as worker, pytest.raises(BackendError) as caught:
+    with bench._worker("pruned", Path("job")) as worker, pytest.raises(BackendError) as caught:
         worker.run()
     assert "'pruned' ended with status -9, killed for want of memory perhaps" in str(caught.value)
 
 
 def test_leaving_a_worker_ends_its_process() -> None:
-    with bench._Worker("pruned", Path("no such job")) as worker:
+    with bench._worker("pruned", Path("no such job")) as worker:
         process = worker._process
     assert process.poll() is not None
     with pytest.raises(ProcessLookupError):
@@ -243,7 +242,7 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.subprocess, "Popen", hanging)
     monkeypatch.setattr(bench, "_PATIENCE", 0.1)
     began = time.monotonic()
-    with bench._Worker("pruned", Path("job")) as worker:
+    with bench._worker("pruned", Path("job")) as worker:
         process = worker._process
     assert process.poll() == -signal.SIGKILL
     assert time.monotonic() - began < 30

@@ -58,6 +58,7 @@ class FakeModel:
     """Remembers what it was asked, and answers in pieces."""
 
     backend_name = "fake"
+    engines = None
 
     def __init__(self, reply: Reply | None = None, manifest: Manifest | None = None) -> None:
         self.reply = reply or make_reply()

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from edgeprune.bench import run as measuring
+from edgeprune.bench.peers import run as peers
+from edgeprune.bench.peers.peer import Cost
+from edgeprune.bench.peers.run import CostSpread, Limit, PeerResult, PeersReport
 from edgeprune.bench.run import BenchReport, SpeedUp, Spread, VariantResult
 from tests.edgeprune.cli.conftest import Cli
 
@@ -135,3 +138,83 @@ def test_the_sample_model_is_measured(cli: Cli, sample_bundle: Path) -> None:
     assert [variant["kept"] for variant in found["variants"]] == [144, 43, 43]
     assert [speed_up["over"] for speed_up in found["speed_ups"]] == ["unpruned", "pruned without debias"]
     assert found["speed_ups"][0]["prefill_bound"] > 1
+
+
+def beside(name: str, first: CostSpread | None) -> PeerResult:
+    spread = CostSpread(Spread(0.5, 0.4, 0.7), Spread(0.6, 0.5, 0.8))
+    load = Cost(wall=2, cpu=3)
+    return PeerResult(name, "1.2", "beads alone", load, first, spread, {64: spread}, 5_000_000)
+
+
+PEERS = PeersReport(
+    weights="fp32",
+    threads=1,
+    runs=5,
+    warmup=1,
+    prompt_tokens=152,
+    visual_tokens=144,
+    new_tokens=16,
+    interleaved=True,
+    peak_memory_metric="resident set",
+    flops=50e9,
+    read_bytes=12e9,
+    results=(
+        beside("edgeprune pruned", CostSpread(Spread(1, 1, 1), Spread(1, 1, 1))),
+        beside("abacus", None),
+    ),
+    limits=(Limit("pruned", 0.3, {64: 0.2}), Limit("rounded", None, {64: 0.1})),
+    not_measured=("slide rule: it slipped",),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the peers' measuring was asked for."""
+    seen: dict[str, Any] = {}
+
+    def run(bundle: Path, **arguments: Any) -> PeersReport:
+        seen.update(arguments)
+        return PEERS
+
+    monkeypatch.setattr(peers, "run", run)
+    return seen
+
+
+AGAINST = ("bench", "bundle", "--against", "transformers, llama.cpp", "--model", "m")
+
+
+def test_peers_stand_beside_the_bundle_and_its_limits(cli: Cli, asked: dict[str, Any]) -> None:
+    result = cli(*AGAINST, "--contexts", "64,700")
+    assert asked["against"] == ["transformers", "llama.cpp"]
+    assert (asked["model"], asked["contexts"]) == (Path("m"), [64, 700])
+    rows = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert rows.count("abacus 2000 - 500 (400 to 700) 500 (400 to 700)") == 1  # by the clock
+    assert rows.count("abacus 3000 - 600 (500 to 800) 600 (500 to 800)") == 1  # CPU time
+    assert rows.count("limit pruned - - 300 200") == 1
+    assert rows.count("limit rounded - - - 100") == 1
+    assert "50 GFLOP/s, reads 12 GB/s, by numpy" in result.out
+    assert "5 MB; 1.2; beads alone" in result.out
+    assert "not measured: slide rule: it slipped" in result.out
+
+
+def test_peers_as_json(cli: Cli, asked: dict[str, Any]) -> None:
+    told = json.loads(cli(*AGAINST, "--json").out)
+    assert told["format"] == "edgeprune.bench-against/1"
+    assert told["results"][1]["first_token"] is None
+    assert asked["contexts"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench", "bundle", "--against", "llama.cpp"), "'--model': with --against: expected the folder"),
+        ((*AGAINST, "--baseline", "b"), "'--baseline': with --against: leave it out"),
+        ((*AGAINST, "--contexts", "many"), "'many' is no list of whole numbers: expected such as 64,700"),
+        (("bench", "bundle", "--model", "m"), "they go with --against"),
+        (("bench", "bundle", "--contexts", "64"), "they go with --against"),
+    ],
+)
+def test_options_that_do_not_go_together(cli: Cli, arguments: tuple[str, ...], words: str) -> None:
+    result = cli(*arguments)
+    assert result.code == 2
+    assert words in result.message

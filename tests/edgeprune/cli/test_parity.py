@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import edgeprune
+from edgeprune.bench.peers.run import run as bench_peers
 from edgeprune.bench.run import run as bench
 from edgeprune.calibration import calibrate
 from edgeprune.cli.main import COMMANDS
@@ -36,7 +37,7 @@ CASES: dict[str, tuple[tuple[Any, ...], set[str], dict[str, str]]] = {
         {"batch_size", "stream"},
         {"image": "images", "video": "videos"},
     ),
-    "bench": ((bench,), set(), {"baseline": "baselines", "image": "images"}),
+    "bench": ((bench, bench_peers), set(), {"baseline": "baselines", "image": "images"}),
     "calibrate": ((calibrate,), set(), {"no_plot": "plot"}),
     "eval": (
         (evaluate, compare, Asking, Grid, Pruning),

@@ -62,7 +62,7 @@ def test_what_the_vision_tower_leaves_is_told(cli: Cli, model: FakeModel, bundle
 def test_json_is_the_reply_and_nothing_is_streamed(cli: Cli, model: FakeModel, bundle: Path) -> None:
     result = cli("run", bundle, "--prompt", "what?", "--json")
     assert json.loads(result.out) == json.loads(
-        json.dumps({"format": "edgeprune.run/1", "backend": "fake", **model.reply.to_dict()})
+        json.dumps({"format": "edgeprune.run/1", "backend": "fake", "engines": None, **model.reply.to_dict()})
     )
     assert result.err == ""
 

@@ -57,7 +57,7 @@ def test_an_engine_is_compared_in_prefill_and_every_step(
 ) -> None:
     copy = Path(shutil.copytree(sample_bundle, tmp_path / "bundle"))
     assert comparable(copy, "auto") == []
-    build(copy, flavour="tensorrt")
+    build(copy, backend="tensorrt")
     assert comparable(copy, "auto") == ["tensorrt"]
     found = compare(copy, read_manifest(copy), "tensorrt")
     assert failures(found) == ""
@@ -72,7 +72,7 @@ def test_an_engine_is_compared_where_its_stages_keep_all(
     sample_bundle: Path, tmp_path: Path, tensorrt: object
 ) -> None:
     copy = Path(shutil.copytree(sample_bundle, tmp_path / "bundle"))
-    build(copy, flavour="tensorrt")
+    build(copy, backend="tensorrt")
     manifest = read_manifest(copy)
     whole = manifest.model_copy(update={"plan": manifest.plan.keeping_all()})
     found = compare(copy, whole, "tensorrt")

@@ -71,7 +71,9 @@ def test_an_unknown_back_end_is_refused_with_the_list() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_list() -> None:
-    with pytest.raises(InputError, match=r"has no option 'thread': it knows threads, device"):
+    with pytest.raises(
+        InputError, match=r"has no option 'thread': it knows threads, spinning, engines, device"
+    ):
         backends.open_backend("onnxruntime", thread=2)
 
 

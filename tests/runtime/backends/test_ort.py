@@ -224,6 +224,12 @@ def test_threads_reach_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert seen == [3, 0]
 
 
+@pytest.mark.parametrize("options", [{"spinning": 1}, {"engines": None}])
+def test_switches_are_true_or_false(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected True or False"):
+        Options(**options)
+
+
 def test_cuda_that_silently_became_the_cpu_is_an_error(
     cache: OrtGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
     from edgeprune.runtime.backends.tensorrt import build
 
-    build("bundle", flavour="tensorrt-rtx", targets=["sm89"])
+    build("bundle", backend="tensorrt-rtx", targets=["sm89"])
 
 Importing this package loads nothing else; every name below is imported when it is first used.
 """

@@ -38,6 +38,7 @@ from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import RUNTIME_CACHE
 from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
+from edgeprune.runtime.backends.sidecars import has_engines
 from edgeprune.runtime.backends.tensorrt import device, flavours, plugins
 from edgeprune.runtime.backends.tensorrt.compile import error_logger
 from edgeprune.runtime.backends.tensorrt.device import Device, Memory, Staging
@@ -49,7 +50,7 @@ from edgeprune.runtime.backends.tensorrt.limits import (
     most_kept,
     vision_profile,
 )
-from edgeprune.runtime.backends.tensorrt.sidecar import Here, Sidecar, find_engines, has_engines
+from edgeprune.runtime.backends.tensorrt.sidecar import Here, Sidecar, find_engines
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
@@ -82,7 +83,7 @@ def availability(name: str) -> Availability:
 
 def is_ready(name: str, bundle: Path) -> bool:
     """Whether a bundle has engines for the back end; `auto` passes over it otherwise."""
-    return has_engines(bundle, flavour_by_name(name))
+    return has_engines(bundle, name)
 
 
 def open_backend(name: str, options: Mapping[str, Any]) -> EngineBackend:
@@ -345,6 +346,7 @@ class EngineBackend:
 
     def __init__(self, flavour: Flavour, trt: Any, gpu: Device) -> None:
         self.name = flavour.name
+        self.engines: str | None = None
         self._flavour = flavour
         self._trt = trt
         self._gpu = gpu
@@ -357,6 +359,7 @@ class EngineBackend:
     def load(self, folder: Path, spec: GraphSpec) -> EngineGraph:
         manifest = read_manifest(folder)
         engines, sidecar = self.find(folder, manifest)
+        self.engines = engines.name
         which = "language" if spec.file == manifest.language.file else "vision"
         if sidecar.plugin is not None:
             plugins.load_library(self._trt, cast(Path, plugins.find_library()))
@@ -501,7 +504,7 @@ class _Advice:
             return (
                 f"a pruning stage is to keep {size} visual tokens, and without the plugin TensorRT selects "
                 f"at most {largest}: give a lower `keep` or fewer images, or build with the plugin "
-                "(`flavour='tensorrt'`, `plugin='on'`)"
+                "(`backend='tensorrt'`, `plugin='on'`)"
             )
         else:
             total = limits.prompt + limits.new_tokens

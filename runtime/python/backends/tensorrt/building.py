@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
 import edgeprune
-from edgeprune.bundle import check_files, read_manifest, sha256_of
+from edgeprune.bundle import read_manifest, sha256_of
 from edgeprune.checks import check_count
 from edgeprune.errors import BackendError, InputError, OutputError
 from edgeprune.files import need_utf8, refuse_same, write_text
@@ -22,7 +18,8 @@ from edgeprune.manifest import MANIFEST_NAME, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
 from edgeprune.progress import Progress, Silent
-from edgeprune.replacing import need_space, writing_to
+from edgeprune.replacing import writing_to
+from edgeprune.runtime.backends.sidecars import bundle_hash, check_source, engine_folder, this_platform
 from edgeprune.runtime.backends.tensorrt import flavours, memory, plugins
 from edgeprune.runtime.backends.tensorrt.compile import Job, read_timing_cache
 from edgeprune.runtime.backends.tensorrt.flavours import FLAVOURS, Flavour
@@ -39,18 +36,15 @@ from edgeprune.runtime.backends.tensorrt.sidecar import (
     EngineFile,
     PluginLibrary,
     Sidecar,
-    bundle_hash,
-    engine_folder,
-    this_platform,
 )
 from edgeprune.runtime.backends.tensorrt.targets import CURRENT, check_weights, resolve_targets
-from edgeprune.runtime.child import child_command, child_environment
+from edgeprune.runtime.child import run_job
 
 
 def build(
     bundle: str | os.PathLike[str],
     *,
-    flavour: str | None = None,
+    backend: str | None = None,
     targets: Sequence[str] = (CURRENT,),
     max_batch: int | None = None,
     max_prompt: int | None = None,
@@ -67,7 +61,7 @@ def build(
 
     Args:
         bundle: the folder that `edgeprune export` wrote.
-        flavour: "tensorrt" or "tensorrt-rtx"; None takes the one that is installed.
+        backend: "tensorrt" or "tensorrt-rtx"; None takes the one that is installed.
         targets: GPU architectures such as "sm89", or "current" for this machine's GPU. TensorRT for RTX puts
             several into one engine, and needs no GPU for it; TensorRT builds for this machine's GPU alone.
         max_batch: prompts that run together; None for 1.
@@ -89,7 +83,7 @@ def build(
     Raises:
         BundleError: not a bundle, or a damaged one.
         InputError: an option has no sensible value or does not fit the others; too little memory.
-        MissingDependencyError: the flavour is not installed.
+        MissingDependencyError: the back end is not installed.
         OutputError: the bundle's folder cannot be written to, or its disk is full.
         BackendError: TensorRT cannot build an engine.
     """
@@ -100,7 +94,7 @@ def build(
     limits = resolve_limits(manifest, max_batch, max_prompt, max_images, max_new_tokens, max_visual)
     if workspace is not None:
         check_count("workspace", workspace)
-    chosen = _flavour(flavour)
+    chosen = _flavour(backend)
     trt = flavours.load(chosen, f"building engines for {chosen.title}")
     version = str(trt.__version__)
     if timing_cache is not None and chosen.builds_anywhere:
@@ -119,15 +113,8 @@ def build(
             "refused when it is run"
         )
     memory.check(manifest, chosen, resolved.gpu, resolved.gpu_free, force)
-    output: Path = engine_folder(root, chosen, version, resolved.names)
-    if not os.access(root, os.W_OK):
-        raise OutputError(
-            f"{root} cannot be written to, where the engines go: copy the bundle to another place"
-        )
-    need_space(root, memory.weight_bytes(manifest), ENGINE_FOLDER)
-    # The sidecar vouches for the engines by the manifest's sums, so these must be the files' own.
-    progress.step("comparing files with their hashes", sum(entry.bytes for entry in manifest.files))
-    check_files(root, manifest.files, everything=True, progress=progress.advance)
+    output: Path = engine_folder(root, chosen.name, version, "-".join(resolved.names))
+    check_source(root, manifest, memory.weight_bytes(manifest), progress)
 
     profiles = {
         "vision": (vision_profile(manifest, limits),),
@@ -163,7 +150,7 @@ def build(
             )
         sidecar = Sidecar(
             edgeprune_version=edgeprune.__version__,
-            flavour=chosen.name,
+            backend=chosen.name,
             version=version,
             targets=resolved.names,
             gpu=None if chosen.builds_anywhere or resolved.gpu is None else resolved.gpu.name,
@@ -202,61 +189,18 @@ def _flavour(name: str | None) -> Flavour:
 
 
 def _run(job: Job, flavour: Flavour, progress: Progress) -> PeakMemory:
-    """Runs the job in a child process; see `worker` for why, and for what it says."""
-    command = child_command("edgeprune.runtime.backends.tensorrt.worker")
-    environment = child_environment()
+    """Runs the job in a child process; see `worker` for why."""
     # Else glibc stops giving back freed copies of weights after the first ones: a fifth more memory in fp16.
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
-    last: dict[str, object] = {}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            cwd=job.output.parent,  # new, and empty of modules
-            env=environment,
-            encoding="utf-8",
-        )
-        try:
-            if child.stdin is None or child.stdout is None:
-                raise AssertionError("the child's pipes are open")
-            try:
-                child.stdin.write(job.model_dump_json())
-                child.stdin.close()
-            except BrokenPipeError:
-                pass  # it has ended already; below says how
-            for line in child.stdout:
-                last = json.loads(line)
-                _pass_on(last, progress)
-            status = child.wait()
-        finally:  # also when interrupted
-            child.kill()
-            child.wait()
-        errors.seek(0)
-        printed = errors.read().strip()
-    if "error" in last:
-        raise BackendError(str(last["error"]))
-    if "done" not in last:
-        raise BackendError(_how_it_ended(status, printed, job, flavour))
-    peak = last["done"]
-    return PeakMemory(peak if isinstance(peak, int) else None, str(last["metric"]))
-
-
-def _pass_on(message: dict[str, object], progress: Progress) -> None:
-    if "step" in message:
-        total = message.get("total")
-        progress.step(str(message["step"]), total if isinstance(total, int) else None)
-    elif isinstance(advance := message.get("advance"), int):
-        progress.advance(advance)
-
-
-def _how_it_ended(status: int, printed: str, job: Job, flavour: Flavour) -> str:
-    if status == -signal.SIGKILL:
-        return (
+    threshold = {"MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(1 << 20))}
+    module, folder = "edgeprune.runtime.backends.tensorrt.worker", job.output.parent
+    ended = run_job(module, job.model_dump_json(), folder, progress, threshold)
+    if "error" in ended.last:
+        raise BackendError(str(ended.last["error"]))
+    if "done" in ended.last:
+        return PeakMemory(**ended.last["done"])
+    if ended.killed:
+        raise BackendError(
             f"building {job.output.name} was killed, as the system does when memory runs out: end other "
             "programs, export with `dtype='fp16'`, or build on a machine with more memory"
         )
-    how = f"signal {-status}" if status < 0 else f"status {status}"
-    last = printed.splitlines()[-1] if printed else "it printed nothing"
-    return f"{flavour.title} ended with {how} while building {job.output.name}: {last}"
+    raise BackendError(f"{flavour.title} {ended.describe(f'building {job.output.name}')}")

@@ -53,7 +53,7 @@ def flavour_by_name(name: str) -> Flavour:
         InputError: there is no such flavour.
     """
     if name not in FLAVOURS:
-        raise InputError(f"there is no flavour {name!r}: choose one of {', '.join(FLAVOURS)}")
+        raise InputError(f"no engines are built for a back end {name!r}: choose one of {', '.join(FLAVOURS)}")
     return FLAVOURS[name]
 
 

@@ -110,7 +110,7 @@ def _here(flavour: Flavour, wanted: Sequence[str]) -> Targets:
     if gpu is None:
         raise BackendError(
             f"{flavour.title} builds on the GPU that the engine is for, and {device.NO_GPU}; run this "
-            "command on the target machine, or build for desktop GPUs with `flavour='tensorrt-rtx'`"
+            "command on the target machine, or build for desktop GPUs with `backend='tensorrt-rtx'`"
         )
     for name in wanted:
         if name not in (CURRENT, gpu.target):

@@ -30,7 +30,7 @@ def bundle(sample_bundle: Path, tmp_path: Path, tensorrt: object) -> Path:
     """The sample bundle with engines by the fake."""
     copy = tmp_path / "bundle"
     shutil.copytree(sample_bundle, copy)
-    build(copy, flavour="tensorrt", **LIMITS)
+    build(copy, backend="tensorrt", **LIMITS)
     return copy
 
 
@@ -126,7 +126,7 @@ def test_what_the_profiles_do_not_take_names_the_command(
     model = edgeprune.load(bundle, "tensorrt")
     with pytest.raises(BackendError, match=words) as caught:
         model.generate(prompts, [paths(*names) for names in images], max_new_tokens=2)
-    assert f"edgeprune build {bundle} --flavour tensorrt --target sm89" in str(caught.value)
+    assert f"edgeprune build {bundle} --backend tensorrt --target sm89" in str(caught.value)
 
 
 def test_a_full_gpu_is_one_sentence(bundle: Path, cudart: fakes.FakeCudart) -> None:
@@ -196,7 +196,7 @@ def test_the_plugin_is_loaded_before_the_engine(
     library = tmp_path / "libedgeprune_plugins.so"
     library.write_bytes(b"plugin")
     monkeypatch.setenv("EDGEPRUNE_PLUGINS", str(library))
-    folder = build(bundle, flavour="tensorrt", plugin="on", **LIMITS)
+    folder = build(bundle, backend="tensorrt", plugin="on", **LIMITS)
     assert read_sidecar(folder).pruning == "plugin"
     fakes._REGISTRY.__init__()  # type: ignore[misc]
     edgeprune.load(bundle, "tensorrt")

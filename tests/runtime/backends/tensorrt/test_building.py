@@ -30,7 +30,7 @@ from tests.runtime.test_child import running
 needs_rtx = pytest.mark.skipif(
     not flavours.is_installed(flavours.TENSORRT_RTX), reason="pip install 'edgeprune[rtx]'"
 )
-RTX: dict[str, Any] = {"flavour": "tensorrt-rtx", "targets": ["sm89"]}
+RTX: dict[str, Any] = {"backend": "tensorrt-rtx", "targets": ["sm89"]}
 
 
 class Recorder:
@@ -66,7 +66,7 @@ def engine(folder: Path, name: str = "language") -> dict[str, Any]:
 
 def test_tensorrt_builds_for_this_gpu_and_tells_the_steps(bundle: Path, tensorrt: object) -> None:
     progress = Recorder()
-    folder = build(bundle, flavour="tensorrt", workspace=1 << 20, progress=progress)
+    folder = build(bundle, backend="tensorrt", workspace=1 << 20, progress=progress)
     assert folder == bundle / "engines" / f"tensorrt-{fakes.__version__}-sm89"
     assert engine(folder)["pools"] == {"WORKSPACE": 1 << 20}
     assert engine(folder)["cleared"] == ["TF32"]
@@ -85,26 +85,26 @@ def test_the_plugin_replaces_the_body_and_is_recorded(
     library = tmp_path / plugins.LIBRARY
     library.write_bytes(b"plugin")
     monkeypatch.setenv(plugins.ENVIRONMENT, str(tmp_path))
-    folder = build(bundle, flavour="tensorrt")
+    folder = build(bundle, backend="tensorrt")
     assert engine(folder)["plugin"]
     sidecar = read_sidecar(folder)
     assert sidecar.pruning == "plugin"
     assert sidecar.plugin is not None
     assert sidecar.plugin.file == plugins.LIBRARY
-    off = read_sidecar(build(bundle, flavour="tensorrt", plugin="off"))
+    off = read_sidecar(build(bundle, backend="tensorrt", plugin="off"))
     assert (off.pruning, off.plugin) == ("function body", None)
     assert not engine(folder)["plugin"]
     library.write_bytes(b"something else")
     with pytest.raises(BackendError, match=r"cannot load the plugin library .*build it again"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
     library.write_bytes(b"old plugin")
     with pytest.raises(
         BackendError, match=r"does not hold version 2 of Debiased.*build it again from plugins/"
     ):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
     library.unlink()
     with pytest.raises(InputError, match=rf"{plugins.ENVIRONMENT} names .*: correct or unset it"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -161,11 +161,11 @@ def test_a_plugin_is_never_even_looked_for_with_rtx(monkeypatch: pytest.MonkeyPa
 
 def test_the_timing_cache_is_read_and_written(bundle: Path, tensorrt: object, tmp_path: Path) -> None:
     cache = tmp_path / "times"
-    build(bundle, flavour="tensorrt", timing_cache=cache)
+    build(bundle, backend="tensorrt", timing_cache=cache)
     assert cache.read_bytes() == b"tt"  # once for each engine
     cache.write_bytes(b"other GPU")
     with pytest.raises(BackendError, match="is of another GPU or TensorRT: name another file"):
-        build(bundle, flavour="tensorrt", timing_cache=cache)
+        build(bundle, backend="tensorrt", timing_cache=cache)
 
 
 def test_a_timing_cache_that_cannot_be_is_refused_before_the_build(
@@ -181,9 +181,9 @@ def test_a_timing_cache_that_cannot_be_is_refused_before_the_build(
         (bundle / "edgeprune.json", "are one file"),
     ):
         with pytest.raises(InputError, match=words):
-            build(bundle, flavour="tensorrt", timing_cache=path)
+            build(bundle, backend="tensorrt", timing_cache=path)
     with pytest.raises(OutputError, match="in a folder that exists"):
-        build(bundle, flavour="tensorrt", timing_cache=tmp_path / "none" / "times")
+        build(bundle, backend="tensorrt", timing_cache=tmp_path / "none" / "times")
     assert (bundle / "language.onnx").read_bytes() == weights
 
 
@@ -204,7 +204,7 @@ def test_a_killed_build_takes_its_child_along(bundle: Path, tensorrt: object, tm
         "device.is_installed = lambda: True\n"
         "device.runtime = lambda what, extra: fakes.CUDART\n"
         "memory.available_memory = lambda: 1 << 40\n"
-        f"build({str(bundle)!r}, flavour='tensorrt')\n"
+        f"build({str(bundle)!r}, backend='tensorrt')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
@@ -217,7 +217,7 @@ def test_a_killed_build_takes_its_child_along(bundle: Path, tensorrt: object, tm
     _soon(lambda: not running(child))
     assert list((bundle / "engines").iterdir())  # what it was at, which the next build removes
     module.write_text(module.read_text(encoding="utf-8").replace(sleeping, ""), encoding="utf-8")
-    folder = build(bundle, flavour="tensorrt")
+    folder = build(bundle, backend="tensorrt")
     assert list((bundle / "engines").iterdir()) == [folder]
 
 
@@ -234,10 +234,10 @@ def test_tensorrt_builds_for_no_other_gpu_and_for_none(
     bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"here sm89 \(Fake GPU\), not for sm87: run this command on"):
-        build(bundle, flavour="tensorrt", targets=["sm87"])
+        build(bundle, backend="tensorrt", targets=["sm87"])
     monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(gpus=0))
-    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*`flavour='tensorrt-rtx'`"):
-        build(bundle, flavour="tensorrt")
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*`backend='tensorrt-rtx'`"):
+        build(bundle, backend="tensorrt")
 
 
 def test_too_little_memory_is_said_before_and_force_tries(
@@ -245,13 +245,13 @@ def test_too_little_memory_is_said_before_and_force_tries(
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 300_000_000)
     with pytest.raises(InputError, match=r"takes about 4\d\d MB .*300 MB are available.*`force=True`"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
     assert not (bundle / "engines").exists()
-    assert build(bundle, flavour="tensorrt", force=True).is_dir()
+    assert build(bundle, backend="tensorrt", force=True).is_dir()
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 40)
     monkeypatch.setattr(fakes, "CUDART", fakes.FakeCudart(capacity=1_000_000))
     with pytest.raises(InputError, match=r"of the GPU's memory, and 1 MB are free"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
 
 
 def test_the_estimate_has_some_room_over_what_was_measured() -> None:
@@ -308,7 +308,7 @@ def test_a_build_that_dies_is_one_sentence_and_leaves_nothing(
     guard = "import os, sys\nif sys.argv[0].endswith('worker.py'):\n    "
     module.write_text(f"{guard}{ending}\n{original}", encoding="utf-8")
     with pytest.raises(BackendError, match=words):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
     assert not any((bundle / "engines").iterdir())
 
 
@@ -323,7 +323,7 @@ def test_an_interrupted_build_ends_its_child_at_once(bundle: Path, tensorrt: obj
     module.write_text(module.read_text(encoding="utf-8") + sleeping, encoding="utf-8")
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        build(bundle, flavour="tensorrt", progress=Interrupting())
+        build(bundle, backend="tensorrt", progress=Interrupting())
     assert time.monotonic() - began < 45
     assert not any((bundle / "engines").iterdir())
 
@@ -331,7 +331,7 @@ def test_an_interrupted_build_ends_its_child_at_once(bundle: Path, tensorrt: obj
 def test_an_earlier_engine_stays_when_a_build_fails(
     bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = build(bundle, flavour="tensorrt")
+    folder = build(bundle, backend="tensorrt")
     before = (folder / "engine.json").read_bytes()
 
     def interrupted(*_: object) -> None:
@@ -339,7 +339,7 @@ def test_an_earlier_engine_stays_when_a_build_fails(
 
     monkeypatch.setattr(building, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
     assert [path.name for path in (bundle / "engines").iterdir()] == [folder.name]
     assert (folder / "engine.json").read_bytes() == before
 
@@ -368,7 +368,7 @@ def test_no_engines_are_built_of_an_altered_bundle(
     # As of files that are too large to be hashed at every load.
     monkeypatch.setattr("edgeprune.bundle._QUICK_FILE", 0)
     with pytest.raises(BundleError, match=rf"{file} (does not match its SHA-256 sum|is no ONNX graph)"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
     assert not (bundle / "engines").exists()
 
 
@@ -379,7 +379,10 @@ def test_no_engines_are_built_of_an_altered_bundle(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"flavour": "abacus"}, "no flavour 'abacus': choose one of tensorrt, tensorrt-rtx"),
+        (
+            {"backend": "abacus"},
+            "no engines are built for a back end 'abacus': choose one of tensorrt, tensorrt-rtx",
+        ),
         ({"workspace": 0}, "`workspace` is 0: expected a whole number of at least 1"),
         ({"plugin": "maybe"}, "`plugin` is 'maybe': expected auto, on or off"),
         ({"targets": ["turing"]}, r"`targets` 'turing' is no GPU architecture: .*sm87 \(Jetson Orin\)"),
@@ -388,7 +391,7 @@ def test_no_engines_are_built_of_an_altered_bundle(
 )
 def test_wrong_options(bundle: Path, tensorrt: object, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        build(bundle, **{"flavour": "tensorrt", **options})
+        build(bundle, **{"backend": "tensorrt", **options})
 
 
 def test_nothing_installed_names_both_extras(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +399,7 @@ def test_nothing_installed_names_both_extras(bundle: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"edgeprune\[trt\].*edgeprune\[rtx\]"):
         build(bundle)
     with pytest.raises(MissingDependencyError, match=r"needs the package tensorrt, .*edgeprune\[trt\]"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
 
 
 def test_a_bundle_that_cannot_be_written_to(
@@ -404,7 +407,7 @@ def test_a_bundle_that_cannot_be_written_to(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="cannot be written to, where the engines go"):
-        build(bundle, flavour="tensorrt")
+        build(bundle, backend="tensorrt")
 
 
 # --- TensorRT for RTX, for real
@@ -416,7 +419,7 @@ def test_a_bundle_that_cannot_be_written_to(
 def test_rtx_builds_the_sample_for_three_gpus_in_one_engine(bundle: Path) -> None:
     progress = Recorder()
     folder = build(
-        bundle, flavour="tensorrt-rtx", targets=["sm120", "sm86", "sm89"], max_batch=2, progress=progress
+        bundle, backend="tensorrt-rtx", targets=["sm120", "sm86", "sm89"], max_batch=2, progress=progress
     )
     assert folder.name.endswith("-sm86-sm89-sm120")
     sidecar = read_sidecar(folder)
@@ -449,7 +452,7 @@ def test_rtx_builds_every_type_for_three_gpus(
     source = SAMPLE_MODEL if model == "sample" else save_llava(tmp_path / "model")
     out = export(source, keep=0.3, dtype=dtype, weights=weights, output=tmp_path / "out", verify=False)
     targets = ["sm86", "sm89", "sm120"][weights == "fp8" :]
-    folder = build(out, flavour="tensorrt-rtx", targets=targets, max_images=2)
+    folder = build(out, backend="tensorrt-rtx", targets=targets, max_images=2)
     sidecar = read_sidecar(folder)
     assert sidecar.targets == tuple(targets)
     assert sidecar.engines["language"].bytes > 10_000
@@ -458,15 +461,15 @@ def test_rtx_builds_every_type_for_three_gpus(
 @needs_rtx
 def test_rtx_refuses_what_it_cannot_do(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"cannot build for sm87: it can for sm75.*for a Jetson, run"):
-        build(bundle, flavour="tensorrt-rtx", targets=["sm87"])
+        build(bundle, backend="tensorrt-rtx", targets=["sm87"])
     with pytest.raises(InputError, match="has no timing cache: leave out"):
         build(bundle, **RTX, timing_cache="times")
     monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.FakeCudart(gpus=0))
     with pytest.raises(BackendError, match=r"no NVIDIA GPU answers .*for another machine.*sm75"):
-        build(bundle, flavour="tensorrt-rtx")
+        build(bundle, backend="tensorrt-rtx")
     monkeypatch.setattr(device, "runtime", lambda what, extra: fakes.FakeCudart(target="sm90", name="H100"))
     with pytest.raises(InputError, match="cannot build for sm90"):
-        build(bundle, flavour="tensorrt-rtx")
+        build(bundle, backend="tensorrt-rtx")
 
 
 @needs_rtx

@@ -14,6 +14,7 @@ import pytest
 from edgeprune.errors import BackendError
 from edgeprune.manifest import FileEntry
 from edgeprune.ownership import SIDECAR_NAME
+from edgeprune.runtime.backends.sidecars import bundle_hash, has_engines, this_platform
 from edgeprune.runtime.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from edgeprune.runtime.backends.tensorrt.limits import Limits
 from edgeprune.runtime.backends.tensorrt.sidecar import (
@@ -21,12 +22,9 @@ from edgeprune.runtime.backends.tensorrt.sidecar import (
     Here,
     PluginLibrary,
     Sidecar,
-    bundle_hash,
     find_engines,
-    has_engines,
     misfits,
     read_sidecar,
-    this_platform,
 )
 from tests.hostile import places, with_value, wrong_values
 from tests.runtime.fakes import fake_manifest
@@ -44,7 +42,7 @@ ENGINE = EngineFile(
 )
 FITTING = Sidecar(
     edgeprune_version="0.1.0",
-    flavour="tensorrt-rtx",
+    backend="tensorrt-rtx",
     version="1.7.1",
     targets=("sm86", "sm89"),
     gpu=None,
@@ -87,7 +85,7 @@ def test_each_misfit_is_one_sentence_with_the_command(
     write(tmp_path, **changes)
     with pytest.raises(BackendError, match=words) as caught:
         find_engines(tmp_path, MANIFEST, HERE)
-    command = f"edgeprune build {tmp_path} --flavour tensorrt-rtx --target sm89 --max-batch 2 --max-prompt 64"
+    command = f"edgeprune build {tmp_path} --backend tensorrt-rtx --target sm89 --max-batch 2 --max-prompt 64"
     assert command in str(caught.value)
     assert len(misfits(FITTING.model_copy(update=changes), MANIFEST, HERE)) == 1
 
@@ -95,10 +93,10 @@ def test_each_misfit_is_one_sentence_with_the_command(
 def test_no_engine_names_the_command(tmp_path: Path) -> None:
     write(tmp_path)
     there = replace(HERE, flavour=TENSORRT)
-    with pytest.raises(BackendError, match=r"has no engine for TensorRT: .*--flavour tensorrt --target sm89"):
+    with pytest.raises(BackendError, match=r"has no engine for TensorRT: .*--backend tensorrt --target sm89"):
         find_engines(tmp_path, MANIFEST, there)
-    assert has_engines(tmp_path, TENSORRT_RTX)
-    assert not has_engines(tmp_path, TENSORRT)
+    assert has_engines(tmp_path, "tensorrt-rtx")
+    assert not has_engines(tmp_path, "tensorrt")
 
 
 def test_a_truncated_or_missing_engine(tmp_path: Path) -> None:
@@ -118,7 +116,7 @@ def test_a_truncated_or_missing_engine(tmp_path: Path) -> None:
         ("[]", "cannot be read"),
         ("{}", "cannot be read"),
         (json.dumps({"schema_version": 99}), "has schema 99, written by a newer edgeprune"),
-        (json.dumps({"schema_version": 1, "flavour": "abacus"}), "cannot be read"),
+        (json.dumps({"schema_version": 1, "backend": "abacus"}), "cannot be read"),
     ],
 )
 def test_a_damaged_sidecar(tmp_path: Path, content: str, words: str) -> None:
@@ -167,7 +165,7 @@ def test_folders_still_being_written_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path, ".tensorrt-rtx-1.7.1-sm89.edgeprune-partial")
     with pytest.raises(BackendError, match="has no engine"):
         find_engines(tmp_path, MANIFEST, HERE)
-    assert not has_engines(tmp_path, TENSORRT_RTX)
+    assert not has_engines(tmp_path, "tensorrt-rtx")
 
 
 def test_the_bundle_hash_is_of_contents_not_of_order() -> None:

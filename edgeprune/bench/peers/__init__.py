@@ -1,0 +1,1 @@
+"""How fast a bundle is beside other programs that run the same weights on this CPU, and beside its limits."""
