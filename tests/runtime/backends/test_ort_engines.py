@@ -21,7 +21,7 @@ from tests.hostile import places, with_value, wrong_values
 from tests.manifests import entry, graph_pointing_to, write_bundle
 
 CONTENT = {
-    "language.onnx": graph_pointing_to("language.bin"),
+    "language.in-place.onnx": graph_pointing_to("language.bin"),
     "vision.onnx": graph_pointing_to("vision.bin"),
     "language.bin": b"123",
     "vision.bin": b"4",
@@ -65,7 +65,7 @@ def write(bundle: Path, name: str = "onnxruntime-1.0-cpu", **changes: Any) -> Pa
 def test_what_fits_is_run(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(bundle, "onnxruntime-0.9-cpu", version="0.9")
     folder = write(bundle)
-    files = {"language.onnx": "language.onnx", "vision.onnx": "vision.onnx"}
+    files = {"language.in-place.onnx": "language.in-place.onnx", "vision.onnx": "vision.onnx"}
     assert find_engines(bundle) == Engines(folder, files, 3, False)
     assert not caplog.records
 
@@ -83,7 +83,10 @@ def test_a_bundle_without_engines_has_nothing_to_say(bundle: Path, caplog: pytes
         ({"bundle_sha256": "0" * 64}, "built from another state of the bundle"),
         ({"cpu": "Abacus"}, "built on the CPU Abacus, and this is"),
         ({"cpu_features": ("beads",)}, "built on a CPU with other instructions than this one"),
-        ({"engines": {"language.onnx": entry("language.onnx", b"")}}, "they lack vision.onnx"),
+        (
+            {"engines": {"language.in-place.onnx": entry("language.in-place.onnx", b"")}},
+            "they lack vision.onnx",
+        ),
     ],
 )
 def test_each_misfit_is_one_note_with_the_command(
