@@ -40,6 +40,26 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "opset too old": ({"opset": 17}, "opset 17 is not supported: choose 18 to 22"),
     "opset too new": ({"opset": 23}, "opset 23 is not supported: choose 18 to 22"),
     "unknown dtype": ({"dtype": "int8"}, "the dtype 'int8' is not supported: choose one of fp32, fp16, bf16"),
+    "unknown weights": (
+        {"weights": "int3"},
+        "weights of the type 'int3' are not supported: choose one of fp32, fp16, bf16, int4, int8, fp8",
+    ),
+    "weights wider than the dtype": (
+        {"weights": "fp32", "dtype": "fp16"},
+        r"weights in fp32 and computation in fp16 .*leave out `weights`",
+    ),
+    "opset without blocks": (
+        {"weights": "int4", "opset": 20},
+        "opset 20 has no weights in blocks: expected 21",
+    ),
+    "images without rounding": (
+        {"calibrate_images": "images"},
+        "`calibrate_images` was given and weights are not rounded: expected int4 or int8",
+    ),
+    "questions without images": (
+        {"weights": "int4", "calibrate_prompts": "questions"},
+        "`calibrate_prompts` was given without images",
+    ),
     "share of no pruning": ({"method": "none"}, "`keep=0.3` was given and the method none prunes nothing"),
     "layers of no pruning": (
         {"method": "none", "keep": 1, "layer": (1, 2)},
