@@ -2,9 +2,9 @@
 
     python -m benchmarks.precision [--questions 1200] [--calibrate FILE] [--weights fp32 int8 int4 ...]
 
-Exports the sample model in each precision, asks it held-out questions, pruned and unpruned, and prints how
-many answers are right (with a 95 % interval from resampled images), how many are those of fp32, which share of
-the kept tokens fp32 keeps too, and how far its scores are: sum |score - fp32's| / sum |fp32's|.
+Exports the sample model in each precision, asks it held-out questions, pruned and unpruned, and prints
+how many answers are right (with a 95 % interval from resampled images), how many are those of fp32, which
+share of the kept tokens fp32 keeps too, and how far scores are: sum |score - fp32's| / sum |fp32's|.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _ask(model: Model, questions: int, keep: float | None) -> Asked:
         if len(found.questions) >= questions:
             break
         drawn = scene(seed)
-        prompts = [f"USER: <image>\n{question.text} ASSISTANT:" for question in drawn.questions]
+        prompts = [question.text for question in drawn.questions]
         replies = model.generate(
             prompts, [[drawn.image]] * len(prompts), keep=keep, max_new_tokens=4, batch_size=len(prompts)
         )

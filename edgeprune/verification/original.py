@@ -135,9 +135,10 @@ def why_not(bundle: Path, manifest: Manifest) -> str | None:
         return "ONNX Runtime's CPU kernels do not run bfloat16"
     weights = sum(entry.bytes for entry in manifest.files)
     free = available_memory()
-    # The original and the graph each hold the weights once; ONNX Runtime lays matrices out anew.
-    if free is not None and free < 4 * weights:
-        return f"it needs about {bytes_text(4 * weights)} of memory and {bytes_text(free)} are free"
+    # The original and the graph each hold the weights once, each as it computes; both lay matrices out anew.
+    needed = (2 + 2 * quantising.times_wider(manifest.precision)) * weights
+    if free is not None and free < needed:
+        return f"it needs about {bytes_text(needed)} of memory and {bytes_text(free)} are free"
     return None
 
 

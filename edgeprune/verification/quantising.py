@@ -51,6 +51,12 @@ def weakest(precision: Precision) -> Limits | None:
     return next((limits for kind, limits in reversed(LIMITS.items()) if kind in kinds), None)
 
 
+def times_wider(precision: Precision) -> int:
+    """How many times as many bits most weights have where they are computed with, as where they are stored."""
+    bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
+    return max(1, bits[precision.compute] // bits[precision.weights])
+
+
 @torch.no_grad()
 def store(model: Any, parts: ModelParts, bundle: Path, manifest: Manifest) -> float:
     """Gives a model the values that its weights have in a bundle.

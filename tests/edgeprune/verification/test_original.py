@@ -54,12 +54,23 @@ def test_a_bfloat16_bundle_cannot_be_compared(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == ["not compared with the original model: " + found.skipped]
 
 
+INT4 = Precision.plain("fp32").model_copy(
+    update={"weights": "int4", "scoring": "int4", "head": "int8", "block": 128, "method": "nearest"}
+)
+
+
 @pytest.mark.parametrize(("lacking", "fits"), [(0, True), (1, False)])
+@pytest.mark.parametrize(("precision", "times"), [(Precision.plain("fp32"), 4), (INT4, 18)])
 def test_memory_decides_whether_it_is_compared(
-    lacking: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Precision,
+    times: int,
+    lacking: int,
+    fits: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    manifest = make_manifest()
-    needed = 4 * sum(entry.bytes for entry in manifest.files)
+    manifest = make_manifest(precision=precision)
+    needed = times * sum(entry.bytes for entry in manifest.files)
     monkeypatch.setattr(verify, "available_memory", lambda: needed - lacking)
     reason = verify.why_not(tmp_path, manifest)
     assert (reason is None) == fits
