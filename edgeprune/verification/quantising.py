@@ -52,7 +52,7 @@ def weakest(precision: Precision) -> Limits | None:
 
 
 def times_wider(precision: Precision) -> int:
-    """How many times as many bits most weights have where they are computed with, as where they are stored."""
+    """How many times as many bits most weights have in the original, in the type that is computed in."""
     bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
     return max(1, bits[precision.compute] // bits[precision.weights])
 
