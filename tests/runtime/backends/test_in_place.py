@@ -125,9 +125,9 @@ def test_the_memory_lives_as_long_as_the_cache(layer: Any) -> None:
     """
     layer.expect([2000])
     found = run(layer, [1] * 1000)
+    gc.collect()
     for number in range(200):
         found = run(layer, [number], found)
-        gc.collect()
         filled = [np.full((1, HEADS, 2000, WIDTH), np.nan, np.float32) for _ in range(3)]
         assert np.isfinite(found["logits"].numpy()).all()
         del filled
