@@ -174,7 +174,8 @@ def compare(bundle: Path, manifest: Manifest, source: Path) -> list[Check]:
         decoded.append(of_case)
     del language, decoder, parts, model  # room for the weights of one more graph
     kind = manifest.precision.compute
-    compare_in_place(bundle, manifest, decoded, record, LOGIT_LIMITS[kind], KEPT_LIMITS[kind])
+    # Each may be off by the limit, to either side.
+    compare_in_place(bundle, manifest, decoded, record, 2 * LOGIT_LIMITS[kind], KEPT_LIMITS[kind])
     if manifest.precision.method == "checkpoint":
         limit = CHECKPOINT_LIMITS[manifest.precision.compute]
         record("quantised weights, the worst matrix against the checkpoint", worst, limit)

@@ -134,4 +134,4 @@ def test_bitsandbytes_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureF
 def test_rtx_builds_zero_points_and_orders(layout: str, tmp_path: Path) -> None:
     model, _ = quantised(tmp_path / "model", layout, torch.float16)
     out = edgeprune.export(model, keep=0.5, output=tmp_path / "out", verify=False)
-    build(out, flavour="tensorrt-rtx", targets=["sm86"], max_images=2)
+    build(out, backend="tensorrt-rtx", targets=["sm86"], max_images=2)
