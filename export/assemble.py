@@ -9,6 +9,7 @@ from typing import TypeAlias
 import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
 from torch import nn
 
@@ -82,6 +83,13 @@ def _is_fake(value: ir.Value) -> bool:
     )
 
 
+# What runtimes look for when they make one kernel of a root-mean-square normalisation.
+_DIVIDED_BY_ROOT = onnxscript.rewriter.RewriteRule(
+    lambda op, x, square: op.Mul(x, op.Reciprocal(op.Sqrt(square))),
+    lambda op, x, square: op.Div(x, op.Sqrt(square)),
+)
+
+
 def optimize(graph: ir.Model) -> None:
     """Folds constants and removes dead nodes, never touching a weight that lies in a file.
 
@@ -96,6 +104,7 @@ def optimize(graph: ir.Model) -> None:
 
     with quiet_exporter():
         onnxscript.optimizer.optimize_ir(graph, should_fold=should_fold, input_size_limit=4096)
+        onnxscript.rewriter.rewrite(graph, pattern_rewrite_rules=[_DIVIDED_BY_ROOT])
     _widen_convolutions(graph)
 
 

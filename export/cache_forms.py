@@ -8,7 +8,7 @@ room than is filled, and only the new keys and values are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from edgeprune.exporter import attention  # noqa: F401  # makes the torch operat
 from edgeprune.interface import (
     CACHE_KINDS,
     IN_PLACE,
+    INPUT_IDS,
     OP_DOMAIN,
+    OP_NAME,
     OP_VERSION,
+    VISUAL_INDEX,
     CacheForm,
     capacity_axis,
     group_of_axis,
@@ -106,10 +109,46 @@ def write(path: Path, manifest: Manifest, two_way: bool) -> dict[CacheForm, str]
     return files
 
 
+class _Other(Exception):
+    """A value is computed in another way than the one asked for."""
+
+
+class _Traced:
+    """What a traced graph says of its values."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._constants = {value.name: value for value in graph.initializer}
+        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+
+    def inputs(self, value: str, kind: str) -> Sequence[str]:
+        """What the operator of that kind reads that makes a value; `_Other` where it is another one."""
+        node = self._makers.get(value)
+        if node is None or (node.domain, node.op_type) != ("", kind):
+            raise _Other
+        return node.input
+
+    def constant(self, value: str) -> list[int]:
+        """Whole numbers of one axis; `_Other` where they are not constant."""
+        if value not in self._constants:
+            raise _Other
+        return [int(number) for number in numpy_helper.to_array(self._constants[value])]
+
+    def is_flat(self, value: str, width: int) -> bool:
+        """Whether a value is of shape [B, S, width]."""
+        shape = self._shapes.get(value, ())
+        return len(shape) == 3 and shape[2].dim_value == width
+
+    def permutation(self, value: str) -> list[int]:
+        """By which a value was transposed."""
+        return list(self._makers[value].attribute[0].ints)
+
+
 class _Lowering:
     """What becomes of each layer's attention. Shared values are computed where the first node needs them.
 
     Attributes:
+        traced: what is read.
         graph: what is made.
         renamed: what later nodes read instead of a traced node's outputs.
     """
@@ -118,6 +157,7 @@ class _Lowering:
         info = manifest.model
         self.heads, self.kv_heads, self.width = info.heads, info.kv_heads, info.head_dim
         self.half = manifest.precision.compute != "fp32"
+        self.traced = _Traced(onnx.GraphProto())
         self.graph = onnx.GraphProto()
         self.renamed: dict[str, str] = {}
         self._made: set[str] = set()
@@ -213,13 +253,15 @@ class _InPlace(_Lowering):
         super().__init__(manifest)
         self._two_way = two_way
         self._groups = manifest.cache_groups
+        self._flat_forms: dict[str, str] = {}
 
     def attention(self, node: onnx.NodeProto, scale: float) -> None:
         query, key, value, past_key, past_value, mask = node.input
         mixed = node.output[0]
         flat = [
-            self._flat(value, self.constant(f"flat.{heads}", [0, 0, heads * self.width]))
-            for value, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
+            self._rotated(query, self.heads),
+            self._rotated(key, self.kv_heads),
+            self._flat(value, self.kv_heads),
         ]
         keys, values = (present(kind, layer_of(past_key)) for kind in CACHE_KINDS)
         # The kernels of older releases know no `causal`: where the mask asks for no more, it is left out.
@@ -237,6 +279,7 @@ class _InPlace(_Lowering):
                 **both_ways,
             )
         )
+        self._flat_forms[mixed] = f"{mixed}.flat"
         by_head = self.constant("unflat", [0, 0, self.heads, self.width])
         self.add("Reshape", [f"{mixed}.flat", by_head], mixed)
         # What a score is computed of: the keys alone, without the room behind them.
@@ -244,9 +287,68 @@ class _InPlace(_Lowering):
         ends = [self.constant("zero", [0]), self.size(mask, 3), self.constant("two", [2])]
         self.add("Slice", [keys, *ends], f"{mixed}.keys")
 
-    def _flat(self, value: str, shape: str) -> str:
-        turned = self.add("Transpose", [value], f"{value}.turned", perm=[0, 2, 1, 3])
-        return self.add("Reshape", [turned, shape], f"{value}.flat")
+    def _rotated(self, value: str, heads: int) -> str:
+        """Queries or keys, [B, S, heads * width], rotated to their positions by one node."""
+        try:
+            source, cosine, sine = self._rotation(value)
+        except _Other:
+            return self._flat(value, heads)
+        inputs = [self._flat(source, heads), self._rows(cosine), self._half(cosine), self._half(sine)]
+        return self.add("RotaryEmbedding", inputs, f"{value}.flat", domain="com.microsoft")
+
+    def _rotation(self, value: str) -> tuple[str, str, str]:
+        """What `value` is a rotation of, and its cosines and sines [B, S, width].
+
+        As transformers does it: x * cos + concat(-x[second half], x[first half]) * sin. For that to be a
+        rotation, cosines and sines are the same in both halves.
+        """
+        inputs = self.traced.inputs
+        plain, turned = inputs(value, "Add")
+        source, cosine = inputs(plain, "Mul")
+        halves, sine = inputs(turned, "Mul")
+        negative, first = inputs(halves, "Concat")
+        (second,) = inputs(negative, "Neg")
+        half = self.width // 2
+        for part, start, end in ((first, 0, half), (second, half, self.width)):
+            whole, starts, ends, axes, *_ = inputs(part, "Slice")
+            (found,), (until,), (axis,) = map(self.traced.constant, (starts, ends, axes))
+            if whole != source or axis not in (3, -1) or (found, min(until, self.width)) != (start, end):
+                raise _Other
+        by_head = [inputs(angle, "Unsqueeze") for angle in (cosine, sine)]
+        if any(self.traced.constant(axes) != [1] for _, axes in by_head):
+            raise _Other
+        return source, by_head[0][0], by_head[1][0]
+
+    def _half(self, angles: str) -> str:
+        """[B, S, width] as [B * S, width / 2]."""
+        half = self.width // 2
+        ends = [self.constant("zero", [0]), self.constant("half", [half]), self.constant("two", [2])]
+        first = self.add("Slice", [angles, *ends], f"{angles}.half")
+        return self.add("Reshape", [first, self.constant("rows", [-1, half])], f"{angles}.rows")
+
+    def _rows(self, angles: str) -> str:
+        """Which row of `_half` belongs to each token, int64 [B, S]."""
+        shape = self.add("Shape", [angles], f"{angles}.tokens", start=0, end=2)
+        count = self.add("ReduceProd", [shape], f"{angles}.count", keepdims=0)
+        ends = [self.constant("first", 0), count, self.constant("step", 1)]
+        return self.add("Reshape", [self.add("Range", ends, f"{angles}.range"), shape], f"{angles}.row")
+
+    def _flat(self, value: str, heads: int) -> str:
+        """[B, heads, S, width] as [B, S, heads * width], which most often is what it was made of."""
+        shape = self.constant(f"flat.{heads}", [0, 0, heads * self.width])
+        try:
+            (turned,) = self.traced.inputs(value, "Transpose")
+            if self.traced.permutation(value) != [0, 2, 1, 3]:
+                raise _Other
+        except _Other:
+            turned = self.add("Transpose", [value], f"{value}.turned", perm=[0, 2, 1, 3])
+        try:
+            whole, _ = self.traced.inputs(turned, "Reshape")
+            if self.traced.is_flat(whole, heads * self.width):
+                return whole
+        except _Other:
+            pass
+        return self.add("Reshape", [turned, shape], f"{turned}.flat")
 
     def _lengths(self, mask: str) -> tuple[str, str]:
         """All tokens but the last of every row, int32 [B], and all tokens, int32 []."""
@@ -267,6 +369,10 @@ class _InPlace(_Lowering):
         if all(is_cache(name) and is_present(name) for name in node.output):
             # What a stage leaves of earlier layers' caches: whoever runs the graph cuts its buffers to that.
             return
+        if node.op_type == "Reshape" and node.input[0] in self._flat_forms:
+            if self.traced.is_flat(node.output[0], self.heads * self.width):
+                self.renamed[node.output[0]] = self._flat_forms[node.input[0]]
+                return
         super().other(node)
         kept = self.graph.node[-1]
         if kept.op_type == "Shape" and is_cache(kept.input[0]):
@@ -290,6 +396,7 @@ class _InPlace(_Lowering):
         for node in model.graph.node:
             if node.op_type != "GroupQueryAttention" and any(map(is_cache, node.input)):
                 self._check_reader(node)
+        _score_where_visual(model.graph)
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         for value in (*model.graph.input, *model.graph.output):
             if is_cache(value.name):
@@ -297,8 +404,66 @@ class _InPlace(_Lowering):
                 axis.dim_param = capacity_axis(group_of_axis(axis.dim_param))
 
 
+def _score_where_visual(graph: onnx.GraphProto) -> None:
+    """Scores are computed in runs that bring visual tokens: a decode step has nothing to select.
+
+    What nothing but a stage's scores need, which reads all cached keys of its layer, becomes a branch.
+    """
+    stages = [node for node in graph.node if (node.domain, node.op_type) == (OP_DOMAIN, OP_NAME)]
+    if not stages:
+        return
+    asked = [
+        helper.make_node("Shape", [VISUAL_INDEX], ["scores.visual"], start=1, end=2),
+        helper.make_node("Squeeze", ["scores.visual"], ["scores.count"]),
+        helper.make_node("Cast", ["scores.count"], ["scores.wanted"], to=onnx.TensorProto.BOOL),
+        helper.make_node("Shape", [INPUT_IDS], ["scores.shape"]),
+    ]
+    nodes = list(graph.node)
+    for scores in (stage.input[1] for stage in stages):
+        branch = _needed_by(nodes, scores, {value.name for value in graph.output})
+        inner = [onnx.NodeProto.FromString(node.SerializeToString()) for node in branch]
+        inner[-1].output[0] = f"{scores}.paid"
+        none = helper.make_node("ConstantOfShape", ["scores.shape"], [f"{scores}.none"])
+        then, otherwise = (
+            helper.make_graph(part, name, [], [_scores_of_branch(part[-1].output[0])])
+            for part, name in ((inner, "visual"), ([none], "text"))
+        )
+        choice = helper.make_node(
+            "If", ["scores.wanted"], [scores], name=scores, then_branch=then, else_branch=otherwise
+        )
+        nodes[nodes.index(branch[-1])] = choice
+        moved = {id(node) for node in branch}
+        nodes = [node for node in nodes if id(node) not in moved]
+    del graph.node[:]
+    graph.node.extend([*asked, *nodes])
+
+
+def _scores_of_branch(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["", ""])
+
+
+def _needed_by(nodes: Sequence[onnx.NodeProto], value: str, outputs: Container[str]) -> list[onnx.NodeProto]:
+    """The nodes that nothing but `value` needs, in their order; what makes it is the last one."""
+    readers: dict[str, list[int]] = {}
+    for node in nodes:
+        for name in _read(node):
+            readers.setdefault(name, []).append(id(node))
+    found: dict[int, onnx.NodeProto] = {}
+    for node in reversed(nodes):
+        if value in node.output or (
+            found
+            and all(
+                name not in outputs and all(one in found for one in readers.get(name, ()))
+                for name in node.output
+            )
+        ):
+            found[id(node)] = node
+    return list(found.values())[::-1]
+
+
 def _lowered(traced: onnx.ModelProto, lowering: _Lowering) -> onnx.ModelProto:
     """A copy of a traced graph with other nodes in the places of its attention."""
+    lowering.traced = _Traced(traced.graph)
     for node in traced.graph.node:
         if (node.domain, node.op_type) == (OP_DOMAIN, NAME):
             lowering.attention(node, node.attribute[0].f)

@@ -14,7 +14,7 @@ import pytest
 from edgeprune import export
 from edgeprune.errors import BackendError, VerificationError
 from edgeprune.exporter import cache_forms
-from edgeprune.interface import IN_PLACE, is_cache, present, present_mask
+from edgeprune.interface import IN_PLACE, is_cache, present, present_mask, score
 from edgeprune.plans import Debias
 from edgeprune.runtime import Model, load
 from tests.export.conftest import Exported
@@ -34,13 +34,17 @@ QUESTIONS = ("what is the big star ?", "what ?", "is the box small or big ? what
 
 
 @pytest.fixture(scope="module", params=[*BUNDLES, *EXPORTS])
-def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param not in EXPORTS:
+        return GOLDEN / request.param
+    saver, model, options = EXPORTS[request.param]
+    folder = saver(tmp_path_factory.mktemp("forms") / "model", **model)
+    return export(folder, output=folder.parent / "bundle", verify=False, **options)
+
+
+@pytest.fixture(scope="module")
+def forms(bundle: Path) -> tuple[Model, Model]:
     """A bundle with its caches in place, and copied."""
-    bundle = GOLDEN / request.param
-    if request.param in EXPORTS:
-        saver, model, options = EXPORTS[request.param]
-        folder = saver(tmp_path_factory.mktemp("forms") / "model", **model)
-        bundle = export(folder, output=folder.parent / "bundle", verify=False, **options)
     return tuple(load(bundle, "onnxruntime", threads=1, caches=how) for how in (IN_PLACE, "copied"))  # type: ignore[return-value]
 
 
@@ -141,13 +145,24 @@ def test_the_portable_graph_has_standard_operators_and_the_other_one_node_a_laye
     assert {node.op_type for node in portable.graph.node if node.domain} == {"DebiasedTokenPrune"}
     layers = pruned.manifest.model.layers
     assert sum(node.op_type == "GroupQueryAttention" for node in in_place.graph.node) == layers
-    # Of the layer that scores alone, keys are cut off their buffer.
-    (scoring,) = (
-        node
-        for node in in_place.graph.node
-        if node.op_type != "GroupQueryAttention" and any(map(is_cache, node.input))
-    )
-    assert scoring.input[0] == present("key", 1)
+    assert sum(node.op_type == "RotaryEmbedding" for node in in_place.graph.node) == 2 * layers
+    assert "Neg" not in {node.op_type for node in in_place.graph.node}, "nothing is rotated in halves"
+    # Of the layer that scores alone, keys are cut off their buffer, and that where there is what to score.
+    readers = [node for node in in_place.graph.node if any(map(is_cache, node.input))]
+    assert {node.op_type for node in readers} == {"GroupQueryAttention"}
+    (choice,) = (node for node in in_place.graph.node if node.op_type == "If")
+    assert list(choice.output) == [score(0)]
+    branches = {attribute.name: attribute.g.node for attribute in choice.attribute}
+    scoring, nothing = branches["then_branch"], branches["else_branch"]
+    assert [node.input[0] for node in scoring if any(map(is_cache, node.input))] == [present("key", 1)]
+    assert [node.op_type for node in nothing] == ["ConstantOfShape"]
+
+
+def test_every_family_is_rotated_by_one_node_and_normalised_as_runtimes_look_for_it(bundle: Path) -> None:
+    in_place = onnx.load(bundle / "language.in-place.onnx", load_external_data=False)
+    kinds = [node.op_type for node in in_place.graph.node]
+    assert kinds.count("RotaryEmbedding") == 2 * kinds.count("GroupQueryAttention")
+    assert "Reciprocal" not in kinds
 
 
 def test_a_node_that_reads_a_whole_buffer_is_refused(pruned: Exported, tmp_path: Path) -> None:
