@@ -21,6 +21,9 @@ from edgeprune.memory import PeakMemory
 
 Array: TypeAlias = "NDArray[Any]"
 
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+"""By the dtypes of `TensorSpec`."""
+
 
 @dataclass(frozen=True)
 class Availability:
