@@ -461,7 +461,7 @@ def _axes(manifest: Manifest, inputs: Any, shapes: Mapping[str, tuple[int, ...]]
         if isinstance(axis, str)
     }
     if "sequence" not in axes:
-        return axes | {"visual": axes["tiles"] * manifest.tokens_per_tile}
+        return {"visual": axes.get("tiles", 0) * manifest.tokens_per_tile} | axes
     length, visual = axes["sequence"], axes["visual"]
     lengths = [length]
     for number, stage in enumerate(manifest.plan.stages):
