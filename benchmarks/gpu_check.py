@@ -13,7 +13,8 @@ JSON object; exits with 1 where a part failed.
 | sanitizer | compute-sanitizer's memcheck and racecheck over the kernels' tests |
 | kernel-times | the stage by CUDA events, beside the bandwidth bound and the same step in eager PyTorch |
 | sample | the sample model on each back end, pruned and unpruned, against ONNX Runtime's CPU, every output |
-| large | the same for a larger random LLaVA |
+| batches | replies of the sample model to several questions, together and one by one: caches carried on |
+| large | as `sample`, for a larger random LLaVA |
 | families | the same for a tiny random model of each architecture that the tests know, in fp32 |
 | first-token | `edgeprune bench` of it beside an export without pruning; Hugging Face's SDPA and FastV |
 | pixels | `edgeprune bench` of a Qwen2.5-VL at two sizes of image: vision tower and prefill |
@@ -47,6 +48,8 @@ from edgeprune.errors import EdgepruneError  # noqa: E402
 KEEP = 0.3
 NEW_TOKENS = 16
 PROMPT = "What is in the image ?"
+# Of different lengths, so that rows of a batch are padded.
+QUESTIONS = ("what color is the star", "what shape is red", "what is there", "which shape is small and green")
 FLAVOUR = "tensorrt-rtx"
 QWEN_SHAPE = "qwen-large"
 # Of its engines: images of up to 2,016 visual tokens of 28 x 28 pixels.
@@ -217,8 +220,47 @@ def sample(place: Place) -> dict[str, Any]:
     return _merged(_compared(place, model, f"sample-{dtype}", dtype) for dtype in ("fp32", "fp16"))
 
 
+def batches(place: Place) -> dict[str, Any]:
+    """Greedy replies of the sample model in fp32, as one batch and one by one, against ONNX Runtime's CPU. An
+    engine's caches lie in the same memory from step to step and from prompt to prompt.
+    """
+    _need_backend(place)
+    model = ROOT / "samples" / "tiny-llava"
+    bundle, engines = _bundle_with_engines(
+        place, model, "sample-batches", "fp32", KEEP, max_batch=len(QUESTIONS)
+    )
+    results = {} if engines is None else _told(engines)
+    if place.target is None:
+        return {**results, "compared": "not without a GPU"}
+    expected = _replies(bundle, "onnxruntime", 1)
+    differ = []
+    for backend in place.backends:
+        for size in (1, len(QUESTIONS)):
+            name = f"{backend}, batches of {size}"
+            found = _replies(bundle, backend, size)
+            count = sum(one.token_ids != other.token_ids for one, other in zip(found, expected, strict=True))
+            results[name] = {
+                "replies that differ": count,
+                "cache_bytes": found[-1].statistics.cache_bytes,
+                "peak_memory_bytes": found[-1].statistics.peak_memory_bytes,
+            }
+            differ += [f"{name}: {count} of {len(QUESTIONS)} replies differ"] if count else []
+    return {**results, "failed": "; ".join(differ)} if differ else results
+
+
+def _replies(bundle: Path, backend: str, size: int) -> Any:
+    """To each question about the same image."""
+    import edgeprune
+
+    model = edgeprune.load(bundle, backend)
+    images = [[ROOT / "samples" / "pictures" / "wide.png"]] * len(QUESTIONS)
+    return model.generate(
+        list(QUESTIONS), images, max_new_tokens=NEW_TOKENS, do_sample=False, batch_size=size
+    )
+
+
 def large(place: Place) -> dict[str, Any]:
-    """The same for the larger random LLaVA, in fp16."""
+    """As `sample`, for the larger random LLaVA, in fp16."""
     _need_backend(place)
     return _compared(place, _random_model(place, place.shape), f"{place.shape}-pruned", "fp16")
 
@@ -371,7 +413,7 @@ def _hugging_face(torch: Any, folder: Path, image: Any, runs: int) -> dict[str, 
 
 
 def _bundle_with_engines(
-    place: Place, model: Path, name: str, dtype: str, keep: float | None
+    place: Place, model: Path, name: str, dtype: str, keep: float | None, max_batch: int = 1
 ) -> tuple[Path, Path | None]:
     """A bundle, unpruned where keep is None, and the folder of its engines where a back end needs them."""
     if importlib.util.find_spec("onnxscript") is None:
@@ -388,7 +430,7 @@ def _bundle_with_engines(
     from edgeprune.runtime.backends.tensorrt import build
 
     target = place.target or _DEFAULT_TARGET
-    return bundle, build(bundle, backend=FLAVOUR, targets=[target], max_images=1)
+    return bundle, build(bundle, backend=FLAVOUR, targets=[target], max_images=1, max_batch=max_batch)
 
 
 def _random_model(place: Place, shape: str) -> Path:
@@ -491,6 +533,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "sanitizer": sanitizer,
     "kernel-times": kernel_times,
     "sample": sample,
+    "batches": batches,
     "large": large,
     "families": families,
     "first-token": first_token,

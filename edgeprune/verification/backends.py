@@ -15,6 +15,8 @@ from edgeprune.interface import (
     VISUAL_EMBEDS,
     first_feeds,
     is_deepstack,
+    is_present,
+    kept_index,
     next_feeds,
     tower_score,
 )
@@ -50,7 +52,8 @@ def comparable(bundle: Path, name: str) -> list[str]:
 def compare(bundle: Path, manifest: Manifest, name: str) -> list[Check]:
     """Runs both graphs of a bundle on the back end `name` and on ONNX Runtime.
 
-    Every decode step gets the reference's caches on both sides, so differences do not add up over steps.
+    Every decode step gets the reference's caches on both sides, so differences do not add up over steps. Then
+    the back end decodes the same tokens with its own caches, as it does in use.
 
     Raises:
         InputError: ONNX Runtime cannot run the bundle's type, so there is nothing to compare with.
@@ -85,16 +88,18 @@ def compare_backends(bundle: Path, manifest: Manifest, backend: Backend, referen
     found = [side.load(bundle, manifest.language) for side in (backend, reference)]
     names = [spec.name for spec in manifest.language.outputs]
     feeds, following = _prompt(manifest, seen, PromptLayout((image.layout,)), rng)
-    results = comparison.run("prefill", found, feeds, names)
+    expected = [comparison.run("prefill", found, feeds, names)]
     for step in range(_STEPS):
-        feeds = _step(manifest, results, following + step)
-        results = comparison.run(f"decode step {step + 1}", found, feeds, names)
+        next_step = _step(manifest, expected[-1], following + step)
+        expected.append(comparison.run(f"decode step {step + 1}", found, next_step, names))
+    comparison.carry_on(found[0], feeds, following, expected)
     return comparison.checks
 
 
 class _Comparison:
     def __init__(self, manifest: Manifest, name: str) -> None:
         self.checks: list[Check] = []
+        self._manifest = manifest
         self._dtype = manifest.precision.compute
         self._name = name
 
@@ -105,6 +110,33 @@ class _Comparison:
             outputs = graph.run(feeds, names)
             results.append({name: outputs[name].numpy() for name in names})
         tested, expected = results
+        self._compare(what, tested, expected, names)
+        return expected
+
+    def carry_on(self, graph: Graph, feeds: _Arrays, following: int, expected: list[_Arrays]) -> None:
+        """Adds the checks of the logits of a prefill and the steps behind it, caches being what the graph
+        itself gave out; where it kept other tokens, there is nothing to compare.
+
+        Args:
+            feeds: of the prefill.
+            following: the position behind it.
+            expected: of the prefill, and of each step.
+        """
+        inputs, outputs = self._manifest.language.inputs, self._manifest.language.outputs
+        carried = [spec.name for spec in outputs if is_present(spec.name)]
+        stages = [kept_index(number) for number in range(len(self._manifest.plan.stages))]
+        found = graph.run(feeds, [LOGITS, *stages, *carried])
+        if any(_positions_apart(found[name].numpy(), expected[0][name]) for name in stages):
+            return
+        for step, before in enumerate(expected[:-1]):
+            token = before[LOGITS].argmax(axis=1).astype(np.int64)
+            found = graph.run(
+                next_feeds(inputs, token, np.full(1, following + step), found), [LOGITS, *carried]
+            )
+            what = f"decode step {step + 1} with its own caches"
+            self._compare(what, {LOGITS: found[LOGITS].numpy()}, expected[step + 1], [LOGITS])
+
+    def _compare(self, what: str, tested: _Arrays, expected: _Arrays, names: list[str]) -> None:
         worst: dict[str, tuple[float, str]] = {}
         kept_apart = False
         if _merged_apart(tested, expected):
@@ -129,7 +161,6 @@ class _Comparison:
             where = f" (worst: {name})" if name != kind else ""
             label = f"{self._name}: {what}, {kind}{where}"
             self.checks.append(Check(name=label, value=apart, limit=limits[self._dtype]))
-        return expected
 
 
 def _merged_apart(tested: _Arrays, expected: _Arrays) -> bool:

@@ -431,11 +431,9 @@ class Session:
         return self._generated(prompt, reply, state, 0, started, known), Held(prompt, plan, read, state)
 
     def _still_holds(self, before: Held) -> bool:
-        """Whether the caches are still there, and can be cut."""
-        if self._language.most_behind_past is None:
-            return True
-        # An engine's are overwritten by later runs, and numpy, through which they are cut, has no bfloat16.
-        return self._latest is before.state and self.manifest.precision.cache != "bf16"
+        """Whether the caches are still there."""
+        # An engine's are overwritten by later runs.
+        return self._language.most_behind_past is None or self._latest is before.state
 
     def _see_new(self, prompt: PromptInputs, before: Held) -> Seen:
         """`_see`, without the images at the beginning that were seen before."""

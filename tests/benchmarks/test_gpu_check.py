@@ -142,7 +142,25 @@ def test_a_back_end_that_cannot_run_says_why(tmp_path: Path) -> None:
     assert "cannot build for sm90" in (found["tensorrt-rtx"] or "")
     assert found["onnxruntime-cuda"]
     place = gpu_check.Place(tmp_path, "sm90", "large", 1, ())
-    for name in ("sample", "large", "families", "first-token", "pixels"):
+    for name in ("sample", "batches", "large", "families", "first-token", "pixels"):
         with pytest.raises(gpu_check.SkippedError, match="no back end of a GPU can run here"):
             gpu_check.PARTS[name](place)
     assert not list(tmp_path.iterdir())
+
+
+def test_replies_that_differ_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = gpu_check.Place(tmp_path, "sm89", "large", 1, ("onnxruntime",))
+    results = gpu_check.batches(place)
+    together, alone = (results[f"onnxruntime, batches of {size}"] for size in (4, 1))
+    assert together["replies that differ"] == alone["replies that differ"] == 0
+    assert together["cache_bytes"] > 0
+    replies = gpu_check._replies
+
+    def other(bundle: Path, backend: str, size: int) -> Any:
+        found = replies(bundle, backend, size)
+        return found if size == 1 else found[::-1]
+
+    monkeypatch.setattr(gpu_check, "_replies", other)
+    failed = gpu_check.batches(place)["failed"]
+    assert failed.startswith("onnxruntime, batches of 4: ")
+    assert failed.endswith(" of 4 replies differ")

@@ -1,8 +1,8 @@
 """What a back end offers: graphs that run on named tensors which stay on its device.
 
 The session works through these three protocols alone. They fit a runtime that allocates outputs anew in
-every run as well as one with fixed buffers: outputs may be overwritten two runs later, so a cache handed
-back as the next run's input can change places with its successor and is never copied.
+every run as well as one with fixed buffers: outputs may be overwritten two runs later, and a cache handed
+back as the next run's input may lie in the memory that the new tokens are written to.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 
 Array: TypeAlias = "NDArray[Any]"
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+"""By the dtypes of `TensorSpec`."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""Caches that lie where they are: a graph of ONNX Runtime that writes new keys and values into its buffers.
+"""A language graph of ONNX Runtime whose caches lie in buffers; see `caches`.
 
-Seen from outside it is any other graph: it is fed the caches that an earlier run gave out, and gives out
-longer ones. These are views of buffers with room behind what they hold, and where that is enough, the longer
-cache is the same memory.
+A buffer has room for what was asked for, and gives way to a larger one where more comes.
 """
 
 from __future__ import annotations
@@ -25,65 +23,39 @@ from edgeprune.interface import (
 )
 from edgeprune.memory import available_memory
 from edgeprune.runtime.backends.base import Array, Tensor
+from edgeprune.runtime.backends.caches import Buffer, continued, given_out
 from edgeprune.units import bytes_text
 
 # Room that a buffer gets beyond what was asked for, once more came than was told.
 _MORE = 64
 
 
-class _Buffer:
-    """A layer's keys or values, [B, kv heads, capacity, head dim].
+class _Buffer(Buffer):
+    """An array [B, kv heads, capacity, head dim].
 
     Attributes:
         array: the memory.
         value: the same as ONNX Runtime's, which holds on to the array. What a run hands out for an output
             that it wrote here does not, so that is never kept.
-        filled: how many tokens it holds.
     """
 
     def __init__(self, array: Array) -> None:
         import onnxruntime
 
         self.array = array
+        self.dtype = str(array.dtype)
         self.value: Any = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        self.filled = 0
 
+    def shape(self, length: int) -> tuple[int, int, int, int]:
+        batch, heads, _, width = self.array.shape
+        return (batch, heads, length, width)
 
-class CacheTensor:
-    """The first tokens of a buffer, [B, kv heads, P, head dim].
-
-    It holds its values until a run continues a shorter view of the same buffer, which `first` gives.
-    """
-
-    def __init__(self, buffer: _Buffer, length: int) -> None:
-        self.buffer = buffer
-        self._length = length
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        batch, heads, _, width = self.buffer.array.shape
-        return (batch, heads, self._length, width)
-
-    @property
-    def dtype(self) -> str:
-        return str(self.buffer.array.dtype)
-
-    @property
-    def nbytes(self) -> int:
+    def nbytes(self, length: int) -> int:
         """Of the whole buffer."""
-        return self.buffer.array.nbytes
+        return self.array.nbytes
 
-    def reshape(self, *shape: int) -> CacheTensor:
-        raise BackendError(f"a cache of shape {list(self.shape)} lies in a buffer: it has no other shape")
-
-    def first(self, length: int) -> CacheTensor:
-        """Its first tokens; what stands behind them will be overwritten."""
-        self.buffer.filled = length
-        return CacheTensor(self.buffer, length)
-
-    def numpy(self) -> Array:
-        """A copy."""
-        return self.buffer.array[:, :, : self._length].copy()
+    def numpy(self, length: int) -> Array:
+        return self.array[:, :, :length].copy()
 
 
 class InPlaceGraph:
@@ -132,9 +104,7 @@ class InPlaceGraph:
                     added = buffer.array[:, :, pasts[0] : pasts[0] + new]
                     stay = np.take_along_axis(added, index, axis=2)
                     buffer.array[:, :, pasts[0] : totals[0]] = stay
-        for name, buffer in buffers.items():
-            buffer.filled = totals[self._groups[name]]
-        presents = {present_of(name): CacheTensor(buffer, buffer.filled) for name, buffer in buffers.items()}
+        presents = given_out(buffers, {name: totals[group] for name, group in self._groups.items()})
         return {name: presents[name] if is_cache(name) else found[name] for name in outputs}
 
     def _buffers(self, feeds: Mapping[str, Tensor | Array], lengths: Sequence[int]) -> dict[str, _Buffer]:
@@ -146,9 +116,8 @@ class InPlaceGraph:
             value, group = feeds[name], self._groups[name]
             batch, heads, past, width = value.shape
             room = wanted[group] if wanted else lengths[group]
-            buffer = value.buffer if isinstance(value, CacheTensor) else None
-            # One that another run continued holds something else behind these tokens.
-            if buffer is not None and buffer.filled == past and buffer.array.shape[2] >= room:
+            buffer = continued(value)
+            if buffer is not None and buffer.array.shape[2] >= room:
                 kept[name] = buffer
             else:
                 more = 0 if wanted or not past else max(_MORE, past // 2)

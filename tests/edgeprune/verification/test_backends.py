@@ -20,20 +20,27 @@ from tests.manifests import make_manifest
 
 
 class Tampered:
-    """ONNX Runtime whose outputs pass through a function of (name, array)."""
+    """ONNX Runtime whose outputs pass through a function of (name, array), and what it gave out itself and is
+    fed again, through another one.
+    """
 
     name = "tampered"
 
-    def __init__(self, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
-        self._change = change
+    def __init__(
+        self,
+        change: Callable[[str, np.ndarray], np.ndarray],
+        carry: Callable[[str, np.ndarray], np.ndarray] = lambda name, value: value,
+    ) -> None:
+        self._change, self._carry = change, carry
         self._backend = backends.open_backend("onnxruntime")
 
     def load(self, folder: Path, spec: Any) -> Any:
-        graph, change = self._backend.load(folder, spec), self._change
+        graph, change, carry = self._backend.load(folder, spec), self._change, self._carry
 
         class Graph:
             def run(self, feeds: Any, outputs: Any) -> dict[str, Any]:
-                found = graph.run(feeds, outputs)
+                own = {n: carry(n, value.array) for n, value in feeds.items() if isinstance(value, _Array)}
+                found = graph.run({**feeds, **own}, outputs)
                 return {name: _Array(change(name, value.numpy())) for name, value in found.items()}
 
         return Graph()
@@ -41,14 +48,14 @@ class Tampered:
 
 class _Array:
     def __init__(self, array: np.ndarray) -> None:
-        self._array = array
+        self.array = array
 
     def numpy(self) -> np.ndarray:
-        return self._array
+        return self.array
 
 
-def checks(bundle: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> list[Check]:
-    backend: Any = Tampered(change)
+def checks(bundle: Path, *changes: Callable[[str, np.ndarray], np.ndarray]) -> list[Check]:
+    backend: Any = Tampered(*changes)
     return compare_backends(bundle, read_manifest(bundle), backend, backends.open_backend("onnxruntime"))
 
 
@@ -65,6 +72,7 @@ def test_an_engine_is_compared_in_prefill_and_every_step(
     assert names[:2] == ["tensorrt: vision, visual_embeds", "tensorrt: prefill, logits"]
     for kind in ("logits", "kept_index", "score", "present_mask", "present_key", "present_value"):
         assert f"tensorrt: decode step 3, {kind}" in names
+    assert names[-1] == "tensorrt: decode step 3 with its own caches, logits"
     assert comparable(copy, "onnxruntime") == []
 
 
@@ -95,7 +103,7 @@ def test_what_differs_is_named(sample_bundle: Path, output: str, words: str, wro
 
     bad = failures(checks(sample_bundle, change))
     assert words in bad
-    assert bad.count(";") == (0 if output == "visual_embeds" else 3)
+    assert bad.count(";") == (0 if output == "visual_embeds" else 6)
 
 
 def test_another_choice_of_tokens_is_told_without_what_follows_from_it(sample_bundle: Path) -> None:
@@ -108,6 +116,17 @@ def test_another_choice_of_tokens_is_told_without_what_follows_from_it(sample_bu
     found = checks(sample_bundle, change)
     assert "prefill, kept_index" in failures(found)
     assert not any("prefill, present_key" in check.name for check in found)
+
+
+def test_a_graph_that_loses_its_own_caches_is_told(sample_bundle: Path) -> None:
+    """Fed the reference's, every step is right."""
+
+    def lose(name: str, value: np.ndarray) -> np.ndarray:
+        return np.zeros_like(value) if name.startswith("past_value") else value
+
+    bad = failures(checks(sample_bundle, lambda name, value: value, lose))
+    found = [one.partition(", logits")[0] for one in bad.split("; ")]
+    assert found == [f"tampered: decode step {step} with its own caches" for step in (1, 2, 3)]
 
 
 class Fixed:

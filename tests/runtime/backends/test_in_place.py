@@ -15,7 +15,7 @@ from edgeprune.errors import BackendError
 from edgeprune.interface import TensorSpec, capacity_axis
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import in_place, open_backend
-from edgeprune.runtime.backends.in_place import CacheTensor
+from edgeprune.runtime.backends.caches import CacheTensor
 
 HEADS, WIDTH = 2, 8
 CAPACITY = capacity_axis(0)

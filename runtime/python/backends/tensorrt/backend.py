@@ -1,9 +1,9 @@
 """TensorRT and TensorRT for RTX: runs the engines that `edgeprune build` made of a bundle's graphs.
 
 Everything stays on the GPU and is queued on one stream. All memory is taken when a graph is loaded: an input
-from the host has a buffer; every output has two, so that a cache that comes back as an input is read from
-the one while the other is written. An engine has an execution context per profile, and they share their
-scratch memory.
+from the host has a buffer; a cache has one, behind whose tokens new ones are written (`caches`); every other
+output has two, so that what comes back as an input is read from the one while the other is written. An engine
+has an execution context per profile, and they share their scratch memory.
 """
 
 from __future__ import annotations
@@ -33,13 +33,21 @@ from edgeprune.interface import (
     is_kept_slots,
     is_past,
     past_mask,
+    present_of,
 )
 from edgeprune.manifest import GraphSpec, Manifest
 from edgeprune.memory import PeakMemory
 from edgeprune.ownership import RUNTIME_CACHE
-from edgeprune.runtime.backends.base import Array, Availability, Tensor, to_bfloat16_bits
+from edgeprune.runtime.backends.base import (
+    ELEMENT_BYTES,
+    Array,
+    Availability,
+    Tensor,
+    to_bfloat16_bits,
+)
 from edgeprune.runtime.backends.sidecars import has_engines
 from edgeprune.runtime.backends.tensorrt import device, flavours, plugins
+from edgeprune.runtime.backends.tensorrt.caches import EngineCaches
 from edgeprune.runtime.backends.tensorrt.compile import error_logger
 from edgeprune.runtime.backends.tensorrt.device import Device, Memory, Staging
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour, flavour_by_name
@@ -51,9 +59,9 @@ from edgeprune.runtime.backends.tensorrt.limits import (
     vision_profile,
 )
 from edgeprune.runtime.backends.tensorrt.sidecar import Here, Sidecar, find_engines
+from edgeprune.runtime.backends.tensorrt.token_major import token_major
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64"}
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 _BUFFERS = 2
 _LARGEST_CACHE = 1_000_000_000
 GPU_METRIC = "growth of the GPU's used memory since the start (cudaMemGetInfo), whoever took it"
@@ -139,7 +147,7 @@ class EngineTensor:
 
     @property
     def nbytes(self) -> int:
-        return prod(self._shape) * _BYTES[self._dtype]
+        return prod(self._shape) * ELEMENT_BYTES[self._dtype]
 
     def reshape(self, *shape: int) -> EngineTensor:
         if prod(shape) != prod(self._shape):
@@ -208,7 +216,12 @@ class EngineGraph:
         self._input_dtypes = {tensor.name: tensor.dtype for tensor in self.inputs}
         self._output_dtypes = {tensor.name: tensor.dtype for tensor in self.outputs}
         sizes = _largest_outputs(contexts, self.inputs, self.outputs, profiles)
-        self._buffers = {name: [gpu.allocate(size) for _ in range(_BUFFERS)] for name, size in sizes.items()}
+        self._caches = _caches(gpu, self.inputs, profiles, sizes)
+        self._buffers = {
+            spec.name: [gpu.allocate(max(size[spec.name] for size in sizes)) for _ in range(_BUFFERS)]
+            for spec in self.outputs
+            if not is_cache(spec.name)
+        }
         self._turn = 0
         pasts = [profile[past_mask(0)].most[1] for profile in profiles if past_mask(0) in profile]
         self.max_length = max(pasts) + 1 if pasts else None
@@ -223,33 +236,39 @@ class EngineGraph:
         for name in feeds:
             if name not in self._input_dtypes:
                 raise BackendError(f"{self._name} has no input {name}")
-        context = self._contexts[self._profile({name: value.shape for name, value in feeds.items()})]
+        shapes = {name: self._caches.shape(name, value) for name, value in feeds.items()}
+        context = self._contexts[self._profile(shapes)]
+        caches = self._caches.place(feeds)
         buffers = {name: pair[self._turn] for name, pair in self._buffers.items()}
         alive = []
         for name, value in feeds.items():
-            memory = self._place(name, value)
+            memory = caches[name].memory if name in caches else self._place(name, value)
             if any(memory is buffer for buffer in buffers.values()):
                 raise BackendError(
                     f"the input {name} of {self._name} is an output of the second last run, which this run "
                     "overwrites"
                 )
             alive.append(memory)
-            done = context.set_input_shape(name, tuple(value.shape))
+            done = context.set_input_shape(name, shapes[name])
             if not (done and context.set_tensor_address(name, memory.address)):
-                raise BackendError(f"TensorRT refuses {name} of shape {list(value.shape)} in {self._name}")
-        shapes = {}
-        for name, buffer in buffers.items():
+                raise BackendError(f"TensorRT refuses {name} of shape {list(shapes[name])} in {self._name}")
+        targets = {name: buffer.address for name, buffer in buffers.items()}
+        targets |= {present_of(name): self._caches.target(name, buffer) for name, buffer in caches.items()}
+        for name, address in targets.items():
             shapes[name] = tuple(context.get_tensor_shape(name))
             if min(shapes[name], default=0) < 0:
                 raise BackendError(
                     f"TensorRT cannot tell the shape of {self._name}'s {name} before it has run"
                 )
-            context.set_tensor_address(name, buffer.address)
+            context.set_tensor_address(name, address)
         if not context.execute_async_v3(self._gpu.stream):
             raise BackendError(f"TensorRT could not run {self._name}: its log says why")
         self._turn = (self._turn + 1) % _BUFFERS
+        presents = self._caches.given_out(caches, {name: shapes[present_of(name)][0] for name in caches})
         return {
-            name: EngineTensor(self._gpu, buffers[name], shapes[name], self._output_dtypes[name])
+            name: presents[name]
+            if name in presents
+            else EngineTensor(self._gpu, buffers[name], shapes[name], self._output_dtypes[name])
             for name in outputs
         }
 
@@ -263,7 +282,7 @@ class EngineGraph:
         if not array.size:
             return self._nothing
         if name not in self._inputs:
-            # A past from the host comes up where results are compared, never in the loop.
+            # A past's mask from the host comes up where caches are cut, or results are compared.
             self._inputs[name] = _Input(self._gpu, self._spec(name), self._capacity(self._spec(name)))
         place = self._inputs[name]
         array = to_bfloat16_bits(array) if dtype == "bfloat16" else np.ascontiguousarray(array, dtype=dtype)
@@ -274,7 +293,7 @@ class EngineGraph:
         return next(spec for spec in self.inputs if spec.name == name)
 
     def _capacity(self, spec: TensorSpec) -> int:
-        return max(prod(profile[spec.name].most) for profile in self._profiles) * _BYTES[spec.dtype]
+        return max(prod(profile[spec.name].most) for profile in self._profiles) * ELEMENT_BYTES[spec.dtype]
 
     def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """The first profile that takes these shapes."""
@@ -285,7 +304,7 @@ class EngineGraph:
                 return number
             problems.append(problem)
         # A prompt is judged by the first profile, a step by the one whose past fits.
-        past = any(shape[2] > 0 for name, shape in shapes.items() if is_past(name) and is_cache(name))
+        past = shapes.get(past_mask(0), (0, 0))[1] > 0
         name, axis, size = problems[-1 if past else 0]
         raise BackendError(self._advise(name, axis, size))
 
@@ -320,15 +339,17 @@ def _largest_outputs(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     profiles: Sequence[Profile],
-) -> dict[str, int]:
-    """Bytes of every output at the largest inputs: TensorRT computes the shapes, here as in every run.
+) -> list[dict[str, int]]:
+    """For each profile, bytes of every output at the largest inputs: TensorRT computes the shapes, here as in
+    every run.
 
     Outputs grow with every axis but one: where tokens are pruned, fewer visual ones leave more of the others.
     So each profile is asked with as many visual tokens as it takes, all kept, and with as few.
     """
     visual_inputs = (VISUAL_EMBEDS, VISUAL_INDEX, VISUAL_VALID, CURVE_PLACE)
-    sizes = dict.fromkeys((spec.name for spec in outputs), 0)
+    found = []
     for context, profile in zip(contexts, profiles, strict=True):
+        sizes = dict.fromkeys((spec.name for spec in outputs), 0)
         for visual in ("least", "most"):
             for spec in inputs:
                 shape = list(profile[spec.name].most)
@@ -336,9 +357,30 @@ def _largest_outputs(
                     shape[1] = getattr(profile[spec.name], visual)[1]
                 context.set_input_shape(spec.name, tuple(shape))
             for spec in outputs:
-                largest = prod(context.get_tensor_shape(spec.name)) * _BYTES[spec.dtype]
+                largest = prod(context.get_tensor_shape(spec.name)) * ELEMENT_BYTES[spec.dtype]
                 sizes[spec.name] = max(sizes[spec.name], largest)
-    return sizes
+        found.append(sizes)
+    return found
+
+
+def _caches(
+    gpu: Device, inputs: Sequence[TensorSpec], profiles: Sequence[Profile], sizes: Sequence[Mapping[str, int]]
+) -> EngineCaches:
+    """Memory for the longest past of each cache with what is added to it.
+
+    Args:
+        sizes: of the outputs, for each profile.
+    """
+    specs = [spec for spec in inputs if is_cache(spec.name)]
+    most, added = (dict.fromkeys((spec.name for spec in specs), 0) for _ in range(2))
+    for profile, new in zip(profiles, sizes, strict=True):
+        for spec in specs:
+            name, more = spec.name, new[present_of(spec.name)]
+            past = prod(profile[name].most) * ELEMENT_BYTES[spec.dtype]
+            most[name] = max(most[name], past + more)
+            if past:
+                added[name] = max(added[name], more)
+    return EngineCaches(gpu, specs, most, added)
 
 
 class EngineBackend:
@@ -354,13 +396,14 @@ class EngineBackend:
         self._runtime = trt.Runtime(self._logger)
 
     def language_form(self, manifest: Manifest) -> GraphSpec:
-        return manifest.language
+        return token_major(manifest.language)
 
     def load(self, folder: Path, spec: GraphSpec) -> EngineGraph:
         manifest = read_manifest(folder)
         engines, sidecar = self.find(folder, manifest)
         self.engines = engines.name
         which = "language" if spec.file == manifest.language.file else "vision"
+        spec = self.language_form(manifest) if which == "language" else spec
         if sidecar.plugin is not None:
             plugins.load_library(self._trt, cast(Path, plugins.find_library()))
         entry = sidecar.engines[cast(Any, which)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 import edgeprune
 from edgeprune.bundle import read_manifest, sha256_of
 from edgeprune.checks import check_count
-from edgeprune.errors import BackendError, InputError, OutputError
+from edgeprune.errors import BackendError, InputError, MissingDependencyError, OutputError
 from edgeprune.files import need_utf8, refuse_same, write_text
 from edgeprune.log import note
 from edgeprune.manifest import MANIFEST_NAME, Manifest
@@ -97,6 +98,8 @@ def build(
     chosen = _flavour(backend)
     trt = flavours.load(chosen, f"building engines for {chosen.title}")
     version = str(trt.__version__)
+    if find_spec("onnx") is None:  # which gives the language graph the form that is built
+        raise MissingDependencyError(f"building engines for {chosen.title}", "onnx", chosen.extra)
     if timing_cache is not None and chosen.builds_anywhere:
         raise InputError(
             f"{chosen.title} measures no kernels and has no timing cache: leave out `timing_cache`"
@@ -129,6 +132,7 @@ def build(
             job = Job(
                 flavour=chosen.name,
                 onnx=root / graphs[name].file,
+                language=name == "language",
                 output=scratch / f"{name}.engine",
                 # TensorRT takes none: it builds for the GPU it finds.
                 targets=resolved.names if chosen.builds_anywhere else (),

@@ -13,6 +13,7 @@ from edgeprune.progress import Progress
 from edgeprune.runtime.backends.tensorrt import plugins
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour
 from edgeprune.runtime.backends.tensorrt.limits import Range
+from edgeprune.runtime.backends.tensorrt.token_major import make_token_major
 
 _LARGEST_CACHE = 1_000_000_000
 
@@ -23,6 +24,7 @@ class Job(BaseModel):
     Attributes:
         flavour: its name.
         onnx: the graph's file; its weights lie in the same folder.
+        language: whether it is the language graph, whose caches become token-major.
         output: the engine's file to write.
         targets: GPU architectures; empty for the GPU of this machine.
         profiles: the optimization profiles in order.
@@ -36,6 +38,7 @@ class Job(BaseModel):
 
     flavour: str
     onnx: Path
+    language: bool
     output: Path
     targets: tuple[str, ...]
     profiles: tuple[dict[str, Range], ...]
@@ -93,10 +96,10 @@ def read_timing_cache(path: Path) -> bytes:
 
 def _parse(trt: Any, network: Any, logger: Any, job: Job) -> Any:
     parser = trt.OnnxParser(network, logger)
-    if job.plugin is None:
-        parsed = parser.parse_from_file(str(job.onnx))  # maps the weights instead of reading them
+    if job.language:
+        parsed = parser.parse(_language_graph(job), str(job.onnx))
     else:
-        parsed = parser.parse(plugins.without_function_body(job.onnx), str(job.onnx))
+        parsed = parser.parse_from_file(str(job.onnx))
     if not parsed:
         reasons = [_reason(parser.get_error(number)) for number in range(parser.num_errors)]
         raise BackendError(
@@ -106,6 +109,17 @@ def _parse(trt: Any, network: Any, logger: Any, job: Job) -> Any:
     if job.plugin is not None:
         plugins.check_layers(trt, network, job.stages)
     return parser
+
+
+def _language_graph(job: Job) -> bytes:
+    """As it is built; the weights stay where they are."""
+    import onnx
+
+    model = onnx.load(job.onnx, load_external_data=False)
+    make_token_major(model)
+    if job.plugin is not None:
+        plugins.remove_function_body(model)
+    return bytes(model.SerializeToString())
 
 
 def _reason(error: Any) -> str:

@@ -140,6 +140,13 @@ class Device:
             )
         self.synchronize()
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copies bytes on the GPU, from one address to another."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(
+            self._cudart.cudaMemcpyAsync(target, source, size, kind, self.stream), "copying on the GPU"
+        )
+
     def synchronize(self) -> None:
         """Waits for everything queued on this stream, and for nothing else on the GPU."""
         self._call(self._cudart.cudaStreamSynchronize(self.stream), "running on the GPU")

@@ -12,6 +12,7 @@ from edgeprune.image_program import PatchFeed
 from edgeprune.image_sizes import MOST_ELONGATED
 from edgeprune.interface import kept_axis, past_axis
 from edgeprune.manifest import GraphSpec, Manifest
+from edgeprune.runtime.backends.tensorrt.token_major import token_major
 
 PREFILL, DECODE, VISION = "prefill", "decode", "vision"
 
@@ -113,9 +114,10 @@ def language_profiles(manifest: Manifest, limits: Limits, plugin: bool) -> dict[
     Args:
         plugin: whether the plugin prunes, which can keep any number of tokens.
     """
+    graph = token_major(manifest.language)
     return {
-        PREFILL: _profile(manifest.language, _prefill_axes(manifest, limits, plugin)),
-        DECODE: _profile(manifest.language, _decode_axes(manifest, limits)),
+        PREFILL: _profile(graph, _prefill_axes(manifest, limits, plugin)),
+        DECODE: _profile(graph, _decode_axes(manifest, limits)),
     }
 
 

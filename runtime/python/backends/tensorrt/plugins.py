@@ -13,11 +13,14 @@ import ctypes
 import ctypes.util
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgeprune.errors import BackendError, InputError, MissingDependencyError
+from edgeprune.errors import BackendError, InputError
 from edgeprune.interface import OP_NAME, OP_VERSION
 from edgeprune.runtime.backends.tensorrt.flavours import Flavour, numbers
+
+if TYPE_CHECKING:
+    import onnx
 
 Wish = Literal["auto", "on", "off"]
 
@@ -149,26 +152,16 @@ def _built_for(library: Path) -> str | None:
     return str(version().decode())
 
 
-def without_function_body(path: Path) -> bytes:
-    """The ONNX file of the language graph without the body of the pruning nodes, which name the plugin's
-    version instead; weights stay where they are.
+def remove_function_body(model: onnx.ModelProto) -> None:
+    """Takes the body of the pruning nodes out of a language graph; they name the plugin's version instead."""
+    from onnx import helper
 
-    Raises:
-        MissingDependencyError: onnx is not installed.
-    """
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("building with the plugin", "onnx", "trt") from error
-    model = onnx.load(path, load_external_data=False)
-    bodies = [function for function in model.functions if function.name == OP_NAME]
-    for body in bodies:
+    for body in [function for function in model.functions if function.name == OP_NAME]:
         model.functions.remove(body)
     for node in model.graph.node:
         if node.op_type == OP_NAME:
             # The parser looks for version 1 of a plugin unless the node names another one.
-            node.attribute.append(onnx.helper.make_attribute("plugin_version", _VERSION))
-    return bytes(model.SerializeToString())
+            node.attribute.append(helper.make_attribute("plugin_version", _VERSION))
 
 
 def check_layers(trt: Any, network: Any, stages: int) -> None:

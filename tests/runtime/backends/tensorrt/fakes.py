@@ -1,12 +1,14 @@
 """CUDA and TensorRT without a GPU: device memory is the host's, and engines run in ONNX Runtime.
 
-Only as much as edgeprune uses, and strict where the real ones are: an address that is null or outside what
-was allocated, a shape outside the profile, a missing input, or a plugin that is not registered is an error.
+Only as much as edgeprune uses, and strict where the real ones are: an address that is null, outside what was
+allocated or not a multiple of 256, a shape outside the profile, a missing input, or a plugin that is not
+registered is an error.
 What a GPU does differently (asynchronous copies, kernels, memory limits) is not shown by any of this.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 from collections.abc import Mapping
@@ -20,9 +22,14 @@ import numpy as np
 from edgeprune.bundle import read_manifest
 from edgeprune.interface import kept_axis
 from edgeprune.manifest import Manifest
+from edgeprune.plans import Merge
+from edgeprune.plans.plan import recycled_count
+from edgeprune.runtime.backends.tensorrt.token_major import token_major
 
 __version__ = "10.9.0"
 _POISON = 0xA5
+# Of what CUDA allocates, and what TensorRT asks of the address of an input or output.
+_ALIGNMENT = 256
 
 
 class FakeCudart:
@@ -32,11 +39,14 @@ class FakeCudart:
         live: bytes by the address of what is allocated and not freed.
         capacity: bytes of "device memory".
         waits: how often the stream was waited for.
+        copied: bytes from the "device" to itself.
     """
 
     cudaStreamNonBlocking = 1  # noqa: N815
     cudaEventDisableTiming = 2  # noqa: N815
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
+    cudaMemcpyKind = SimpleNamespace(  # noqa: N815
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
 
     def __init__(
         self, gpus: int = 1, target: str = "sm89", name: str = "Fake GPU", capacity: int = 1 << 40
@@ -44,6 +54,7 @@ class FakeCudart:
         self.live: dict[int, np.ndarray] = {}
         self.capacity = capacity
         self.waits = 0
+        self.copied = 0
         self.allocations = 0
         self._gpus = gpus
         digits = target[2:]
@@ -95,7 +106,8 @@ class FakeCudart:
         if self.used + size > self.capacity:
             return 2, None
         self.allocations += 1
-        memory = np.full(size, _POISON, dtype=np.uint8)
+        memory = np.full(size + _ALIGNMENT, _POISON, dtype=np.uint8)
+        memory = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
         self.live[memory.ctypes.data] = memory
         return 0, memory.ctypes.data
 
@@ -110,7 +122,10 @@ class FakeCudart:
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
         assert stream == 77
-        self.check(target if kind == 1 else source, size)
+        for address, on_device in ((target, kind != 2), (source, kind != 1)):
+            if on_device:
+                self.check(address, size)
+        self.copied += size * (kind == 3)
         ctypes.memmove(target, source, size)
         return (0,)
 
@@ -211,6 +226,11 @@ class OnnxParser:
         model = onnx.load_model_from_string(content)
         bodies = {function.name for function in model.functions}
         self._network.path = path
+        # A plugin's node has no body, and is run by that all the same.
+        for function in onnx.load(path, load_external_data=False).functions:
+            if function.name not in bodies:
+                model.functions.append(function)
+        self._network.content = model.SerializeToString()
         for node in model.graph.node:
             kind = LayerType.ELEMENTWISE
             if node.op_type == "DebiasedTokenPrune" and node.op_type not in bodies:
@@ -236,6 +256,7 @@ class OnnxParser:
 class _Network:
     def __init__(self) -> None:
         self.path = ""
+        self.content = b""
         self.layers: list[Any] = []
 
     @property
@@ -308,6 +329,7 @@ class Builder:
         monitor.phase_finish("Building engine")
         content = {
             "onnx": network.path,
+            "graph": base64.b64encode(network.content).decode(),
             "profiles": config.profiles,
             "cleared": config.cleared,
             "pools": config.pools,
@@ -330,7 +352,7 @@ class Runtime:
 
 
 class FakeEngine:
-    """Runs the ONNX file, with the interface of the bundle's manifest."""
+    """Runs the graph that was parsed, with the interface of the bundle's manifest."""
 
     device_memory_size_v2 = 1000
 
@@ -339,11 +361,15 @@ class FakeEngine:
 
         path = Path(content["onnx"])
         self.manifest = read_manifest(path.parent)
-        self.graph = self.manifest.language if path.name == "language.onnx" else self.manifest.vision
+        is_language = path.name == self.manifest.language.file
+        self.graph = token_major(self.manifest.language) if is_language else self.manifest.vision
         self.profiles = content["profiles"]
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        weights = str(path.resolve().parent)
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
+        graph = base64.b64decode(content["graph"])
+        self.session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
         self._tensors = [*self.graph.inputs, *self.graph.outputs]
 
     @property
@@ -400,7 +426,7 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
-        return address != 0
+        return address != 0 and address % _ALIGNMENT == 0
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         axes = _axes(self._engine.manifest, self._engine.graph.inputs, self._shapes)
@@ -435,12 +461,17 @@ def _axes(manifest: Manifest, inputs: Any, shapes: Mapping[str, tuple[int, ...]]
         if isinstance(axis, str)
     }
     if "sequence" not in axes:
-        return axes | {"visual": axes["tiles"] * manifest.tokens_per_tile}
+        return {"visual": axes.get("tiles", 0) * manifest.tokens_per_tile} | axes
     length, visual = axes["sequence"], axes["visual"]
-    for group in range(len(manifest.cache_groups)):
-        if group:
-            kept = axes[kept_axis(group - 1)]
-            length, visual = length - visual + kept, kept
-            axes[f"kept_{group}"] = length
-        axes[f"present_{group}"] = axes[f"past_{group}"] + length
+    lengths = [length]
+    for number, stage in enumerate(manifest.plan.stages):
+        kept = axes[kept_axis(number)]
+        appended = recycled_count(visual - kept)[1] if stage.merge is Merge.RECYCLE else 0
+        visual, length = kept + appended, length - visual + kept + appended
+        axes[f"kept_{number + 1}"] = length
+        lengths.append(length)
+    if manifest.plan.trims_earlier_caches:
+        lengths = lengths[-1:] * len(lengths)
+    for group, length in enumerate(lengths):
+        axes |= {f"new_{group}": length, f"present_{group}": axes[f"past_{group}"] + length}
     return axes

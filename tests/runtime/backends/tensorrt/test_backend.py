@@ -13,6 +13,7 @@ import pytest
 
 import edgeprune
 from edgeprune.errors import BackendError, InputError
+from edgeprune.interface import is_cache
 from edgeprune.ownership import SIDECAR_NAME
 from edgeprune.runtime import backends
 from edgeprune.runtime.backends.tensorrt import build
@@ -75,6 +76,45 @@ def test_memory_is_taken_once_and_given_back(bundle: Path, cudart: fakes.FakeCud
     del model
     gc.collect()
     assert cudart.live == {}
+
+
+def test_caches_are_there_once(bundle: Path, cudart: fakes.FakeCudart) -> None:
+    model = edgeprune.load(bundle, "tensorrt")
+    graph, manifest = model.session._language, model.manifest
+    longest = LIMITS["max_prompt"] + LIMITS["max_new_tokens"] + 1  # room for a second token in the last step
+    taken = [memory.size for memory in graph._caches._memory.values()]  # type: ignore[attr-defined]
+    assert sum(taken) == LIMITS["max_batch"] * longest * manifest.cache_bytes_per_token
+    assert not any(map(is_cache, graph._buffers))  # type: ignore[attr-defined]
+    state = model.session.prefill([model.prepare(QUESTION, paths("wide"))])
+    for _ in range(3):
+        before = {name: cache for name, cache in state._caches.items() if is_cache(name)}
+        copied = cudart.copied
+        state.step(state.logits.argmax(axis=1))
+        assert cudart.copied - copied <= manifest.cache_bytes_per_token  # at most what is new
+        for name, cache in before.items():
+            assert state._caches[name].buffer is cache.buffer  # type: ignore[attr-defined]
+
+
+def test_another_prompt_takes_the_place_of_the_one_before(bundle: Path) -> None:
+    model = edgeprune.load(bundle, "tensorrt")
+    first, second = (
+        model.session.prefill([model.prepare(QUESTION, paths(name))]) for name in ("wide", "tall")
+    )
+    with pytest.raises(BackendError, match=r"is not the one of the last run, which took its place"):
+        first.step(first.logits.argmax(axis=1))
+    second.step(second.logits.argmax(axis=1))
+
+
+def test_a_conversation_goes_on_in_the_same_memory(bundle: Path) -> None:
+    talks = [
+        edgeprune.load(bundle, "tensorrt").conversation(),
+        edgeprune.load(bundle, "onnxruntime").conversation(),
+    ]
+    for question, images in ((QUESTION, paths("wide")), ("what shape is red", []), (QUESTION, [])):
+        found, wanted = (talk.ask(question, images, max_new_tokens=3) for talk in talks)
+        assert found.token_ids == wanted.token_ids
+        assert found.statistics.reused_tokens == wanted.statistics.reused_tokens
+    assert found.statistics.reused_tokens
 
 
 def test_auto_takes_an_engine_only_where_there_is_one(

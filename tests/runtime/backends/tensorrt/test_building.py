@@ -402,6 +402,16 @@ def test_nothing_installed_names_both_extras(bundle: Path, monkeypatch: pytest.M
         build(bundle, backend="tensorrt")
 
 
+def test_the_language_graph_gets_its_form_by_onnx(
+    bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingDependencyError, match=r"building engines for TensorRT needs the package onnx, .*\[trt\]"
+    ):
+        build(bundle, backend="tensorrt")
+
+
 def test_a_bundle_that_cannot_be_written_to(
     bundle: Path, tensorrt: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
