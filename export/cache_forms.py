@@ -109,7 +109,7 @@ def write(path: Path, manifest: Manifest, two_way: bool) -> dict[CacheForm, str]
     return files
 
 
-class _Other(Exception):
+class _OtherError(Exception):
     """A value is computed in another way than the one asked for."""
 
 
@@ -122,16 +122,16 @@ class _Traced:
         self._shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
 
     def inputs(self, value: str, kind: str) -> Sequence[str]:
-        """What the operator of that kind reads that makes a value; `_Other` where it is another one."""
+        """What the operator of that kind reads that makes a value; `_OtherError` where it is another one."""
         node = self._makers.get(value)
         if node is None or (node.domain, node.op_type) != ("", kind):
-            raise _Other
+            raise _OtherError
         return node.input
 
     def constant(self, value: str) -> list[int]:
-        """Whole numbers of one axis; `_Other` where they are not constant."""
+        """Whole numbers of one axis; `_OtherError` where they are not constant."""
         if value not in self._constants:
-            raise _Other
+            raise _OtherError
         return [int(number) for number in numpy_helper.to_array(self._constants[value])]
 
     def is_flat(self, value: str, width: int) -> bool:
@@ -291,7 +291,7 @@ class _InPlace(_Lowering):
         """Queries or keys, [B, S, heads * width], rotated to their positions by one node."""
         try:
             source, cosine, sine = self._rotation(value)
-        except _Other:
+        except _OtherError:
             return self._flat(value, heads)
         inputs = [self._flat(source, heads), self._rows(cosine), self._half(cosine), self._half(sine)]
         return self.add("RotaryEmbedding", inputs, f"{value}.flat", domain="com.microsoft")
@@ -313,10 +313,10 @@ class _InPlace(_Lowering):
             whole, starts, ends, axes, *_ = inputs(part, "Slice")
             (found,), (until,), (axis,) = map(self.traced.constant, (starts, ends, axes))
             if whole != source or axis not in (3, -1) or (found, min(until, self.width)) != (start, end):
-                raise _Other
+                raise _OtherError
         by_head = [inputs(angle, "Unsqueeze") for angle in (cosine, sine)]
         if any(self.traced.constant(axes) != [1] for _, axes in by_head):
-            raise _Other
+            raise _OtherError
         return source, by_head[0][0], by_head[1][0]
 
     def _half(self, angles: str) -> str:
@@ -339,14 +339,14 @@ class _InPlace(_Lowering):
         try:
             (turned,) = self.traced.inputs(value, "Transpose")
             if self.traced.permutation(value) != [0, 2, 1, 3]:
-                raise _Other
-        except _Other:
+                raise _OtherError
+        except _OtherError:
             turned = self.add("Transpose", [value], f"{value}.turned", perm=[0, 2, 1, 3])
         try:
             whole, _ = self.traced.inputs(turned, "Reshape")
             if self.traced.is_flat(whole, heads * self.width):
                 return whole
-        except _Other:
+        except _OtherError:
             pass
         return self.add("Reshape", [turned, shape], f"{turned}.flat")
 
@@ -369,10 +369,10 @@ class _InPlace(_Lowering):
         if all(is_cache(name) and is_present(name) for name in node.output):
             # What a stage leaves of earlier layers' caches: whoever runs the graph cuts its buffers to that.
             return
-        if node.op_type == "Reshape" and node.input[0] in self._flat_forms:
-            if self.traced.is_flat(node.output[0], self.heads * self.width):
-                self.renamed[node.output[0]] = self._flat_forms[node.input[0]]
-                return
+        reshaped = self._flat_forms.get(node.input[0]) if node.op_type == "Reshape" else None
+        if reshaped and self.traced.is_flat(node.output[0], self.heads * self.width):
+            self.renamed[node.output[0]] = reshaped
+            return
         super().other(node)
         kept = self.graph.node[-1]
         if kept.op_type == "Shape" and is_cache(kept.input[0]):
