@@ -27,11 +27,15 @@ from edgeprune.evaluation.answering import Asking
 from edgeprune.evaluation.benchmarks import benchmark_by_name, read_questions
 from edgeprune.evaluation.comparison import Grid, comparison_of
 from edgeprune.exporter.origin import check_curve, origin
+from edgeprune.interface import IN_PLACE, is_cache, present_mask
 from edgeprune.questions.llava import Files
 from edgeprune.runtime import Model, load
 from tests.export.reference import Inputs, fastv
 
 STEPS = 20
+# As far as half precision rounds otherwise in another order of sums, in units of the logits' spread.
+LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
+QUESTIONS = ("what is the big star ?", "what ?", "is the box small or big ? what", "the star is")
 
 Image = NDArray[np.uint8]
 
@@ -251,6 +255,11 @@ class Pair:
         assert found.visual_tokens == whole
         assert 0 < resized <= kept < whole
 
+    def check_long_replies(self) -> None:
+        """Four prompts go on for a thousand steps with caches in place as they do with copied ones."""
+        forms = [load(self.bundle, "onnxruntime", threads=1, caches=how) for how in (IN_PLACE, "copied")]
+        decode_alike(forms, 4, steps=1000, room=1000, scale=4)
+
     def check_engines(self) -> None:
         """TensorRT for RTX builds both engines."""
         pytest.importorskip("tensorrt_rtx")
@@ -280,6 +289,45 @@ def check_half_precision(folder: Path, place: Path) -> None:
     half = export(folder, keep=0.5, dtype="fp16", output=place / "fp16")
     assert read_manifest(half).verification.checks
     export(folder, keep=0.5, dtype="bf16", weights="int4", output=place / "bf16")
+
+
+def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int, scale: float = 1) -> None:
+    """Prompts of different lengths, greedy by the copied caches' logits on both sides.
+
+    Args:
+        scale: of the limits; rounding adds up in caches that are carried on for long.
+    """
+    inputs = [
+        forms[0].prepare(asked(question, 1), [noise((30 + 5 * number, 24))])
+        for number, question in enumerate(QUESTIONS[:batch])
+    ]
+    if len({int((one.input_ids == forms[0].manifest.prompt.image_token_id).sum()) for one in inputs}) > 1:
+        inputs = [forms[0].prepare(asked(question, 1), [noise((30, 24))]) for question in QUESTIONS[:batch]]
+    states = [model.session.prefill(inputs, steps=room) for model in forms]
+    for mine, other in zip(states[0].stages, states[1].stages, strict=True):
+        for stage, wanted in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(stage.kept_visual, wanted.kept_visual)
+    limit = scale * LIMITS[forms[0].manifest.precision.compute]
+    for _ in range(steps):
+        logits = states[1].logits
+        assert np.abs(states[0].logits - logits).max() <= limit * max(1.0, logits.std())
+        tokens = logits.argmax(axis=1)
+        for state in states:
+            state.step(tokens)
+    ours, theirs = (state._caches for state in states)
+    assert ours.keys() == theirs.keys()
+    for name, cache in theirs.items():
+        found, wanted = ours[name].numpy(), cache.numpy()
+        if not is_cache(name):
+            np.testing.assert_array_equal(found, wanted)
+            continue
+        mask = theirs[present_mask(_group(forms[0], name))].numpy() != 0
+        rows = np.moveaxis(found.astype(np.float32) - wanted, 2, 1)[mask]
+        assert np.abs(rows).max() <= limit * max(1.0, np.abs(wanted).max()), name
+
+
+def _group(model: Model, name: str) -> int:
+    return model.manifest.plan.group_of_layer(int(name.rpartition(".")[2]))
 
 
 def asked(question: str, images: int) -> list[Any]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 from edgeprune import export
 from edgeprune.errors import BackendError, VerificationError
 from edgeprune.exporter import cache_forms
-from edgeprune.interface import IN_PLACE, is_cache, present, present_mask, score
+from edgeprune.interface import IN_PLACE, is_cache, present, score
 from edgeprune.plans import Debias
 from edgeprune.runtime import Model, load
 from tests.export.conftest import Exported
-from tests.export.families import asked, noise
+from tests.export.families import QUESTIONS, asked, decode_alike, noise
 from tests.golden.make import BUNDLES, GOLDEN
 from tests.manifests import make_manifest
 from tests.tiny import save_llava, save_qwen
@@ -28,9 +26,6 @@ EXPORTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "trimmed": (save_llava, {"kind": "llama", "seed": 1}, {"method": "tokencarve"}),
     "three axes": (save_qwen, {"kind": "qwen2_5_vl"}, {"keep": 0.3}),
 }
-# As far as half precision rounds otherwise in another order of sums, in units of the logits' spread.
-LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
-QUESTIONS = ("what is the big star ?", "what ?", "is the box small or big ? what", "the star is")
 
 
 @pytest.fixture(scope="module", params=[*BUNDLES, *EXPORTS])
@@ -46,45 +41,6 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def forms(bundle: Path) -> tuple[Model, Model]:
     """A bundle with its caches in place, and copied."""
     return tuple(load(bundle, "onnxruntime", threads=1, caches=how) for how in (IN_PLACE, "copied"))  # type: ignore[return-value]
-
-
-def decode_alike(forms: Sequence[Model], batch: int, steps: int, room: int, scale: float = 1) -> None:
-    """Prompts of different lengths, greedy by the copied caches' logits on both sides.
-
-    Args:
-        scale: of the limits; rounding adds up in caches that are carried on for long.
-    """
-    inputs = [
-        forms[0].prepare(asked(question, 1), [noise((30 + 5 * number, 24))])
-        for number, question in enumerate(QUESTIONS[:batch])
-    ]
-    if len({int((one.input_ids == forms[0].manifest.prompt.image_token_id).sum()) for one in inputs}) > 1:
-        inputs = [forms[0].prepare(asked(question, 1), [noise((30, 24))]) for question in QUESTIONS[:batch]]
-    states = [model.session.prefill(inputs, steps=room) for model in forms]
-    for mine, other in zip(states[0].stages, states[1].stages, strict=True):
-        for stage, wanted in zip(mine, other, strict=True):
-            np.testing.assert_array_equal(stage.kept_visual, wanted.kept_visual)
-    limit = scale * LIMITS[forms[0].manifest.precision.compute]
-    for _ in range(steps):
-        logits = states[1].logits
-        assert np.abs(states[0].logits - logits).max() <= limit * max(1.0, logits.std())
-        tokens = logits.argmax(axis=1)
-        for state in states:
-            state.step(tokens)
-    ours, theirs = (state._caches for state in states)
-    assert ours.keys() == theirs.keys()
-    for name, cache in theirs.items():
-        found, wanted = ours[name].numpy(), cache.numpy()
-        if not is_cache(name):
-            np.testing.assert_array_equal(found, wanted)
-            continue
-        mask = theirs[present_mask(_group(forms[0], name))].numpy() != 0
-        rows = np.moveaxis(found.astype(np.float32) - wanted, 2, 1)[mask]
-        assert np.abs(rows).max() <= limit * max(1.0, np.abs(wanted).max()), name
-
-
-def _group(model: Model, name: str) -> int:
-    return model.manifest.plan.group_of_layer(int(name.rpartition(".")[2]))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])

@@ -136,6 +136,11 @@ def test_half_precision(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_long_replies(pair: Pair) -> None:
+    pair.check_long_replies()
+
+
+@pytest.mark.slow
 def test_engines_build(pair: Pair) -> None:
     pair.check_engines()
 

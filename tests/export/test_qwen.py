@@ -87,6 +87,7 @@ def test_the_other_generations(tmp_path: Path, kind: str) -> None:
         pair.check_unpruned(asked("what is the big star ?", len(images)), images)
         if images:
             pair.check_pruned(asked("is the box small ?", len(images)), images)
+    pair.check_long_replies()
 
 
 @pytest.mark.slow
@@ -108,6 +109,11 @@ def test_every_command_takes_it(windowed: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
 def test_half_precision(tmp_path: Path, kind: str) -> None:
     check_half_precision(save_qwen(tmp_path / "model", kind, spread=0.15), tmp_path)
+
+
+@pytest.mark.slow
+def test_long_replies(windowed: Pair) -> None:
+    windowed.check_long_replies()
 
 
 @pytest.mark.slow

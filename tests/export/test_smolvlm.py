@@ -92,6 +92,11 @@ def test_half_precision(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_long_replies(pair: Pair) -> None:
+    pair.check_long_replies()
+
+
+@pytest.mark.slow
 def test_engines_build(pair: Pair) -> None:
     pair.check_engines()
 

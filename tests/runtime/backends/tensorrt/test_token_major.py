@@ -18,7 +18,8 @@ from edgeprune.interface import is_cache
 from edgeprune.runtime import load
 from edgeprune.runtime.backends.tensorrt import build, compile, flavours
 from edgeprune.runtime.backends.tensorrt.token_major import make_token_major, token_major
-from tests.export.test_cache_forms import EXPORTS, decode_alike
+from tests.export.families import decode_alike
+from tests.export.test_cache_forms import EXPORTS
 from tests.golden.make import BUNDLES, GOLDEN
 from tests.runtime.backends.tensorrt.test_building import RTX, needs_rtx
 
