@@ -25,7 +25,7 @@ TEXT_CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (transformers.LlamaConfig, {}),
     "mistral": (transformers.MistralConfig, {"sliding_window": None}),
     "qwen2": (transformers.Qwen2Config, {}),
-    "qwen3": (transformers.Qwen3Config, {"head_dim": 12}),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 16}),
     "gemma": (transformers.GemmaConfig, {"head_dim": 12}),
     "phi3": (transformers.Phi3Config, {"sliding_window": None, "pad_token_id": 0}),
 }
@@ -174,7 +174,7 @@ def save_qwen(
         spread: of the weights; large ones magnify what half precision rounds.
         processor: changes of the image processor.
     """
-    sections = [2, 2, 2] if kind == "qwen3_vl" else [1, 1, 2]
+    sections = [4, 2, 2] if kind == "qwen3_vl" else [1, 1, 2]
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
     text = {
         **text_config(
