@@ -215,7 +215,7 @@ def optimise(source: Path, output: Path) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_LEAST_OUTSIDE),
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
-        settings.add_session_config_entry(name, value)
+        settings.add_session_configentry_of(name, value)
     try:
         onnxruntime.InferenceSession(
             str(source), settings, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_WANTED

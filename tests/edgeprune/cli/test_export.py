@@ -61,7 +61,6 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
         "opset": None,
         "seed": 0,
         "max_pixels": None,
-        "link": False,
         "force": False,
         "verify": True,
     }
