@@ -31,7 +31,6 @@ def export(
     opset: int | None = None,
     seed: int = 0,
     max_pixels: int | None = None,
-    link: bool = False,
     force: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
@@ -64,8 +63,6 @@ def export(
         seed: of the method "random".
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
-        link: make files of weights that stay as they are hard links to the model's instead of copies. Whoever
-            alters one in its place alters both, and the bundle is refused from then on.
         force: replace an earlier bundle at `output`.
         verify: compare the result with the original model before it is put in place.
         progress: told the steps.
@@ -90,7 +87,6 @@ def export(
         opset=opset,
         seed=seed,
         max_pixels=max_pixels,
-        link=link,
     )
     written: Path = pipeline.export(
         model,

@@ -26,8 +26,6 @@ from edgeprune.onnx_files import read_graph
 from edgeprune.plans import PruningPlan
 
 _CHUNK = 1 << 22
-# Linux's number of the call; elsewhere it fails.
-_FICLONE = 0x40049409
 # What is hashed at every load: some tenths of a second in all.
 _QUICK_FILE = 64 << 20
 _QUICK_TOTAL = 128 << 20
@@ -49,58 +47,17 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
 
 
 def copy_with_sha256(source: Path, target: Path, progress: Progress | None = None) -> FileEntry:
-    """Copies a file and hashes it in the same pass, in constant memory.
-
-    Where the file system can, the copy shares its blocks with the source until either changes.
-    """
+    """Copies a file and hashes it in the same pass, in constant memory."""
+    digest = hashlib.sha256()
+    size = 0
     with open_regular(source) as reader, target.open("wb") as writer:
-        if not _cloned(reader.fileno(), writer.fileno()):
-            digest = hashlib.sha256()
-            size = 0
-            while chunk := reader.read(_CHUNK):
-                digest.update(chunk)
-                writer.write(chunk)
-                size += len(chunk)
-                if progress:
-                    progress(len(chunk))
-            return FileEntry(path=target.name, bytes=size, sha256=digest.hexdigest())
-    return entry_of(target, progress)
-
-
-def link_with_sha256(source: Path, target: Path, progress: Progress | None = None) -> FileEntry:
-    """Makes `target` a hard link to a file, and hashes that.
-
-    Raises:
-        InputError: the file system has no links, or the two lie on different ones.
-    """
-    try:
-        # The file itself, not a link to it, of which a hub's cache is made.
-        os.link(os.path.realpath(source), target)
-    except OSError as error:
-        raise InputError(
-            f"{source} cannot be linked into {target.parent} ({error.strerror}): hard links need both on one "
-            "file system that has them; let the weights be copied instead"
-        ) from error
-    return entry_of(target, progress)
-
-
-def entry_of(path: Path, progress: Progress | None = None) -> FileEntry:
-    """A file as a manifest lists it."""
-    return FileEntry(path=path.name, bytes=path.stat().st_size, sha256=sha256_of(path, progress))
-
-
-def _cloned(source: int, target: int) -> bool:
-    """Whether the file system let two open files share their blocks, as Btrfs and XFS do.
-
-    See ioctl_ficlone(2).
-    """
-    try:
-        import fcntl
-
-        fcntl.ioctl(target, _FICLONE, source)
-    except (ImportError, OSError):
-        return False
-    return True
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+            if progress:
+                progress(len(chunk))
+    return FileEntry(path=target.name, bytes=size, sha256=digest.hexdigest())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

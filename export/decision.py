@@ -65,7 +65,6 @@ class ExportOptions:
     opset: int | None = None
     seed: int = 0
     max_pixels: int | None = None
-    link: bool = False
 
 
 def decide(

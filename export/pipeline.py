@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 import edgeprune
 from edgeprune.background import InBackground
-from edgeprune.bundle import entry_of, write_manifest
+from edgeprune.bundle import sha256_of, write_manifest
 from edgeprune.debias.curves import curve_table
 from edgeprune.debias.selection import read_share
 from edgeprune.errors import InputError
@@ -64,7 +64,7 @@ def export(
     with writing_to(target, force) as scratch:
         decided = decide(folder, str(model), config, family, options, scratch)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        prepared = _prepare(decided, config, family, folder, scratch, mode, options.link)
+        prepared = _prepare(decided, config, family, folder, scratch, mode)
         # Tracing computes and copying waits for the disk; converting would wait for tracing at every step.
         with InBackground(prepared.placing.copy) as copying:
             traced = _trace(decided, prepared.parts, mode, listener)
@@ -210,7 +210,6 @@ def _prepare(
     folder: Path,
     scratch: Path,
     mode: FakeTensorMode,
-    link: bool,
 ) -> _Prepared:
     """Finds the weights, and whether there is space for them."""
     precision = decided.precision
@@ -223,8 +222,8 @@ def _prepare(
     parts = family.parts(model, decided.plan.tower)
     choosing.untie(parts.text_model, parts.lm_head, precision)
     forms = choosing.forms_of(model, parts.text_model, parts.lm_head, decided.plan, precision)
-    found = placing.Placing(stored, forms, folder, scratch, dtype, layers=layers, link=link)
-    need_space(scratch.parent, found.room)
+    found = placing.Placing(stored, forms, folder, scratch, dtype, layers=layers)
+    need_space(scratch.parent, found.bytes)
     return _Prepared(model, parts, found)
 
 
@@ -280,4 +279,8 @@ def _write(
     prompt = decided.prompt
     own = [*decided.graph_files, prompt.tokenizer]
     own += [prompt.chat_template] if prompt.chat_template else []
-    return decided.model_copy(update={"files": (*entries, *(entry_of(scratch / name) for name in own))})
+    return decided.model_copy(update={"files": (*entries, *(_entry(scratch / name) for name in own))})
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(path=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))

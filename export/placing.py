@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import torch
 
-from edgeprune.bundle import copy_with_sha256, link_with_sha256
+from edgeprune.bundle import copy_with_sha256
 from edgeprune.errors import InputError
 from edgeprune.exporter.precision.blocks import (
     BITS,
@@ -85,7 +85,6 @@ class Placing:
         source, target: the model and the bundle.
         scale: the type of the scales of blocks.
         layers: the checkpoint's quantised layers, which are none of `wanted`.
-        link: whether files that stay as they are become hard links.
     """
 
     def __init__(
@@ -96,9 +95,8 @@ class Placing:
         target: Path,
         scale: torch.dtype,
         layers: QuantisedLayers | None = None,
-        link: bool = False,
     ) -> None:
-        self._wanted, self._forms, self._link = wanted, forms, link
+        self._wanted, self._forms = wanted, forms
         self._source, self._target, self._scale = source, target, scale
         gained: dict[str, int] = {}
         for tensor, form in {(tensor, forms[name]) for name, tensor in wanted.items()}:
@@ -119,27 +117,17 @@ class Placing:
 
     @property
     def bytes(self) -> int:
-        """What will be read or written, but for one header."""
-        pieces = (piece for job in self._jobs(self._nearest) for piece in job.pieces)
-        return self._whole_bytes + sum(piece.bytes for piece in pieces)
-
-    @property
-    def room(self) -> int:
-        """Of that, what takes room on the disk."""
-        return self.bytes - (self._whole_bytes if self._link else 0)
-
-    @property
-    def _whole_bytes(self) -> int:
-        return sum((self._source / file).stat().st_size for file in self._whole)
+        """What will be written, but for one header."""
+        whole = sum((self._source / file).stat().st_size for file in self._whole)
+        return whole + sum(piece.bytes for job in self._jobs(self._nearest) for piece in job.pieces)
 
     def copy(self, progress: Callable[[int], None]) -> list[FileEntry]:
-        """Copies or links the files that stay as they are; `progress` is told the bytes read.
+        """Copies the files that stay as they are; `progress` is told the bytes written.
 
         Returns:
             Those files with their sums.
         """
-        place = link_with_sha256 if self._link else copy_with_sha256
-        return [place(self._source / file, self._target / file, progress) for file in self._whole]
+        return [copy_with_sha256(self._source / file, self._target / file, progress) for file in self._whole]
 
     def convert(
         self, progress: Callable[[int], None], into_blocks: Quantise | None = None

@@ -77,10 +77,6 @@ def export(
             help="The bundle; by default named after model, method and share.",
         ),
     ] = None,
-    link: Annotated[
-        bool,
-        typer.Option("--link", help="Hard links to weights that stay as they are, instead of copies."),
-    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare the result with the original model.")
@@ -119,7 +115,6 @@ def export(
             opset=opset,
             seed=seed,
             max_pixels=max_pixels,
-            link=link,
             force=force,
             verify=not no_verify,
             progress=progress,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -16,11 +15,10 @@ from edgeprune import bundle as module
 from edgeprune.bundle import (
     copy_with_sha256,
     inside,
-    link_with_sha256,
     read_manifest,
     sha256_of,
 )
-from edgeprune.errors import BundleError, InputError
+from edgeprune.errors import BundleError
 from edgeprune.interface import PLAN_METADATA
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from tests.manifests import FILES, entry, graph_pointing_to, into_hub, make_manifest, relist, write_bundle
@@ -68,49 +66,6 @@ def test_a_copy_is_hashed_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "target").read_bytes() == b"0123456789"
     assert copied == entry("target", b"0123456789")
     assert sum(told) == copied.bytes
-
-
-def test_a_copy_shares_blocks_where_the_file_system_lets_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The call stands for one that does; what it left is hashed, not what was asked to be copied."""
-    (tmp_path / "source").write_bytes(b"0123456789")
-    calls = []
-
-    def clone(target: int, number: int, source: int) -> int:
-        calls.append(number)
-        os.write(target, os.pread(source, 5, 0))
-        return 0
-
-    monkeypatch.setattr("fcntl.ioctl", clone)
-    told: list[int] = []
-    copied = copy_with_sha256(tmp_path / "source", tmp_path / "target", told.append)
-    assert calls == [0x40049409]
-    assert copied == entry("target", b"01234")
-    assert sum(told) == copied.bytes
-
-
-def test_a_link_is_the_file_itself(tmp_path: Path) -> None:
-    """That a link names, too."""
-    (tmp_path / "file").write_bytes(b"0123456789")
-    (tmp_path / "source").symlink_to("file")
-    told: list[int] = []
-    linked = link_with_sha256(tmp_path / "source", tmp_path / "target", told.append)
-    assert os.path.samefile(tmp_path / "file", tmp_path / "target")
-    assert not (tmp_path / "target").is_symlink()
-    assert linked == entry("target", b"0123456789")
-    assert sum(told) == linked.bytes
-
-
-def test_no_link_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    (tmp_path / "source").write_bytes(b"0123456789")
-    monkeypatch.setattr("os.link", refuse)
-    with pytest.raises(InputError, match=r"source cannot be linked into .* \(Invalid cross-device link\): "):
-        link_with_sha256(tmp_path / "source", tmp_path / "target")
-    assert not (tmp_path / "target").exists()
 
 
 def test_a_manifest_is_read_as_it_was_written(bundle: Path) -> None:

@@ -158,14 +158,6 @@ def test_without_verification_the_manifest_says_so(
     assert not verification.checks
 
 
-def test_weights_can_be_links(handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path) -> None:
-    model = Path(shutil.copytree(llama_folder, tmp_path / "model"))
-    for name, link in (("copied", False), ("linked", True)):
-        bundle = export(model, keep=0.3, output=tmp_path / name, verify=False, link=link)
-        files = list(model.glob("*.safetensors"))
-        assert [os.path.samefile(file, bundle / file.name) for file in files] == [link] * len(files)
-
-
 def test_an_earlier_bundle_needs_force(handmade: SimpleNamespace, llama_folder: Path, tmp_path: Path) -> None:
     earlier = write_bundle(tmp_path / "out", edgeprune_version="0.0.1")
     with pytest.raises(OutputError, match=r"exists already: .*`force=True`"):

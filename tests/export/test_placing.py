@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,17 +60,6 @@ def test_weights_of_the_wanted_dtype_stay_as_they_are(here: Place) -> None:
     assert [entry.path for entry in entries] == ["model.safetensors"]
     name = "model.safetensors"
     assert (here.target / name).read_bytes() == (here.source / name).read_bytes()
-
-
-def test_linked_files_take_no_room_and_others_do(here: Place) -> None:
-    stored = here.store({"a": torch.randn(30, 5)}) | here.store({"b": torch.randn(70)}, "other.safetensors")
-    forms = {"a": torch.float32, "b": torch.float16}
-    placing = Placing(stored, forms, here.source, here.target, torch.float32, link=True)
-    (linked,) = placing.copy(here.advanced.append)
-    placing.convert(here.advanced.append)
-    assert sum(here.advanced) == placing.bytes
-    assert os.path.samefile(here.source / linked.path, here.target / linked.path)
-    assert placing.room == placing.bytes - linked.bytes == 2 * 70
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import edgeprune
 from edgeprune import processor
-from edgeprune.bundle import entry_of, read_manifest
+from edgeprune.bundle import read_manifest, sha256_of
 from edgeprune.errors import BackendError
 from edgeprune.fields import Part
 from edgeprune.files import need_utf8, write_text
-from edgeprune.manifest import Manifest
+from edgeprune.manifest import FileEntry, Manifest
 from edgeprune.memory import anonymous_memory, host_peak_memory, resident_memory
 from edgeprune.ownership import ENGINE_FOLDER, SIDECAR_NAME
 from edgeprune.progress import Progress, Silent
@@ -113,8 +113,8 @@ def build(bundle: str | os.PathLike[str], *, progress: Progress | None = None) -
         progress.step("hashing the engines")
         paths = sorted(scratch.iterdir())
         # Whatever is no graph stands by its own name.
-        engines = {path.name: entry_of(path) for path in paths} | {
-            file: entry_of(scratch / _flat(file)) for file in graphs_of(manifest)
+        engines = {path.name: _entry(path) for path in paths} | {
+            file: _entry(scratch / _flat(file)) for file in graphs_of(manifest)
         }
         files = {file: _flat(file) for file in graphs_of(manifest)}
         loads = []
@@ -148,6 +148,10 @@ def build(bundle: str | os.PathLike[str], *, progress: Progress | None = None) -
 def _flat(file: str) -> str:
     """The name of a graph's engine."""
     return PurePosixPath(file).name
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(path=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def thread_settings(cores: int) -> list[tuple[int, bool]]:
@@ -215,7 +219,7 @@ def optimise(source: Path, output: Path) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_LEAST_OUTSIDE),
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
-        settings.add_session_configentry_of(name, value)
+        settings.add_session_config_entry(name, value)
     try:
         onnxruntime.InferenceSession(
             str(source), settings, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_WANTED
