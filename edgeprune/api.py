@@ -52,14 +52,16 @@ def export(
         debias: what the first stage is debiased by: "position" (the bias curve), "padding" (the padding
             mask), both, or "none"; None is what there is a curve for, and padding. A default too.
         dtype: what the graphs compute in, "fp32", "fp16" or "bf16"; None is the checkpoint's own.
-        weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8"
-            or "fp8" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where all is as
-            in the checkpoint, its files stay as they are.
+        weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8",
+            "fp8" or "nvfp4" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where
+            all is as in the checkpoint, its files stay as they are. "nvfp4" is for TensorRT on Blackwell GPUs
+            alone: ONNX Runtime does not run it, so the result is not compared with the original model.
         calibrate_images: images to round int4 or int8 weights by (GPTQ), a folder, a list of paths, or a
             question file (.jsonl), some dozens like those that the model will see; None rounds to the
             nearest. The model is loaded whole for it.
         calibrate_prompts: a file with a question a line, asked in turn; None is a general one.
-        opset: ONNX opset, 18 to 22; None is the least that has what is needed, 18, for weights in blocks 21.
+        opset: ONNX opset, 18 to 23; None is the least that has what is needed, 18, for weights in blocks 21,
+            for nvfp4 23.
         seed: of the method "random".
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.

@@ -25,7 +25,7 @@ from edgeprune.exporter.graph import TORCH_DTYPES
 from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.origin import check_curve, model_name, origin
 from edgeprune.exporter.precision.choosing import precision_of, precision_of_checkpoint
-from edgeprune.exporter.precision.linears import BLOCKS_OPSET
+from edgeprune.exporter.precision.linears import BLOCKS_OPSET, NVFP4_OPSET
 from edgeprune.exporter.precision.quantisers import note_activations, read_quantization
 from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.exporter.processor import read_prompt
@@ -245,10 +245,11 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def _opset(asked: int | None, precision: Precision) -> int:
     """The least that has the operators, where nothing was asked for: the older, the more runtimes take it."""
-    least = BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
+    kinds = (precision.weights, precision.scoring, precision.head)
+    least = NVFP4_OPSET if "nvfp4" in kinds else BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
     if asked is not None and asked < least:
         raise InputError(
-            f"opset {asked} has no weights in blocks: expected {least} at least for {precision.weights}; "
+            f"opset {asked} has no {precision.weights} weights in blocks: expected {least} at least; "
             "leave out `opset`, or choose weights of a floating type"
         )
     return least if asked is None else asked

@@ -37,7 +37,12 @@ from edgeprune.exporter.weights import SAFETENSORS_NAMES, StoredTensor, read_hea
 from edgeprune.manifest import FileEntry
 
 CONVERTED = "converted.safetensors"
-_NAMES = {**SAFETENSORS_NAMES, torch.uint8: "U8", torch.int64: "I64"}
+_NAMES = {
+    **SAFETENSORS_NAMES,
+    torch.uint8: "U8",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 _ROWS_AT_ONCE = 1 << 24  # values of a weight that are converted at once
 
 Form: TypeAlias = "torch.dtype | BlockForm"
@@ -55,6 +60,7 @@ class QuantisedTensor:
         values: bytes, two 4 bit values in each.
         scale: [K / block, N].
         correction, order: of quantised checkpoints alone.
+        tensor_scale: float32 [], of nvfp4 alone.
     """
 
     form: BlockForm
@@ -63,14 +69,16 @@ class QuantisedTensor:
     scale: StoredTensor
     correction: StoredTensor | None = None
     order: StoredTensor | None = None
+    tensor_scale: StoredTensor | None = None
 
     def blocks(self, folder: Path) -> Blocks:
         """The values and scales, read."""
         values = unpacked(read_tensor(folder, self.values).reshape(-1), self.form.kind).reshape(self.shape)
-        correction, order = (
-            None if part is None else read_tensor(folder, part) for part in (self.correction, self.order)
+        more = (
+            None if part is None else read_tensor(folder, part)
+            for part in (self.correction, self.order, self.tensor_scale)
         )
-        return Blocks(values, read_tensor(folder, self.scale), correction, order)
+        return Blocks(values, read_tensor(folder, self.scale), *more)
 
 
 Placed: TypeAlias = "StoredTensor | QuantisedTensor"
@@ -241,7 +249,11 @@ def _pieces(tensor: StoredTensor, form: Form, scale: torch.dtype) -> list[_Piece
         return [_Piece(form, tensor.shape)]
     outputs, inputs = tensor.shape
     values = form.bytes_of((outputs, inputs), scale)[0]
-    return [_Piece(torch.uint8, (values,)), _Piece(scale, (inputs // form.block, outputs))]
+    pieces = [
+        _Piece(torch.uint8, (values,)),
+        _Piece(form.scale_dtype(scale), (inputs // form.block, outputs)),
+    ]
+    return [*pieces, _Piece(torch.float32, ())] if form.kind == "nvfp4" else pieces
 
 
 def _write(
@@ -275,7 +287,8 @@ def _placed(tensor: StoredTensor, form: Form, written: Sequence[StoredTensor]) -
     if isinstance(form, torch.dtype):
         return written[0]
     outputs, inputs = tensor.shape
-    return QuantisedTensor(form, (inputs, outputs), *written)
+    values, scale, *whole = written
+    return QuantisedTensor(form, (inputs, outputs), values, scale, tensor_scale=whole[0] if whole else None)
 
 
 def _contents(
@@ -299,9 +312,11 @@ def _contents(
             yield _bytes(converted)
         return
     blocks = into_blocks(name, read_tensor(source, tensor), form)
-    assert (blocks.values.dtype, blocks.scale.dtype) == (VALUE_DTYPES[form.kind], scale)
+    assert (blocks.values.dtype, blocks.scale.dtype) == (VALUE_DTYPES[form.kind], form.scale_dtype(scale))
     yield _bytes(packed(blocks.values, form.kind))
     yield _bytes(blocks.scale)
+    if blocks.tensor_scale is not None:
+        yield _bytes(blocks.tensor_scale)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -37,12 +37,12 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "layer before the first": ({"layer": 0}, r"layer 0 .*4 decoder layers.*1 to 3"),
     "layer behind the last": ({"layer": 4}, r"layer 4 .*4 decoder layers.*1 to 3"),
     "unknown method": ({"method": "fastw"}, r"unknown pruning method 'fastw': choose one of .*fastv"),
-    "opset too old": ({"opset": 17}, "opset 17 is not supported: choose 18 to 22"),
-    "opset too new": ({"opset": 23}, "opset 23 is not supported: choose 18 to 22"),
+    "opset too old": ({"opset": 17}, "opset 17 is not supported: choose 18 to 23"),
+    "opset too new": ({"opset": 24}, "opset 24 is not supported: choose 18 to 23"),
     "unknown dtype": ({"dtype": "int8"}, "the dtype 'int8' is not supported: choose one of fp32, fp16, bf16"),
     "unknown weights": (
         {"weights": "int3"},
-        "weights of the type 'int3' are not supported: choose one of fp32, fp16, bf16, int4, int8, fp8",
+        r"weights of the type 'int3' are not supported: choose one of fp32, .* int4, int8, fp8, nvfp4",
     ),
     "weights wider than the dtype": (
         {"weights": "fp32", "dtype": "fp16"},
@@ -50,7 +50,11 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "opset without blocks": (
         {"weights": "int4", "opset": 20},
-        "opset 20 has no weights in blocks: expected 21",
+        "opset 20 has no int4 weights in blocks: expected 21",
+    ),
+    "opset without nvfp4": (
+        {"weights": "nvfp4", "opset": 22},
+        "opset 22 has no nvfp4 weights in blocks: expected 23",
     ),
     "images without rounding": (
         {"calibrate_images": "images"},

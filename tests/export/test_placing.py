@@ -124,15 +124,17 @@ def test_infinity_stays_what_it_is(here: Place) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (6, 32)])
-def test_a_weight_in_blocks(here: Place, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("form", [INT4, BlockForm("nvfp4", 16)], ids=["int4", "nvfp4"])
+def test_a_weight_in_blocks(here: Place, shape: tuple[int, int], form: BlockForm) -> None:
     weight = torch.randn(shape)
     stored = here.store({"w": weight, "plain": torch.randn(3)})
-    placed, _ = here.place(stored, {"w": INT4, "plain": torch.float32})
-    found, expected = placed["w"].blocks(here.target), quantise(weight, INT4, torch.float32)
+    placed, _ = here.place(stored, {"w": form, "plain": torch.float32})
+    found, expected = placed["w"].blocks(here.target), quantise(weight, form, torch.float32)
     assert isinstance(placed["w"], QuantisedTensor)
     assert placed["w"].shape == (shape[1], shape[0])
-    assert torch.equal(found.values, expected.values)
-    assert torch.equal(found.scale, expected.scale)
+    assert found.values.dtype == expected.values.dtype
+    assert found.scale.dtype == expected.scale.dtype
+    assert torch.equal(found.weight(), expected.weight())
 
 
 def test_one_stored_weight_can_be_wanted_in_two_forms(here: Place) -> None:

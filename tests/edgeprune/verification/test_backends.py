@@ -151,5 +151,5 @@ def test_scores_that_differ_are_told_even_where_they_merge_in_another_order() ->
 def test_a_type_that_the_reference_does_not_run(sample_bundle: Path) -> None:
     manifest = read_manifest(sample_bundle)
     bf16 = manifest.model_copy(update={"precision": Precision.plain("bf16")})
-    with pytest.raises(InputError, match="do not run bf16: export with `dtype='fp16'` or `dtype='fp32'`"):
+    with pytest.raises(InputError, match="do not run bfloat16: export with `dtype='fp16'` or `dtype='fp32'`"):
         compare(sample_bundle, bf16, "tensorrt")

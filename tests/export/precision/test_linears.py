@@ -11,11 +11,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from safetensors.torch import save_file
 
 from edgeprune.errors import UnsupportedModelError
 from edgeprune.exporter import assemble, placing
 from edgeprune.exporter.precision.blocks import BlockForm
+from edgeprune.exporter.precision.linears import stored_blocks
 from edgeprune.exporter.weights import read_header
 from edgeprune.manifest import BlockKind
 
@@ -117,6 +119,29 @@ def test_eight_bit_floats_run_as_they_are(tmp_path: Path) -> None:
     x = torch.randn(3, K)
     found, _ = run(tmp_path, x=x.numpy())
     assert np.allclose(found, x @ placed.blocks(tmp_path).weight().T, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [transposed(2), gemm(True)])
+@pytest.mark.parametrize("compute", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
+def test_four_bit_floats_are_scaled_twice(model: ir.Model, compute: ir.DataType, tmp_path: Path) -> None:
+    """ONNX Runtime has no kernel; onnx's reference computes what the operators mean."""
+    graph = model.clone()
+    graph.opset_imports[""], graph.ir_version = 23, 11
+    for value in (*graph.graph.inputs, *graph.graph.outputs, *graph.graph.initializers.values()):
+        value.type = ir.TensorType(compute)
+    placed = attached(graph, torch.randn(N, K), BlockForm("nvfp4", 16), tmp_path)
+    assert isinstance(placed, placing.QuantisedTensor)
+    ((name, blocks),) = stored_blocks(tmp_path / "model.onnx")
+    expected = placed.blocks(tmp_path).weight()
+    assert name == "w"
+    assert torch.equal(blocks.weight(), expected)
+
+    x, b = np.random.default_rng(0).standard_normal((3, K)), np.arange(N)
+    feeds = {one.name: {"x": x, "b": b}[one.name].astype(compute.numpy()) for one in graph.graph.inputs}
+    (found,) = ReferenceEvaluator(onnx.load(tmp_path / "model.onnx")).run(None, feeds)
+    product = x @ expected.numpy().T
+    meant = product + b if len(feeds) > 1 else product * (np.abs(x) @ expected.numpy().T)
+    assert np.allclose(found, meant, rtol=1e-2, atol=0.5 if compute == ir.DataType.FLOAT16 else 1e-4)
 
 
 def test_a_weight_that_is_read_otherwise_is_refused(tmp_path: Path) -> None:
