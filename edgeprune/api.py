@@ -32,6 +32,7 @@ def export(
     seed: int = 0,
     max_pixels: int | None = None,
     force: bool = False,
+    link: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Path:
@@ -66,6 +67,10 @@ def export(
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
         force: replace an earlier bundle at `output`.
+        link: make files of the model that stay as they are hard links instead of copies in the end, which take
+            no place on the disk; both folders have to be on one file system. Model and bundle then share
+            these files: altering one alters the other, and the bundle is refused as damaged. The back ends
+            read them; `onnx.load` and onnx's checker refuse files with several links.
         verify: compare the result with the original model before it is put in place.
         progress: told the steps.
 
@@ -95,6 +100,7 @@ def export(
         options,
         output=output,
         force=force,
+        link=link,
         verify=export_module("verification.original").verify_bundle if verify else None,
         by_gptq=None if calibrate_images is None else export_module("calibration.rounding").by_gptq,
         progress=progress,

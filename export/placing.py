@@ -1,8 +1,8 @@
 """Writing a bundle's weights: files that stay as they are, and one for all that changes.
 
-A weight that is stored as it is wanted stays where it is: its file is brought into the bundle byte for byte
-and the graph points into it. What is wanted in another form, and the rest of a file that would be mostly
-idle, goes into one new file. One weight is in memory at a time.
+A weight that is stored as it is wanted stays where it is: its file is brought into the bundle byte for byte,
+as a copy, in the end perhaps a hard link, and the graph points into it. What is wanted in another form, and
+the rest of a file that would be mostly idle, goes into one new file. One weight is in memory at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import torch
 
-from edgeprune.bundle import copy_with_sha256
+from edgeprune.bundle import copy_with_sha256, sha256_of
 from edgeprune.errors import InputError
 from edgeprune.exporter.precision.blocks import (
     BITS,
@@ -34,6 +34,8 @@ from edgeprune.exporter.precision.blocks import (
 )
 from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.exporter.weights import SAFETENSORS_NAMES, StoredTensor, read_header, read_tensor
+from edgeprune.files import link
+from edgeprune.log import note
 from edgeprune.manifest import FileEntry
 
 CONVERTED = "converted.safetensors"
@@ -136,6 +138,36 @@ class Placing:
             Those files with their sums.
         """
         return [copy_with_sha256(self._source / file, self._target / file, progress) for file in self._whole]
+
+    def check_links(self) -> None:
+        """Tells whether `link` will work, before there is a copy.
+
+        Raises:
+            InputError: the system links a file of the model not there.
+        """
+        if not self._whole:
+            note("no file of the model stays as it is, so none is linked: all weights are written anew")
+        for file in self._whole:
+            link(self._source / file, self._target / file)
+            (self._target / file).unlink()
+
+    def link(self, entries: Iterable[FileEntry]) -> None:
+        """Puts hard links in the place of the copies.
+
+        Args:
+            entries: what `copy` returned; a file of the model that is not the same any more is refused.
+
+        Raises:
+            InputError: as `check_links`.
+        """
+        for entry in entries:
+            if sha256_of(self._source / entry.path) != entry.sha256:
+                raise InputError(
+                    f"{self._source / entry.path} was altered while it was exported: expected it to stay as "
+                    "it was; export again"
+                )
+            (self._target / entry.path).unlink()
+            link(self._source / entry.path, self._target / entry.path)
 
     def convert(
         self, progress: Callable[[int], None], into_blocks: Quantise | None = None

@@ -83,6 +83,14 @@ def export(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link weights that stay as they are instead of copying them: who alters the model's "
+            "files alters the bundle's, too.",
+        ),
+    ] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare the result with the original model.")
     ] = False,
@@ -121,6 +129,7 @@ def export(
             seed=seed,
             max_pixels=max_pixels,
             force=force,
+            link=link,
             verify=not no_verify,
             progress=progress,
         )

@@ -21,7 +21,7 @@ from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.debias.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
-from edgeprune.exporter import decision, pipeline, placing, weights
+from edgeprune.exporter import decision, graph, pipeline, placing, weights
 from edgeprune.exporter.origin import model_name
 from edgeprune.exporter.pipeline import ExportOptions, default_output, resolve_model
 from edgeprune.progress import Silent
@@ -449,3 +449,29 @@ def test_dtypes_decide_where_weights_lie(
     assert len(shards) > 2
     assert (half.manifest.precision.compute, brain.manifest.precision.compute) == ("fp16", "bf16")
     assert half.manifest.model.text_model == "gemma"
+
+
+@pytest.mark.slow
+def test_weights_that_stay_as_they_are_can_be_linked(pruned: Exported, tmp_path: Path) -> None:
+    file = "model.safetensors"
+    for force in (False, True):  # also of a file that has two links already
+        out = edgeprune.export(pruned.model, keep=0.5, output=tmp_path / "out", link=True, force=force)
+    assert (out / file).samefile(pruned.model / file)
+    assert (out / file).stat().st_nlink == 2
+    assert read_manifest(out, check="hashes").verification.checks
+    assert not (pruned.bundle / file).samefile(pruned.model / file)
+    edgeprune.load(out)
+
+
+def test_links_across_file_systems_are_refused_before_a_graph_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*names: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(graph, "trace_vision", None)
+    model = save_llava(tmp_path / "model")
+    with pytest.raises(InputError, match=r"cannot be linked .*expected both on one file system"):
+        edgeprune.export(model, keep=0.5, output=tmp_path / "out", link=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -33,13 +33,24 @@ class Place:
         save_file(tensors, self.source / file)
         return read_header(self.source / file)
 
-    def place(self, stored: Mapping[str, StoredTensor], forms: Form | Mapping[str, Form], **more: Any) -> Any:
+    def place(
+        self,
+        stored: Mapping[str, StoredTensor],
+        forms: Form | Mapping[str, Form],
+        link: bool = False,
+        **more: Any,
+    ) -> Any:
         if not isinstance(forms, dict):
             forms = dict.fromkeys(stored, forms)
         placing = Placing(stored, forms, self.source, self.target, torch.float32)
+        if link:
+            placing.check_links()
+            assert not any(self.target.iterdir())
         copied = placing.copy(self.advanced.append)
         placed, converted = placing.convert(self.advanced.append, **more)
         assert sum(self.advanced) == placing.bytes
+        if link:
+            placing.link(copied)
         found = placed, [*copied, *converted]
         for entry in found[1]:
             content = (self.target / entry.path).read_bytes()
@@ -60,6 +71,33 @@ def test_weights_of_the_wanted_dtype_stay_as_they_are(here: Place) -> None:
     assert [entry.path for entry in entries] == ["model.safetensors"]
     name = "model.safetensors"
     assert (here.target / name).read_bytes() == (here.source / name).read_bytes()
+    assert not (here.target / name).samefile(here.source / name)
+
+
+def test_files_that_stay_as_they_are_can_be_linked(here: Place) -> None:
+    tensors = {"stays": torch.randn(64, 64), "changes": torch.randn(5)}
+    stored = here.store(tensors)
+    placed, entries = here.place(stored, {"stays": torch.float32, "changes": torch.float16}, link=True)
+    assert [entry.path for entry in entries] == ["model.safetensors", CONVERTED]
+    assert (here.target / "model.safetensors").samefile(here.source / "model.safetensors")
+    assert (here.target / CONVERTED).stat().st_nlink == 1
+    assert torch.equal(read_tensor(here.target, placed["stays"]), tensors["stays"])
+
+
+def test_a_file_that_was_altered_after_it_was_copied_is_not_linked(here: Place) -> None:
+    stored = here.store({"a": torch.randn(8)})
+    placing = Placing(stored, {"a": torch.float32}, here.source, here.target, torch.float32)
+    copied = placing.copy(here.advanced.append)
+    here.store({"a": torch.randn(8)})
+    with pytest.raises(InputError, match=r"model\.safetensors was altered while .* export again"):
+        placing.link(copied)
+
+
+def test_that_nothing_can_be_linked_is_told(here: Place, caplog: pytest.LogCaptureFixture) -> None:
+    here.place(here.store({"a": torch.randn(8)}), torch.float16, link=True)
+    assert caplog.messages == [
+        "no file of the model stays as it is, so none is linked: all weights are written anew"
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

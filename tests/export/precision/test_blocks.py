@@ -16,9 +16,9 @@ from edgeprune.manifest import BlockKind
 
 KINDS: tuple[BlockKind, ...] = get_args(BlockKind)
 SCALES = (torch.float32, torch.float16, torch.bfloat16)
-# Half a step of the widest candidate scale, relative to a block's largest value, and what rounding the scale to
-# bf16 adds; of fp8, half of 2^-3; of nvfp4, half the step from 4 to 6, where the largest value is 5 because no
-# scale of e4m3 is larger.
+# Half a step of the widest candidate scale, relative to a block's largest value, and what rounding it to bf16
+# adds; of fp8, half of 2^-3; of nvfp4, half the step from 4 to 6, where the largest value is 5 as no scale
+# of e4m3 is larger.
 WORST = {"int4": 0.36, "int8": 0.007, "fp8": 0.065, "nvfp4": 0.2}
 
 
