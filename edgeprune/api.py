@@ -67,8 +67,8 @@ def export(
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
         force: replace an earlier bundle at `output`.
-        link: make files of the model that stay as they are hard links instead of copies in the end, which take
-            no place on the disk; both folders have to be on one file system. Model and bundle then share
+        link: make files of the model that stay as they are hard links in the end instead of copies: they take
+            no place on the disk, and both folders have to be on one file system. Model and bundle then share
             these files: altering one alters the other, and the bundle is refused as damaged. The back ends
             read them; `onnx.load` and onnx's checker refuse files with several links.
         verify: compare the result with the original model before it is put in place.
