@@ -40,7 +40,7 @@ _CUDA_PROVIDER = "CUDAExecutionProvider"
 # What to do about what the CPU kernels do not run, by `Precision.beyond_onnxruntime`.
 INSTEAD = {
     "bfloat16": "export with `dtype='fp16'` or `dtype='fp32'`",
-    "nvfp4 weights": "export with `weights='int4'`, say,",
+    "nvfp4 weights": "export with, say, `weights='int4'`",
 }
 # ONNX's numbers of element types.
 _ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
@@ -326,8 +326,8 @@ class OrtBackend:
         lacking = manifest.precision.beyond_onnxruntime if self.name == CPU else None
         if lacking is not None:
             raise BackendError(
-                f"ONNX Runtime's CPU kernels do not run {lacking}: {INSTEAD[lacking]} or choose another back "
-                "end"
+                f"ONNX Runtime's CPU kernels do not run {lacking}: {INSTEAD[lacking]}, or build engines and "
+                "choose their back end"
             )
         # CUDA's kernel of the same operator takes half precision only.
         form = manifest.language_form(IN_PLACE) if self.name == CPU else None

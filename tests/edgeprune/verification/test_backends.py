@@ -153,3 +153,7 @@ def test_a_type_that_the_reference_does_not_run(sample_bundle: Path) -> None:
     bf16 = manifest.model_copy(update={"precision": Precision.plain("bf16")})
     with pytest.raises(InputError, match="do not run bfloat16: export with `dtype='fp16'` or `dtype='fp32'`"):
         compare(sample_bundle, bf16, "tensorrt")
+    fp4 = {"weights": "nvfp4", "block": 16, "method": "nearest"}
+    nvfp4 = manifest.model_copy(update={"precision": manifest.precision.model_copy(update=fp4)})
+    with pytest.raises(InputError, match="do not run nvfp4 weights: export with, say, `weights='int4'` to"):
+        compare(sample_bundle, nvfp4, "tensorrt")

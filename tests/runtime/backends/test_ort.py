@@ -198,11 +198,11 @@ def test_a_type_without_kernels_is_told_with_the_way_out(tmp_path: Path) -> None
     [
         (
             {"compute": "bf16"},
-            r"do not run bfloat16: export with `dtype='fp16'` or .* or choose another back",
+            r"do not run bfloat16: export with `dtype='fp16'` or .*, or build engines and",
         ),
         (
             {"weights": "nvfp4", "block": 16, "method": "nearest"},
-            r"do not run nvfp4 weights: export with `weights='int4'`, say, or choose another back end",
+            r"do not run nvfp4 weights: export with, say, `weights='int4'`, or build engines and",
         ),
     ],
 )
