@@ -80,7 +80,8 @@ def export(
         entries = [*copied, *converted]
         manifest = _write(decided, prepared, traced, placed, entries, scratch, listener)
         if link:  # not before, because onnx refuses to work on a file with several links
-            prepared.placing.link(copied)
+            listener.step("linking weights", sum(entry.bytes for entry in copied))
+            prepared.placing.link(copied, listener.advance)
         verification = Verification(skipped="it was not asked for")
         if verify is not None:
             verification = verify(scratch, manifest, folder, listener)

@@ -151,17 +151,18 @@ class Placing:
             link(self._source / file, self._target / file)
             (self._target / file).unlink()
 
-    def link(self, entries: Iterable[FileEntry]) -> None:
+    def link(self, entries: Iterable[FileEntry], progress: Callable[[int], None]) -> None:
         """Puts hard links in the place of the copies.
 
         Args:
             entries: what `copy` returned; a file of the model that is not the same any more is refused.
+            progress: told the bytes that were compared for that.
 
         Raises:
             InputError: as `check_links`.
         """
         for entry in entries:
-            if sha256_of(self._source / entry.path) != entry.sha256:
+            if sha256_of(self._source / entry.path, progress) != entry.sha256:
                 raise InputError(
                     f"{self._source / entry.path} was altered while it was exported: expected it to stay as "
                     "it was; export again"

@@ -50,7 +50,7 @@ class Place:
         placed, converted = placing.convert(self.advanced.append, **more)
         assert sum(self.advanced) == placing.bytes
         if link:
-            placing.link(copied)
+            placing.link(copied, lambda _: None)
         found = placed, [*copied, *converted]
         for entry in found[1]:
             content = (self.target / entry.path).read_bytes()
@@ -90,7 +90,7 @@ def test_a_file_that_was_altered_after_it_was_copied_is_not_linked(here: Place) 
     copied = placing.copy(here.advanced.append)
     here.store({"a": torch.randn(8)})
     with pytest.raises(InputError, match=r"model\.safetensors was altered while .* export again"):
-        placing.link(copied)
+        placing.link(copied, here.advanced.append)
 
 
 def test_that_nothing_can_be_linked_is_told(here: Place, caplog: pytest.LogCaptureFixture) -> None:
