@@ -32,6 +32,7 @@ def export(
     seed: int = 0,
     max_pixels: int | None = None,
     force: bool = False,
+    link: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Path:
@@ -52,18 +53,24 @@ def export(
         debias: what the first stage is debiased by: "position" (the bias curve), "padding" (the padding
             mask), both, or "none"; None is what there is a curve for, and padding. A default too.
         dtype: what the graphs compute in, "fp32", "fp16" or "bf16"; None is the checkpoint's own.
-        weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8"
-            or "fp8" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where all is as
-            in the checkpoint, its files stay as they are.
+        weights: the type that weights are stored in: one of those, no wider than `dtype`, or "int4", "int8",
+            "fp8" or "nvfp4" for the decoder's linear layers, see docs/precision.md; None is `dtype`. Where
+            all is as in the checkpoint, its files stay as they are. "nvfp4" is for TensorRT on Blackwell GPUs
+            alone: ONNX Runtime does not run it, so the result is not compared with the original model.
         calibrate_images: images to round int4 or int8 weights by (GPTQ), a folder, a list of paths, or a
             question file (.jsonl), some dozens like those that the model will see; None rounds to the
             nearest. The model is loaded whole for it.
         calibrate_prompts: a file with a question a line, asked in turn; None is a general one.
-        opset: ONNX opset, 18 to 22; None is the least that has what is needed, 18, for weights in blocks 21.
+        opset: ONNX opset, 18 to 23; None is the least that has what is needed, 18, for weights in blocks 21,
+            for nvfp4 23.
         seed: of the method "random".
         max_pixels: where images of any size are resized to a budget of pixels, the most that one has; None is
             the checkpoint's own. Fewer pixels are fewer visual tokens, and smaller engines.
         force: replace an earlier bundle at `output`.
+        link: make files of the model that stay as they are hard links in the end instead of copies: they take
+            no place on the disk, and both folders have to be on one file system. Model and bundle then share
+            these files: altering one alters the other, and the bundle is refused as damaged. The back ends
+            read them; `onnx.load` and onnx's checker refuse files with several links.
         verify: compare the result with the original model before it is put in place.
         progress: told the steps.
 
@@ -93,6 +100,7 @@ def export(
         options,
         output=output,
         force=force,
+        link=link,
         verify=export_module("verification.original").verify_bundle if verify else None,
         by_gptq=None if calibrate_images is None else export_module("calibration.rounding").by_gptq,
         progress=progress,

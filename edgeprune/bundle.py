@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from edgeprune.errors import BundleError, InputError
 from edgeprune.fields import first_fault, leaves, shown
-from edgeprune.files import open_regular, write_text
+from edgeprune.files import open_regular, shares_content, write_text
 from edgeprune.interface import PLAN_METADATA
 from edgeprune.json_file import read_json
 from edgeprune.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
@@ -47,13 +47,19 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
 
 
 def copy_with_sha256(source: Path, target: Path, progress: Progress | None = None) -> FileEntry:
-    """Copies a file and hashes it in the same pass, in constant memory."""
+    """Copies a file and hashes it in the same pass, in constant memory.
+
+    On file systems that can (Btrfs, XFS) the copy shares the source's place on the disk until one is changed.
+    """
     digest = hashlib.sha256()
     size = 0
-    with open_regular(source) as reader, target.open("wb") as writer:
+    with open_regular(source) as original, target.open("w+b") as writer:
+        shared = shares_content(original, writer)
+        reader = writer if shared else original
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
-            writer.write(chunk)
+            if not shared:
+                writer.write(chunk)
             size += len(chunk)
             if progress:
                 progress(len(chunk))

@@ -11,6 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # not a Unix: what is shared there is copied
+    fcntl = None  # type: ignore[assignment]
+
 from edgeprune import scratch
 from edgeprune.errors import InputError, OutputError
 from edgeprune.units import bytes_text
@@ -18,6 +23,7 @@ from edgeprune.units import bytes_text
 MAX_READ = 100_000_000
 """Bytes of a file that is read as a whole: more than any configuration, index or header has."""
 
+_FICLONE = 0x40049409  # Linux's request to share a file's content, ioctl_ficlone(2)
 _ELSEWHERE = "choose another `output`"
 _NO_FLUSHING = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES)
 _KINDS = {
@@ -51,6 +57,37 @@ def open_regular(path: str | os.PathLike[str], what: str = "the file") -> Binary
             f"{what} {os.fspath(path)} is {_KINDS.get(kind, 'no file')}: expected a regular file"
         )
     return os.fdopen(descriptor, "rb")
+
+
+def shares_content(source: BinaryIO, target: BinaryIO) -> bool:
+    """Makes an empty file a copy of another that takes no place of its own on the disk until one of them
+    is changed (a reflink); False, and the file empty, where the file system cannot.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+    except OSError:  # of one kind or another, by file system; copying tells what is wrong with the files
+        target.truncate(0)
+        return False
+    return True
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a regular file a second name, a hard link; where `source` is a symbolic link, what it leads to.
+
+    Raises:
+        InputError: the system links no such file there.
+    """
+    with open_regular(source):  # refuses what is none
+        pass
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError as error:
+        raise InputError(
+            f"{source} cannot be linked into the bundle ({error.strerror}): expected both on one file "
+            f"system, one that has hard links; {_ELSEWHERE}, or leave out `link`, which copies"
+        ) from error
 
 
 def read_regular(path: str | os.PathLike[str], what: str = "the file", limit: int = MAX_READ) -> bytes:

@@ -42,13 +42,13 @@ from edgeprune.video_program import VideoProgram
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "edgeprune.json"
 
-MIN_OPSET, MAX_OPSET = 18, 22
+MIN_OPSET, MAX_OPSET = 18, 23
 # Far more than a checkpoint has shards.
 _MOST_FILES = 1000
 
 DType = Literal["fp32", "fp16", "bf16"]
-BlockKind = Literal["int4", "int8", "fp8"]
-WeightKind = Literal["fp32", "fp16", "bf16", "int4", "int8", "fp8"]
+BlockKind = Literal["int4", "int8", "fp8", "nvfp4"]
+WeightKind = Literal["fp32", "fp16", "bf16", "int4", "int8", "fp8", "nvfp4"]
 
 Specs = Annotated[tuple[TensorSpec, ...], Field(max_length=10_000)]
 
@@ -101,6 +101,13 @@ class Precision(Part):
     def in_blocks(self) -> bool:
         """Whether weights are stored in blocks."""
         return self.block is not None
+
+    @property
+    def beyond_onnxruntime(self) -> str | None:
+        """What ONNX Runtime's CPU kernels do not run; None where they run all."""
+        if "nvfp4" in (self.weights, self.scoring, self.head):
+            return "nvfp4 weights"
+        return "bfloat16" if self.compute == "bf16" else None
 
     def describe(self) -> str:
         """In words, for people."""

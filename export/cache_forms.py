@@ -81,11 +81,11 @@ def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
 def forms_of(manifest: Manifest) -> tuple[CacheForm, ...]:
     """The forms that a bundle gets beside the portable one.
 
-    None in bfloat16, which ONNX Runtime's CPU kernels do not run, none for heads of a width they lack, and
-    none where caches are of another type than what is computed.
+    None of what ONNX Runtime's CPU kernels do not run, none for heads of a width they lack, and none where
+    caches are of another type than what is computed.
     """
     precision = manifest.precision
-    runs = precision.compute != "bf16" and precision.cache == precision.compute
+    runs = precision.beyond_onnxruntime is None and precision.cache == precision.compute
     return (IN_PLACE,) if runs and manifest.model.head_dim % _WIDTHS == 0 else ()
 
 

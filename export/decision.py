@@ -25,7 +25,7 @@ from edgeprune.exporter.graph import TORCH_DTYPES
 from edgeprune.exporter.image_processor import padding_mask_for
 from edgeprune.exporter.origin import check_curve, model_name, origin
 from edgeprune.exporter.precision.choosing import precision_of, precision_of_checkpoint
-from edgeprune.exporter.precision.linears import BLOCKS_OPSET
+from edgeprune.exporter.precision.linears import BLOCKS_OPSET, NVFP4_OPSET
 from edgeprune.exporter.precision.quantisers import note_activations, read_quantization
 from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.exporter.processor import read_prompt
@@ -74,7 +74,7 @@ def decide(
     family: Family,
     options: ExportOptions,
     into: Path,
-) -> Manifest:
+) -> tuple[Manifest, QuantisedLayers | None]:
     """The manifest of a bundle to be, without its files; the tokenizer and the chat template are written.
 
     Args:
@@ -83,6 +83,9 @@ def decide(
         config, family: of the model.
         options: what was asked for.
         into: the bundle being written.
+
+    Returns:
+        The manifest, and the model's quantised layers, where its config says that it has such.
 
     Raises:
         InputError, UnsupportedModelError: the model, or what was asked for, cannot be exported.
@@ -131,7 +134,7 @@ def decide(
         check_curve(curve, origin(folder, source, plan, program.grid))
     places = curve_places(curve, plan, program)
     curve_table(curve, places)  # refuses a table that is too short
-    precision = _precision(folder, config, family, options, stored, plan)
+    precision, layers = _precision(folder, config, family, options, stored, plan)
     language = language_interface(info, precision, plan, positions)
     vision = vision_interface(info, precision, plan, program, video)
     decided = Manifest(
@@ -153,7 +156,7 @@ def decide(
     )
     if curve is not None and curve.num_tokens != places:
         _note_resampled(curve, places)
-    return decided
+    return decided, layers
 
 
 def _precision(
@@ -163,14 +166,15 @@ def _precision(
     options: ExportOptions,
     stored: DType,
     plan: PruningPlan,
-) -> Precision:
-    """By what was asked for and, where the model is quantised, by what it is."""
+) -> tuple[Precision, QuantisedLayers | None]:
+    """By what was asked for and, where the model is quantised, by what it is; with its quantised layers."""
     compute = options.dtype or stored
     scheme = read_quantization(folder, read_json(folder / "config.json"))
     if scheme is None:
         layers = config.get_text_config().num_hidden_layers
         found = precision_of(options.weights, compute, stored, plan, layers)
-        return found if options.calibrate_images is None else found.model_copy(update={"method": "gptq"})
+        by_gptq = options.calibrate_images is not None
+        return found.model_copy(update={"method": "gptq"}) if by_gptq else found, None
     if options.calibrate_images is not None:
         raise InputError(
             f"`calibrate_images` was given and the model in {folder} is quantised already ({scheme.kind}): "
@@ -179,8 +183,8 @@ def _precision(
     note_activations(scheme)
     with FakeTensorMode():
         model = family.build(config, TORCH_DTYPES[compute])
-    forms = QuantisedLayers(model, folder, scheme).forms
-    scales = {form.scale for form in forms.values()}
+    quantised = QuantisedLayers(model, folder, scheme)
+    scales = {form.scale for form in quantised.forms.values()}
     if inexact := {
         scale
         for scale in scales
@@ -191,7 +195,7 @@ def _precision(
             f"the checkpoint's scales are stored as {names} and rounded to {compute}, in which the graph "
             "computes: weights differ from the checkpoint's by that; with the dtype fp32 they do not"
         )
-    return precision_of_checkpoint(options.weights, compute, stored, plan, forms)
+    return precision_of_checkpoint(options.weights, compute, stored, plan, quantised.forms), quantised
 
 
 @contextmanager
@@ -245,10 +249,11 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def _opset(asked: int | None, precision: Precision) -> int:
     """The least that has the operators, where nothing was asked for: the older, the more runtimes take it."""
-    least = BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
+    kinds = (precision.weights, precision.scoring, precision.head)
+    least = NVFP4_OPSET if "nvfp4" in kinds else BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
     if asked is not None and asked < least:
         raise InputError(
-            f"opset {asked} has no weights in blocks: expected {least} at least for {precision.weights}; "
+            f"opset {asked} has no {precision.weights} weights in blocks: expected {least} at least; "
             "leave out `opset`, or choose weights of a floating type"
         )
     return least if asked is None else asked

@@ -39,6 +39,7 @@ TORCH_DTYPES: dict[DType, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+_IR_VERSIONS = {23: 11}  # of the file's format, the least for an opset, where the tracer writes less
 _ELEMENTS: dict[ElementType, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -77,6 +78,9 @@ _SIZES = {
 _PAST_SIZES = (5, 3, 4, 7, 6, 13, 17, 19)
 _KEPT_SIZES = (10, 9, 8)
 _SMALLEST = {"batch": 1, "sequence": 1}
+# By a later opset the tracer would write attention and norms as one node each, which not every runtime reads.
+# What this one has, later ones have, too.
+_TRACED_OPSET = 22
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:
@@ -104,14 +108,17 @@ def _trace(
             dynamo=True,
             optimize=False,
             verbose=False,
-            opset_version=opset,
+            opset_version=min(opset, _TRACED_OPSET),
             dynamic_shapes=shapes,
             input_names=[spec.name for spec in interface.inputs],
             output_names=[spec.name for spec in interface.outputs],
             custom_translation_table=translation(),
         )
     assert program is not None  # with dynamo
-    return program.model
+    model = program.model
+    model.opset_imports[""] = opset
+    model.ir_version = max(model.ir_version, _IR_VERSIONS.get(opset, 0))
+    return model
 
 
 def trace_vision(vision: nn.Module, interface: Described, mode: FakeTensorMode, opset: int) -> ir.Model:

@@ -47,6 +47,7 @@ def export(
     *,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
+    link: bool = False,
     verify: Verify | None = None,
     by_gptq: ByGptq | None = None,
     progress: Progress | None = None,
@@ -62,9 +63,9 @@ def export(
     target = Path(output) if output is not None else default_output(model, options)
     _check_target(target, folder)
     with writing_to(target, force) as scratch:
-        decided = decide(folder, str(model), config, family, options, scratch)
+        decided, layers = decide(folder, str(model), config, family, options, scratch)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        prepared = _prepare(decided, config, family, folder, scratch, mode)
+        prepared = _prepare(decided, layers, config, family, folder, scratch, mode, link)
         # Tracing computes and copying waits for the disk; converting would wait for tracing at every step.
         with InBackground(prepared.placing.copy) as copying:
             traced = _trace(decided, prepared.parts, mode, listener)
@@ -78,6 +79,9 @@ def export(
         placed, converted = prepared.placing.convert(listener.advance, into_blocks)
         entries = [*copied, *converted]
         manifest = _write(decided, prepared, traced, placed, entries, scratch, listener)
+        if link:  # not before, because onnx refuses to work on a file with several links
+            listener.step("linking weights", sum(entry.bytes for entry in copied))
+            prepared.placing.link(copied, listener.advance)
         verification = Verification(skipped="it was not asked for")
         if verify is not None:
             verification = verify(scratch, manifest, folder, listener)
@@ -205,25 +209,30 @@ class _Traced:
 
 def _prepare(
     decided: Manifest,
+    layers: QuantisedLayers | None,
     config: PretrainedConfig,
     family: Family,
     folder: Path,
     scratch: Path,
     mode: FakeTensorMode,
+    link: bool,
 ) -> _Prepared:
-    """Finds the weights, and whether there is space for them."""
+    """Finds the weights, and whether there is space for them, and links if they are asked for."""
     precision = decided.precision
     dtype = graph.TORCH_DTYPES[precision.compute]
     with mode:
         model = family.build(config, dtype)
+    if layers is None:  # what is quantised all the same is refused
+        layers = QuantisedLayers(model, folder, None)
     # Before the parts are taken: it unties what the checkpoint stores apart.
-    layers = QuantisedLayers.of(model, folder)
     stored = weights.locate(model, folder, layers.forms)
     parts = family.parts(model, decided.plan.tower)
     choosing.untie(parts.text_model, parts.lm_head, precision)
     forms = choosing.forms_of(model, parts.text_model, parts.lm_head, decided.plan, precision)
     found = placing.Placing(stored, forms, folder, scratch, dtype, layers=layers)
     need_space(scratch.parent, found.bytes)
+    if link:
+        found.check_links()
     return _Prepared(model, parts, found)
 
 

@@ -1,8 +1,8 @@
 """Writing a bundle's weights: files that stay as they are, and one for all that changes.
 
-A weight that is stored as it is wanted stays where it is: its file is brought into the bundle byte for byte
-and the graph points into it. What is wanted in another form, and the rest of a file that would be mostly
-idle, goes into one new file. One weight is in memory at a time.
+A weight that is stored as it is wanted stays where it is: its file is brought into the bundle byte for byte,
+as a copy, in the end perhaps a hard link, and the graph points into it. What is wanted in another form, and
+the rest of a file that would be mostly idle, goes into one new file. One weight is in memory at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import torch
 
-from edgeprune.bundle import copy_with_sha256
+from edgeprune.bundle import copy_with_sha256, sha256_of
 from edgeprune.errors import InputError
 from edgeprune.exporter.precision.blocks import (
     BITS,
@@ -34,10 +34,17 @@ from edgeprune.exporter.precision.blocks import (
 )
 from edgeprune.exporter.precision.stored import QuantisedLayers
 from edgeprune.exporter.weights import SAFETENSORS_NAMES, StoredTensor, read_header, read_tensor
+from edgeprune.files import link
+from edgeprune.log import note
 from edgeprune.manifest import FileEntry
 
 CONVERTED = "converted.safetensors"
-_NAMES = {**SAFETENSORS_NAMES, torch.uint8: "U8", torch.int64: "I64"}
+_NAMES = {
+    **SAFETENSORS_NAMES,
+    torch.uint8: "U8",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 _ROWS_AT_ONCE = 1 << 24  # values of a weight that are converted at once
 
 Form: TypeAlias = "torch.dtype | BlockForm"
@@ -55,6 +62,7 @@ class QuantisedTensor:
         values: bytes, two 4 bit values in each.
         scale: [K / block, N].
         correction, order: of quantised checkpoints alone.
+        tensor_scale: float32 [], of nvfp4 alone.
     """
 
     form: BlockForm
@@ -63,14 +71,16 @@ class QuantisedTensor:
     scale: StoredTensor
     correction: StoredTensor | None = None
     order: StoredTensor | None = None
+    tensor_scale: StoredTensor | None = None
 
     def blocks(self, folder: Path) -> Blocks:
         """The values and scales, read."""
         values = unpacked(read_tensor(folder, self.values).reshape(-1), self.form.kind).reshape(self.shape)
-        correction, order = (
-            None if part is None else read_tensor(folder, part) for part in (self.correction, self.order)
+        more = (
+            None if part is None else read_tensor(folder, part)
+            for part in (self.correction, self.order, self.tensor_scale)
         )
-        return Blocks(values, read_tensor(folder, self.scale), correction, order)
+        return Blocks(values, read_tensor(folder, self.scale), *more)
 
 
 Placed: TypeAlias = "StoredTensor | QuantisedTensor"
@@ -128,6 +138,37 @@ class Placing:
             Those files with their sums.
         """
         return [copy_with_sha256(self._source / file, self._target / file, progress) for file in self._whole]
+
+    def check_links(self) -> None:
+        """Tells whether `link` will work, before there is a copy.
+
+        Raises:
+            InputError: the system links a file of the model not there.
+        """
+        if not self._whole:
+            note("no file of the model stays as it is, so none is linked: all weights are written anew")
+        for file in self._whole:
+            link(self._source / file, self._target / file)
+            (self._target / file).unlink()
+
+    def link(self, entries: Iterable[FileEntry], progress: Callable[[int], None]) -> None:
+        """Puts hard links in the place of the copies.
+
+        Args:
+            entries: what `copy` returned; a file of the model that is not the same any more is refused.
+            progress: told the bytes that were compared for that.
+
+        Raises:
+            InputError: as `check_links`.
+        """
+        for entry in entries:
+            if sha256_of(self._source / entry.path, progress) != entry.sha256:
+                raise InputError(
+                    f"{self._source / entry.path} was altered while it was exported: expected it to stay as "
+                    "it was; export again"
+                )
+            (self._target / entry.path).unlink()
+            link(self._source / entry.path, self._target / entry.path)
 
     def convert(
         self, progress: Callable[[int], None], into_blocks: Quantise | None = None
@@ -241,7 +282,11 @@ def _pieces(tensor: StoredTensor, form: Form, scale: torch.dtype) -> list[_Piece
         return [_Piece(form, tensor.shape)]
     outputs, inputs = tensor.shape
     values = form.bytes_of((outputs, inputs), scale)[0]
-    return [_Piece(torch.uint8, (values,)), _Piece(scale, (inputs // form.block, outputs))]
+    pieces = [
+        _Piece(torch.uint8, (values,)),
+        _Piece(form.scale_dtype(scale), (inputs // form.block, outputs)),
+    ]
+    return [*pieces, _Piece(torch.float32, ())] if form.kind == "nvfp4" else pieces
 
 
 def _write(
@@ -275,7 +320,8 @@ def _placed(tensor: StoredTensor, form: Form, written: Sequence[StoredTensor]) -
     if isinstance(form, torch.dtype):
         return written[0]
     outputs, inputs = tensor.shape
-    return QuantisedTensor(form, (inputs, outputs), *written)
+    values, scale, *whole = written
+    return QuantisedTensor(form, (inputs, outputs), values, scale, tensor_scale=whole[0] if whole else None)
 
 
 def _contents(
@@ -299,9 +345,11 @@ def _contents(
             yield _bytes(converted)
         return
     blocks = into_blocks(name, read_tensor(source, tensor), form)
-    assert (blocks.values.dtype, blocks.scale.dtype) == (VALUE_DTYPES[form.kind], scale)
+    assert (blocks.values.dtype, blocks.scale.dtype) == (VALUE_DTYPES[form.kind], form.scale_dtype(scale))
     yield _bytes(packed(blocks.values, form.kind))
     yield _bytes(blocks.scale)
+    if blocks.tensor_scale is not None:
+        yield _bytes(blocks.tensor_scale)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -22,7 +22,14 @@ from edgeprune.exporter.decision import stored_dtype
 from edgeprune.exporter.decoder import PrunedDecoder
 from edgeprune.exporter.families import family_of, read_config
 from edgeprune.exporter.graph import TORCH_DTYPES
-from edgeprune.exporter.precision.blocks import BITS, BlockForm, Blocks, best_scale, quantise
+from edgeprune.exporter.precision.blocks import (
+    BITS,
+    VALUE_DTYPES,
+    BlockForm,
+    Blocks,
+    best_scale,
+    quantise,
+)
 from edgeprune.exporter.precision.gptq import quantise_gptq
 from edgeprune.log import note
 from edgeprune.manifest import Manifest
@@ -147,7 +154,7 @@ class Gptq:
         number, linear = self._linear[name]
         while self._at < number:
             self._advance()
-        if form.kind == "fp8":
+        if VALUE_DTYPES[form.kind].is_floating_point:
             found = quantise(weight, form, self._scale)
         else:
             values, scale = quantise_gptq(

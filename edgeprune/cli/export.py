@@ -27,6 +27,7 @@ class WeightName(str, Enum):
     INT4 = "int4"
     INT8 = "int8"
     FP8 = "fp8"
+    NVFP4 = "nvfp4"
     FP16 = "fp16"
     BF16 = "bf16"
     FP32 = "fp32"
@@ -46,7 +47,10 @@ def export(
         typer.Option(help="Type to compute in; by default the one that the weights are stored in."),
     ] = None,
     weights: Annotated[
-        WeightName | None, typer.Option(help="Type of the weights; by default the one to compute in.")
+        WeightName | None,
+        typer.Option(
+            help="Type of the weights; by default the one to compute in. nvfp4 is for Blackwell GPUs alone."
+        ),
     ] = None,
     calibrate_images: Annotated[
         Path | None,
@@ -59,7 +63,8 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="Questions about them, one per line.")
     ] = None,
     opset: Annotated[
-        int | None, typer.Option(metavar="N", help="ONNX opset; by default 18, with weights in blocks 21.")
+        int | None,
+        typer.Option(metavar="N", help="ONNX opset; by default 18, with weights in blocks 21, nvfp4 23."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the method `random`.")] = 0,
     max_pixels: Annotated[
@@ -78,6 +83,14 @@ def export(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link weights that stay as they are instead of copying them: who alters the model's "
+            "files alters the bundle's, too.",
+        ),
+    ] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare the result with the original model.")
     ] = False,
@@ -116,6 +129,7 @@ def export(
             seed=seed,
             max_pixels=max_pixels,
             force=force,
+            link=link,
             verify=not no_verify,
             progress=progress,
         )

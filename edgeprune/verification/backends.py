@@ -25,6 +25,7 @@ from edgeprune.manifest import Check, Manifest
 from edgeprune.positions import prompt_positions
 from edgeprune.runtime.backends import AUTO, Backend, available, is_ready, open_backend
 from edgeprune.runtime.backends.base import Graph
+from edgeprune.runtime.backends.ort import INSTEAD
 from edgeprune.runtime.programs import run_program
 from edgeprune.vision_inputs import frame_feed, vision_inputs
 
@@ -59,10 +60,9 @@ def compare(bundle: Path, manifest: Manifest, name: str) -> list[Check]:
         InputError: ONNX Runtime cannot run the bundle's type, so there is nothing to compare with.
         BackendError: a back end cannot run here, or not this bundle.
     """
-    if manifest.precision.compute not in _LIMITS:
+    if (lacking := manifest.precision.beyond_onnxruntime) is not None:
         raise InputError(
-            f"ONNX Runtime's CPU kernels do not run {manifest.precision.compute}: export with `dtype='fp16'` "
-            "or `dtype='fp32'` to compare back ends"
+            f"ONNX Runtime's CPU kernels do not run {lacking}: {INSTEAD[lacking]} to compare back ends"
         )
     backend = open_backend(name, bundle=bundle)
     return compare_backends(bundle, manifest, backend, open_backend(REFERENCE, exact=True))

@@ -131,8 +131,8 @@ def verify_bundle(
 
 def why_not(bundle: Path, manifest: Manifest) -> str | None:
     """Why the comparison cannot run on this machine; None where it can."""
-    if manifest.precision.compute == "bf16":
-        return "ONNX Runtime's CPU kernels do not run bfloat16"
+    if (lacking := manifest.precision.beyond_onnxruntime) is not None:
+        return f"ONNX Runtime's CPU kernels do not run {lacking}"
     weights = sum(entry.bytes for entry in manifest.files)
     free = available_memory()
     # The original and the graph each hold the weights once, each as it computes; both lay matrices out anew.

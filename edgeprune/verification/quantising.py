@@ -38,6 +38,7 @@ class Limits:
 
 # Rounding a normal distribution leaves 0.006, 0.03 and 0.1 of it. What comes of that depends on the model: of
 # a tiny or random one far more than of one that was trained. These tell a mistake, not how good a model is.
+# There are none of nvfp4, of which nothing can be compared here.
 LIMITS: dict[BlockKind, Limits] = {
     "int8": Limits(weights=0.02, kept=0.2, score=0.2, logits=0.3),
     "fp8": Limits(weights=0.06, kept=0.4, score=0.4, logits=0.6),
@@ -53,7 +54,7 @@ def weakest(precision: Precision) -> Limits | None:
 
 def times_wider(precision: Precision) -> int:
     """How many times as many bits most weights have in the original, in the type that is computed in."""
-    bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
+    bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "nvfp4": 4}
     return max(1, bits[precision.compute] // bits[precision.weights])
 
 

@@ -19,6 +19,7 @@ from edgeprune.plans import PruningPlan
 
 BLOCK = 128
 """Values of an output that share a scale: what TensorRT documents for 4 bits, and 3 % of a weight."""
+_BLOCKS: dict[WeightKind, int] = {"nvfp4": 16}  # where it is a part of the type
 
 _WIDTH: dict[WeightKind, int] = {"fp32": 32, "fp16": 16, "bf16": 16}
 _COARSEST: tuple[WeightKind, ...] = ("int4", "fp8", "int8")
@@ -54,16 +55,17 @@ def precision_of(
             update={"weights": asked, "scoring": asked, "head": asked, "other": asked}
         )
     first = min((stage.layer for stage in plan.stages), default=0)
-    finer = asked == "int4" and 0 < first <= max(_FEW, int(layers * _SHARE))
+    coarse = asked in ("int4", "nvfp4")
+    finer = coarse and 0 < first <= max(_FEW, int(layers * _SHARE))
     narrow: DType = stored if _WIDTH[stored] == 16 else "fp16"
     return Precision(
         compute=compute,
         cache=compute,
         weights=asked,
         scoring="int8" if finer else asked,
-        head="int8" if asked == "int4" else asked,
+        head="int8" if coarse else asked,
         other=compute if _WIDTH[compute] == 16 else narrow,
-        block=BLOCK,
+        block=_BLOCKS.get(asked, BLOCK),
         method="nearest",
     )
 

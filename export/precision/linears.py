@@ -2,7 +2,9 @@
 
 A linear layer becomes DequantizeLinear(values [K, N], scale [K / block, N], axis 0) -> MatMul. ONNX Runtime
 makes one operator of the two by itself, TensorRT and TensorRT for RTX keep the values as they are. With the
-checkpoint's own order, [N, K] and a transposition, ONNX Runtime would dequantise in every run.
+checkpoint's own order, [N, K] and a transposition, ONNX Runtime would dequantise in every run. Of nvfp4 the
+scale is made by another DequantizeLinear(scales of blocks, scale of the whole weight) -> Cast, as TensorRT
+reads it.
 """
 
 from __future__ import annotations
@@ -23,18 +25,22 @@ from edgeprune.files import open_regular
 from edgeprune.manifest import BlockKind
 
 BLOCKS_OPSET = 21  # blocks of DequantizeLinear, and 4 bit integers
+NVFP4_OPSET = 23  # 4 bit floats
 VALUES, SCALE, CORRECTION, ORDER = ".values", ".scale", ".correction", ".order"
+TENSOR_SCALE = ".tensor_scale"
 
 _IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int64: ir.DataType.INT64,
+    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
 }
 _VALUES: dict[BlockKind, ir.DataType] = {
     "int4": ir.DataType.INT4,
     "int8": ir.DataType.INT8,
     "fp8": ir.DataType.FLOAT8E4M3FN,
+    "nvfp4": ir.DataType.FLOAT4E2M1,
 }
 
 
@@ -99,6 +105,9 @@ def quantise_linear(graph: ir.Graph, value: ir.Value, quantised: QuantisedTensor
         own = f"{name}.{number}" if number else name
         values = _initializer(graph, quantised.values, _VALUES[form.kind], shape, own + VALUES, folder)
         scale = _stored_float(graph, quantised.scale, own + SCALE, folder)
+        if quantised.tensor_scale is not None:
+            whole = _stored_float(graph, quantised.tensor_scale, own + TENSOR_SCALE, folder)
+            scale = _scaled(graph, scale, whole, value.dtype, user)
         node = ir.node("DequantizeLinear", [values, scale], {"axis": 0, "block_size": form.block})
         made = node.outputs[0]
         made.shape, made.type = ir.Shape(shape), ir.TensorType(value.dtype)
@@ -116,6 +125,21 @@ def quantise_linear(graph: ir.Graph, value: ir.Value, quantised: QuantisedTensor
                 correction = _stored_float(graph, quantised.correction, own + CORRECTION, folder)
                 _add_correction(graph, product, correction)
     del graph.initializers[name]
+
+
+def _scaled(
+    graph: ir.Graph, scale: ir.Value, whole: ir.Value, dtype: ir.DataType, before: ir.Node
+) -> ir.Value:
+    """The scales of blocks times that of the whole weight, in the type of the graph."""
+    node = ir.node("DequantizeLinear", [scale, whole])
+    nodes, made = [node], node.outputs[0]
+    made.shape, made.type = scale.shape, whole.type
+    if whole.dtype != dtype:
+        nodes.append(ir.node("Cast", [made], {"to": dtype}))
+        made = nodes[-1].outputs[0]
+        made.shape, made.type = scale.shape, ir.TensorType(dtype)
+    graph.insert_before(before, nodes)
+    return made
 
 
 def _sort_inputs(graph: ir.Graph, product: ir.Node, order: StoredTensor, name: str, folder: Path) -> None:
@@ -292,7 +316,11 @@ def stored_blocks(path: Path) -> Iterator[tuple[str, Blocks]]:
         other = makers.get(added.input[1]) if added is not None and added.op_type == "Add" else None
         correction = read_of(other, "MatMul", CORRECTION)
         order = read_of(makers.get(product.input[0]), "Gather", ORDER)
-        yield own, Blocks(held, read(dequantised.input[1]), correction, order)
+        scale, tensor_scale = dequantised.input[1], None
+        if (maker := makers.get(scale)) is not None:
+            scaled = makers[maker.input[0]] if maker.op_type == "Cast" else maker
+            scale, tensor_scale = scaled.input[0], read(scaled.input[1])
+        yield own, Blocks(held, read(scale), correction, order, tensor_scale)
 
 
 def _bytes_of(tensor: onnx.TensorProto, folder: Path) -> bytearray:

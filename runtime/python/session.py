@@ -78,8 +78,8 @@ class Session:
         self.max_context = max_context
         self.backend = backend
         self.manifest = manifest
+        language = backend.language_form(manifest)  # first, because it refuses what cannot be run
         self._vision = backend.load(folder, manifest.vision)
-        language = backend.language_form(manifest)
         self._language = backend.load(folder, language)
         check_interface(self._vision, manifest.vision.inputs, manifest.vision.outputs, manifest)
         check_interface(self._language, language.inputs, language.outputs, manifest)

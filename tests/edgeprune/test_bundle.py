@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -66,6 +67,35 @@ def test_a_copy_is_hashed_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "target").read_bytes() == b"0123456789"
     assert copied == entry("target", b"0123456789")
     assert sum(told) == copied.bytes
+
+
+def test_a_copy_that_the_file_system_makes_is_hashed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clone(target: int, request: int, source: int) -> int:
+        os.sendfile(target, source, 0, 10)
+        os.lseek(target, 0, os.SEEK_SET)
+        return 0
+
+    monkeypatch.setattr("fcntl.ioctl", clone)
+    (tmp_path / "source").write_bytes(b"0123456789")
+    assert copy_with_sha256(tmp_path / "source", tmp_path / "target") == entry("target", b"0123456789")
+    assert (tmp_path / "target").read_bytes() == b"0123456789"
+    assert not (tmp_path / "target").samefile(tmp_path / "source")
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY])
+def test_what_the_file_system_does_not_copy_is_copied(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(target: int, request: int, source: int) -> int:
+        os.pwrite(target, b"left of a clone that failed", 0)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.ioctl", fail)
+    (tmp_path / "source").write_bytes(b"0123456789")
+    assert copy_with_sha256(tmp_path / "source", tmp_path / "target") == entry("target", b"0123456789")
+    assert (tmp_path / "target").read_bytes() == b"0123456789"
 
 
 def test_a_manifest_is_read_as_it_was_written(bundle: Path) -> None:

@@ -14,6 +14,7 @@ from edgeprune.errors import InputError, OutputError
 from edgeprune.files import (
     alone_in,
     is_utf8,
+    link,
     only_writer,
     open_regular,
     read_regular,
@@ -31,6 +32,31 @@ def test_a_regular_file_is_read_also_by_a_link(tmp_path: Path) -> None:
     for name in ("file", "link"):
         with open_regular(tmp_path / name) as file:
             assert file.read() == b"content"
+
+
+@pytest.mark.parametrize("name", ["file", "leading"])
+def test_a_link_is_another_name_of_the_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "leading").symlink_to("file")  # as in the cache of the Hugging Face hub
+    link(tmp_path / name, tmp_path / "second")
+    assert not (tmp_path / "second").is_symlink()
+    assert (tmp_path / "second").samefile(tmp_path / "file")
+
+
+def test_a_link_that_the_system_does_not_make_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*names: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "file").write_bytes(b"content")
+    message = (
+        r"file cannot be linked .*\(Invalid cross-device link\): expected both on one file system, .*`link`"
+    )
+    with pytest.raises(InputError, match=message):
+        link(tmp_path / "file", tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_whatever_could_wait_for_ever_is_refused_at_once(tmp_path: Path) -> None:

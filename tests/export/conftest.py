@@ -88,4 +88,4 @@ def brain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="session")
 def unpruned(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Qwen3 without pruning, by the newest opset, of weights in several files."""
-    return _exported(tmp_path_factory.mktemp("unpruned"), "qwen3", shard="60KB", method="none", opset=22)
+    return _exported(tmp_path_factory.mktemp("unpruned"), "qwen3", shard="60KB", method="none", opset=23)

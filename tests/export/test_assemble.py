@@ -231,5 +231,5 @@ def test_the_method_none_leaves_no_trace_of_pruning(unpruned: Exported) -> None:
     model = onnx.load(unpruned.bundle / "language.onnx", load_external_data=False)
     assert op.has_node(model) == 0
     assert not model.functions
-    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 22}
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 23}
     assert "bias_curve" not in [value.name for value in model.graph.initializer]

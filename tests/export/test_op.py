@@ -23,7 +23,7 @@ from edgeprune.exporter import op
 from tests.edgeprune.debias.test_selection import stages
 
 PROPERTY = settings(deadline=None, max_examples=120, derandomize=True)
-OPSETS = (18, 22)
+OPSETS = (18, 23)
 INPUTS = {
     "hidden_states": ("batch", "sequence", "width"),
     "score": ("batch", "sequence"),

@@ -21,7 +21,7 @@ from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.debias.curves import TabulatedCurve, save_curve
 from edgeprune.errors import EdgepruneError, InputError, OutputError, UnsupportedModelError, VerificationError
-from edgeprune.exporter import decision, pipeline, placing, weights
+from edgeprune.exporter import decision, graph, pipeline, placing, weights
 from edgeprune.exporter.origin import model_name
 from edgeprune.exporter.pipeline import ExportOptions, default_output, resolve_model
 from edgeprune.progress import Silent
@@ -37,12 +37,12 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "layer before the first": ({"layer": 0}, r"layer 0 .*4 decoder layers.*1 to 3"),
     "layer behind the last": ({"layer": 4}, r"layer 4 .*4 decoder layers.*1 to 3"),
     "unknown method": ({"method": "fastw"}, r"unknown pruning method 'fastw': choose one of .*fastv"),
-    "opset too old": ({"opset": 17}, "opset 17 is not supported: choose 18 to 22"),
-    "opset too new": ({"opset": 23}, "opset 23 is not supported: choose 18 to 22"),
+    "opset too old": ({"opset": 17}, "opset 17 is not supported: choose 18 to 23"),
+    "opset too new": ({"opset": 24}, "opset 24 is not supported: choose 18 to 23"),
     "unknown dtype": ({"dtype": "int8"}, "the dtype 'int8' is not supported: choose one of fp32, fp16, bf16"),
     "unknown weights": (
         {"weights": "int3"},
-        "weights of the type 'int3' are not supported: choose one of fp32, fp16, bf16, int4, int8, fp8",
+        r"weights of the type 'int3' are not supported: choose one of fp32, .* int4, int8, fp8, nvfp4",
     ),
     "weights wider than the dtype": (
         {"weights": "fp32", "dtype": "fp16"},
@@ -50,7 +50,11 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "opset without blocks": (
         {"weights": "int4", "opset": 20},
-        "opset 20 has no weights in blocks: expected 21",
+        "opset 20 has no int4 weights in blocks: expected 21",
+    ),
+    "opset without nvfp4": (
+        {"weights": "nvfp4", "opset": 22},
+        "opset 22 has no nvfp4 weights in blocks: expected 23",
     ),
     "images without rounding": (
         {"calibrate_images": "images"},
@@ -445,3 +449,29 @@ def test_dtypes_decide_where_weights_lie(
     assert len(shards) > 2
     assert (half.manifest.precision.compute, brain.manifest.precision.compute) == ("fp16", "bf16")
     assert half.manifest.model.text_model == "gemma"
+
+
+@pytest.mark.slow
+def test_weights_that_stay_as_they_are_can_be_linked(pruned: Exported, tmp_path: Path) -> None:
+    file = "model.safetensors"
+    for force in (False, True):  # also of a file that has two links already
+        out = edgeprune.export(pruned.model, keep=0.5, output=tmp_path / "out", link=True, force=force)
+    assert (out / file).samefile(pruned.model / file)
+    assert (out / file).stat().st_nlink == 2
+    assert read_manifest(out, check="hashes").verification.checks
+    assert not (pruned.bundle / file).samefile(pruned.model / file)
+    edgeprune.load(out)
+
+
+def test_links_across_file_systems_are_refused_before_a_graph_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*names: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(graph, "trace_vision", None)
+    model = save_llava(tmp_path / "model")
+    with pytest.raises(InputError, match=r"cannot be linked .*expected both on one file system"):
+        edgeprune.export(model, keep=0.5, output=tmp_path / "out", link=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

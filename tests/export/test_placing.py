@@ -33,13 +33,24 @@ class Place:
         save_file(tensors, self.source / file)
         return read_header(self.source / file)
 
-    def place(self, stored: Mapping[str, StoredTensor], forms: Form | Mapping[str, Form], **more: Any) -> Any:
+    def place(
+        self,
+        stored: Mapping[str, StoredTensor],
+        forms: Form | Mapping[str, Form],
+        link: bool = False,
+        **more: Any,
+    ) -> Any:
         if not isinstance(forms, dict):
             forms = dict.fromkeys(stored, forms)
         placing = Placing(stored, forms, self.source, self.target, torch.float32)
+        if link:
+            placing.check_links()
+            assert not any(self.target.iterdir())
         copied = placing.copy(self.advanced.append)
         placed, converted = placing.convert(self.advanced.append, **more)
         assert sum(self.advanced) == placing.bytes
+        if link:
+            placing.link(copied, lambda _: None)
         found = placed, [*copied, *converted]
         for entry in found[1]:
             content = (self.target / entry.path).read_bytes()
@@ -60,6 +71,33 @@ def test_weights_of_the_wanted_dtype_stay_as_they_are(here: Place) -> None:
     assert [entry.path for entry in entries] == ["model.safetensors"]
     name = "model.safetensors"
     assert (here.target / name).read_bytes() == (here.source / name).read_bytes()
+    assert not (here.target / name).samefile(here.source / name)
+
+
+def test_files_that_stay_as_they_are_can_be_linked(here: Place) -> None:
+    tensors = {"stays": torch.randn(64, 64), "changes": torch.randn(5)}
+    stored = here.store(tensors)
+    placed, entries = here.place(stored, {"stays": torch.float32, "changes": torch.float16}, link=True)
+    assert [entry.path for entry in entries] == ["model.safetensors", CONVERTED]
+    assert (here.target / "model.safetensors").samefile(here.source / "model.safetensors")
+    assert (here.target / CONVERTED).stat().st_nlink == 1
+    assert torch.equal(read_tensor(here.target, placed["stays"]), tensors["stays"])
+
+
+def test_a_file_that_was_altered_after_it_was_copied_is_not_linked(here: Place) -> None:
+    stored = here.store({"a": torch.randn(8)})
+    placing = Placing(stored, {"a": torch.float32}, here.source, here.target, torch.float32)
+    copied = placing.copy(here.advanced.append)
+    here.store({"a": torch.randn(8)})
+    with pytest.raises(InputError, match=r"model\.safetensors was altered while .* export again"):
+        placing.link(copied, here.advanced.append)
+
+
+def test_that_nothing_can_be_linked_is_told(here: Place, caplog: pytest.LogCaptureFixture) -> None:
+    here.place(here.store({"a": torch.randn(8)}), torch.float16, link=True)
+    assert caplog.messages == [
+        "no file of the model stays as it is, so none is linked: all weights are written anew"
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -124,15 +162,17 @@ def test_infinity_stays_what_it_is(here: Place) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (6, 32)])
-def test_a_weight_in_blocks(here: Place, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("form", [INT4, BlockForm("nvfp4", 16)], ids=["int4", "nvfp4"])
+def test_a_weight_in_blocks(here: Place, shape: tuple[int, int], form: BlockForm) -> None:
     weight = torch.randn(shape)
     stored = here.store({"w": weight, "plain": torch.randn(3)})
-    placed, _ = here.place(stored, {"w": INT4, "plain": torch.float32})
-    found, expected = placed["w"].blocks(here.target), quantise(weight, INT4, torch.float32)
+    placed, _ = here.place(stored, {"w": form, "plain": torch.float32})
+    found, expected = placed["w"].blocks(here.target), quantise(weight, form, torch.float32)
     assert isinstance(placed["w"], QuantisedTensor)
     assert placed["w"].shape == (shape[1], shape[0])
-    assert torch.equal(found.values, expected.values)
-    assert torch.equal(found.scale, expected.scale)
+    assert found.values.dtype == expected.values.dtype
+    assert found.scale.dtype == expected.scale.dtype
+    assert torch.equal(found.weight(), expected.weight())
 
 
 def test_one_stored_weight_can_be_wanted_in_two_forms(here: Place) -> None:

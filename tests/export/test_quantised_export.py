@@ -71,6 +71,20 @@ def test_a_loaded_model_has_the_dequantised_weights(layout: str, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["awq", "gptq-act-order"])
+def test_a_bundle_is_verified_against_the_quantised_folder(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = quantised(tmp_path / "model", layout)
+    out = edgeprune.export(model, keep=0.5, output=tmp_path / "out", verify=False)
+    assert main(["verify", str(out), "--against", str(model), "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    stored = checks["quantised weights, the worst matrix against the checkpoint"]
+    assert stored["value"] <= stored["limit"]
+    assert "unpruned prefill logits, graph against Hugging Face" in checks
+
+
+@pytest.mark.slow
 def test_layers_in_one_order_share_it_and_every_product_its_sums(tmp_path: Path) -> None:
     for layout, node, products in (("gptq-act-order", "Gather", 4), ("awq", "ReduceSum", 4)):
         model, _ = quantised(tmp_path / layout, layout)

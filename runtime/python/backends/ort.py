@@ -37,6 +37,11 @@ _TITLES = {CPU: "ONNX Runtime on the CPU", CUDA: "ONNX Runtime on an NVIDIA GPU"
 # Distribution and extra that bring each; both are imported as onnxruntime.
 _PACKAGES = {CPU: ("onnxruntime", "ort"), CUDA: ("onnxruntime-gpu", "ort-gpu")}
 _CUDA_PROVIDER = "CUDAExecutionProvider"
+# What to do about what the CPU kernels do not run, by `Precision.beyond_onnxruntime`.
+INSTEAD = {
+    "bfloat16": "export with `dtype='fp16'` or `dtype='fp32'`",
+    "nvfp4 weights": "export with, say, `weights='int4'`",
+}
 # ONNX's numbers of element types.
 _ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 _DTYPES = {
@@ -318,6 +323,12 @@ class OrtBackend:
         self._instead: dict[str, GraphSpec] = {}
 
     def language_form(self, manifest: Manifest) -> GraphSpec:
+        lacking = manifest.precision.beyond_onnxruntime if self.name == CPU else None
+        if lacking is not None:
+            raise BackendError(
+                f"ONNX Runtime's CPU kernels do not run {lacking}: {INSTEAD[lacking]}, or build engines and "
+                "choose their back end"
+            )
         # CUDA's kernel of the same operator takes half precision only.
         form = manifest.language_form(IN_PLACE) if self.name == CPU else None
         if self.options.caches == IN_PLACE and form is None:
@@ -366,9 +377,9 @@ class OrtBackend:
                 return self.load(folder, portable)
             if "NOT_IMPLEMENTED" in reason:
                 raise BackendError(
-                    f"ONNX Runtime has no kernels for all of {path} here ({reason}): its CPU kernels do not "
-                    "run bfloat16, for one; export with `dtype='fp16'` or `dtype='fp32'`, or choose another "
-                    "back end"
+                    f"ONNX Runtime has no kernels for all of {path} here ({reason}): expected a graph that "
+                    "neither computes in bfloat16 nor has nvfp4 weights; export with `dtype='fp16'` or "
+                    "`dtype='fp32'` and other weights, or choose another back end"
                 ) from error
             raise BackendError(
                 f"ONNX Runtime cannot load {path}: {reason}; try another back end, or export the bundle again"

@@ -99,7 +99,7 @@ def build(bundle: str | os.PathLike[str], *, progress: Progress | None = None) -
     root = Path(os.path.abspath(bundle))
     manifest = read_manifest(root)
     need_utf8(root, "the bundle")  # the children are told in JSON
-    open_backend(CPU, {})
+    open_backend(CPU, {}).language_form(manifest)  # refuses what no kernel runs
     import onnxruntime
 
     version = onnxruntime.__version__

@@ -44,7 +44,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manifest(folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     config = read_config(folder)
     options = ExportOptions(keep=0.3, weights="int4", calibrate_images=images)
-    return decide(folder, "tiny", config, family_of(config), options, tmp_path_factory.mktemp("out"))
+    manifest, _ = decide(folder, "tiny", config, family_of(config), options, tmp_path_factory.mktemp("out"))
+    return manifest
 
 
 def gptq(folder: Path, manifest: Manifest, images: Path) -> rounding.Gptq:

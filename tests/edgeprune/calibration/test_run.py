@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeprune import export
+from edgeprune.bundle import read_manifest
 from edgeprune.calibration import calibrate
 from edgeprune.calibration import run as running
 from edgeprune.calibration.attention import Paid
@@ -20,6 +22,8 @@ from edgeprune.debias.curves import ExponentialCurve, load_curve
 from edgeprune.errors import InputError, OutputError
 from edgeprune.exporter.origin import fingerprint
 from edgeprune.files import only_writer
+from tests.quantised_checkpoints import quantise_folder, save_dequantised
+from tests.tiny import save_llava
 
 GRID = (6, 6)
 
@@ -46,6 +50,25 @@ def test_a_run_writes_a_curve_that_knows_its_model(model: Path, images: Path, tm
     assert found.stages[0].attention.samples == 44
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "curve.report.json"]
     assert json.loads((tmp_path / "curve.report.json").read_text())["stages"][0]["chosen"] == "exponential"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["awq", "gptq-act-order"])
+def test_a_quantised_model_is_measured_by_the_weights_that_it_stands_for(
+    layout: str, images: Path, tmp_path: Path
+) -> None:
+    folder = save_llava(tmp_path / "tiny")
+    meant = quantise_folder(folder, layout)
+    found = run(folder, images, tmp_path / "curve.json", trend="exponential")
+    out = export(folder, keep=0.5, curve=tmp_path / "curve.json", output=tmp_path / "out", verify=False)
+    assert read_manifest(out).curve == found.curve
+
+    save_dequantised(folder, meant)
+    expected = run(folder, images, tmp_path / "other.json", trend="exponential")
+    ours, theirs = (result.stages[0].attention for result in (found, expected))
+    assert np.array_equal(ours.sums, theirs.sums)
+    with pytest.raises(InputError, match="curve"):  # of other weights, by their fingerprint
+        export(folder, keep=0.5, curve=tmp_path / "curve.json", output=tmp_path / "other")
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(

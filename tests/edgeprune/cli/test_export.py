@@ -62,6 +62,7 @@ def test_only_model_and_share_are_needed(cli: Cli, exporter: FakeExporter) -> No
         "seed": 0,
         "max_pixels": None,
         "force": False,
+        "link": False,
         "verify": True,
     }
 

@@ -170,5 +170,9 @@ def test_scores_that_differ_are_told_even_where_they_merge_in_another_order() ->
 def test_a_type_that_the_reference_does_not_run(sample_bundle: Path) -> None:
     manifest = read_manifest(sample_bundle)
     bf16 = manifest.model_copy(update={"precision": Precision.plain("bf16")})
-    with pytest.raises(InputError, match="do not run bf16: export with `dtype='fp16'` or `dtype='fp32'`"):
+    with pytest.raises(InputError, match="do not run bfloat16: export with `dtype='fp16'` or `dtype='fp32'`"):
         compare(sample_bundle, bf16, "tensorrt")
+    fp4 = {"weights": "nvfp4", "block": 16, "method": "nearest"}
+    nvfp4 = manifest.model_copy(update={"precision": manifest.precision.model_copy(update=fp4)})
+    with pytest.raises(InputError, match="do not run nvfp4 weights: export with, say, `weights='int4'` to"):
+        compare(sample_bundle, nvfp4, "tensorrt")

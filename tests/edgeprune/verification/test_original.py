@@ -47,16 +47,22 @@ def test_not_a_number_is_worse_than_any(values: tuple[float, ...]) -> None:
     assert "logits nan (limit 1)" in failures(figures.checks)
 
 
-def test_a_bfloat16_bundle_cannot_be_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    manifest = make_manifest(precision=Precision.plain("bf16"))
-    found = verify.verify_bundle(tmp_path, manifest, tmp_path, Silent())
-    assert found.skipped == "ONNX Runtime's CPU kernels do not run bfloat16"
-    assert caplog.messages == ["not compared with the original model: " + found.skipped]
-
-
 INT4 = Precision.plain("fp32").model_copy(
     update={"weights": "int4", "scoring": "int4", "head": "int8", "block": 128, "method": "nearest"}
 )
+NVFP4 = INT4.model_copy(update={"weights": "nvfp4", "block": 16})
+
+
+@pytest.mark.parametrize(
+    ("precision", "lacking"), [(Precision.plain("bf16"), "bfloat16"), (NVFP4, "nvfp4 weights")]
+)
+def test_what_onnx_runtime_does_not_run_is_not_compared(
+    precision: Precision, lacking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = make_manifest(precision=precision)
+    found = verify.verify_bundle(tmp_path, manifest, tmp_path, Silent())
+    assert found.skipped == f"ONNX Runtime's CPU kernels do not run {lacking}"
+    assert caplog.messages == ["not compared with the original model: " + found.skipped]
 
 
 @pytest.mark.parametrize(("lacking", "fits"), [(0, True), (1, False)])

@@ -63,6 +63,11 @@ def test_few_layers_in_front_of_the_selection_are_finer(layer: int, layers: int,
     assert chosen("int8", plan=plan, layers=layers).scoring == "int8"
 
 
+def test_four_bit_floats_have_blocks_of_their_own_length() -> None:
+    found = chosen("nvfp4", "fp16", "fp16")
+    assert (found.weights, found.scoring, found.head, found.block) == ("nvfp4", "int8", "int8", 16)
+
+
 def test_without_a_selection_nothing_is_scored() -> None:
     assert chosen("int4", plan=NONE).scoring == "int4"
     assert chosen("int4").describe() == (

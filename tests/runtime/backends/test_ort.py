@@ -20,6 +20,7 @@ from edgeprune.interface import TensorSpec
 from edgeprune.manifest import GraphSpec
 from edgeprune.runtime.backends import open_backend, ort
 from edgeprune.runtime.backends.ort import Options, OrtBackend, OrtGraph, OrtTensor
+from edgeprune.runtime.session import Session
 from tests.golden.make import GOLDEN
 from tests.manifests import make_manifest
 
@@ -186,8 +187,32 @@ def test_a_type_without_kernels_is_told_with_the_way_out(tmp_path: Path) -> None
         [value("new", TensorProto.BFLOAT16, 1, 2)],
         [value("present", TensorProto.BFLOAT16, 1, 2)],
     )
-    with pytest.raises(BackendError, match=r"has no kernels .*do not run bfloat16.*`dtype='fp16'` or"):
+    with pytest.raises(
+        BackendError, match=r"has no kernels .*neither computes in bfloat16 .*`dtype='fp16'` or"
+    ):
         open_backend("onnxruntime").load(folder, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"compute": "bf16"},
+            r"do not run bfloat16: export with `dtype='fp16'` or .*, or build engines and",
+        ),
+        (
+            {"weights": "nvfp4", "block": 16, "method": "nearest"},
+            r"do not run nvfp4 weights: export with, say, `weights='int4'`, or build engines and",
+        ),
+    ],
+)
+def test_a_bundle_without_kernels_is_refused_before_a_graph_is_loaded(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    precision = make_manifest().precision.model_copy(update=changes)
+    manifest = make_manifest(precision=precision)
+    with pytest.raises(BackendError, match=words):
+        Session(open_backend("onnxruntime"), tmp_path, manifest)
 
 
 def weighted(folder: Path) -> Path:

@@ -25,7 +25,7 @@ from edgeprune.runtime.backends.ort_building import Job, best_of, build, measure
 from edgeprune.runtime.backends.ort_engines import Engines, OrtSidecar, Setting
 from edgeprune.runtime.backends.sidecars import read_sidecar
 from tests.edgeprune.cli.conftest import snapshot
-from tests.manifests import write_bundle
+from tests.manifests import make_manifest, write_bundle
 from tests.runtime.backends.test_ort import value, write
 
 SPEC = GraphSpec(
@@ -43,6 +43,17 @@ def product(folder: Path) -> np.ndarray:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     write(folder, nodes, [value("x", 1, "n", 64)], [value("y", 1, "n", 32)], (weight,))
     return w
+
+
+def test_weights_that_no_kernel_reads_are_refused_before_anything_is_optimised(tmp_path: Path) -> None:
+    fp4 = {"weights": "nvfp4", "block": 16, "method": "nearest"}
+    bundle = write_bundle(
+        tmp_path / "bundle", precision=make_manifest().precision.model_copy(update=fp4), opset=23
+    )
+    before = snapshot(bundle)
+    with pytest.raises(BackendError, match="CPU kernels do not run nvfp4 weights"):
+        build(bundle)
+    assert snapshot(bundle) == before
 
 
 def test_an_optimised_graph_gives_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,11 @@ KNOWN = {
 }
 """Architectures by name, with GPUs that have them; others are taken as they are."""
 
-_LEAST: dict[WeightKind, tuple[int, str]] = {"int4": (80, "Ampere"), "fp8": (89, "Ada")}
+_LEAST: dict[WeightKind, tuple[int, str]] = {
+    "int4": (80, "Ampere"),
+    "fp8": (89, "Ada"),
+    "nvfp4": (100, "Blackwell"),
+}
 """From which architecture on TensorRT takes a kind of weights, and its name."""
 
 

@@ -451,6 +451,8 @@ def test_rtx_builds_the_sample_for_three_gpus_in_one_engine(bundle: Path) -> Non
         ("sample", "fp16", "int4"),
         ("random", "fp32", "int8"),
         ("sample", "fp16", "fp8"),
+        ("sample", "fp16", "nvfp4"),
+        ("random", "bf16", "nvfp4"),
     ],
 )
 def test_rtx_builds_every_type_for_three_gpus(
@@ -461,7 +463,10 @@ def test_rtx_builds_every_type_for_three_gpus(
 
     source = SAMPLE_MODEL if model == "sample" else save_llava(tmp_path / "model")
     out = export(source, keep=0.3, dtype=dtype, weights=weights, output=tmp_path / "out", verify=False)
-    targets = ["sm86", "sm89", "sm120"][weights == "fp8" :]
+    manifest = read_manifest(out)
+    assert manifest.opset == {None: 18, "nvfp4": 23}.get(weights, 21)
+    assert not (weights == "nvfp4" and manifest.language_forms)  # ONNX Runtime's own form
+    targets = ["sm86", "sm89", "sm120"][{"fp8": 1, "nvfp4": 2}.get(weights or "", 0) :]
     folder = build(out, backend="tensorrt-rtx", targets=targets, max_images=2)
     sidecar = read_sidecar(folder)
     assert sidecar.targets == tuple(targets)

@@ -23,6 +23,7 @@ def precision(weights: WeightKind, scoring: WeightKind = "int8") -> Precision:
         ("int8", ["sm75"]),
         ("fp16", ["sm75"]),
         ("fp8", ["sm89", "sm110"]),
+        ("nvfp4", ["sm100", "sm110", "sm120"]),
     ],
 )
 def test_what_a_target_takes(weights: WeightKind, targets: list[str]) -> None:
@@ -34,6 +35,8 @@ def test_what_a_target_takes(weights: WeightKind, targets: list[str]) -> None:
     [
         ("int4", ["sm75"], r"int4 weights, .*from Ampere \(sm80\) on, .* is sm75: .* in int8 or fp16"),
         ("fp8", ["sm86"], r"fp8 weights, .*from Ada \(sm89\) on, .* is sm86: .* in int4 or int8 or fp16"),
+        ("nvfp4", ["sm75"], r"nvfp4 weights, .*from Blackwell \(sm100\) on, .* is sm75: .* in int8 or fp16"),
+        ("nvfp4", ["sm90"], r"the target is sm90: export with weights in int4 or fp8 or int8 or fp16"),
         # The weakest of several decides.
         ("fp8", ["sm120", "sm87"], r"the target is sm87: .* in int4 or int8 or fp16"),
     ],
