@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 
@@ -238,6 +239,13 @@ class Verification(Part):
 
     checks: Annotated[tuple[Check, ...], Field(max_length=10_000)] = ()
     skipped: Line | None = None
+
+    @model_validator(mode="after")
+    def _finite(self) -> Verification:
+        # JSON has no other numbers: such a manifest could not be written and read again.
+        if not all(math.isfinite(number) for check in self.checks for number in (check.value, check.limit)):
+            raise ValueError("the figures of a comparison are finite numbers")
+        return self
 
 
 def curve_places(curve: BiasCurve | None, plan: PruningPlan, program: ImageProgram) -> int:

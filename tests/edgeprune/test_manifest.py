@@ -245,6 +245,14 @@ def test_a_tower_that_keeps_more_than_there_is() -> None:
         make_manifest(plan=plan)
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("field", ["value", "limit"])
+def test_figures_of_a_comparison_are_finite(field: str, number: float) -> None:
+    check = {"name": "logits", "value": 0.1, "limit": 0.2, field: number}
+    with pytest.raises(ValidationError, match="the figures of a comparison are finite numbers"):
+        make_manifest(verification={"checks": [check]})
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_manifest_that_is_read_can_be_written_and_read_again(data: st.DataObject) -> None:
