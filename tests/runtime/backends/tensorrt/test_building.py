@@ -23,7 +23,8 @@ from edgeprune.manifest import DType, Manifest, WeightKind
 from edgeprune.runtime.backends.tensorrt import build, building, device, flavours, memory, plugins
 from edgeprune.runtime.backends.tensorrt.sidecar import read_sidecar
 from tests.conftest import SAMPLE_MODEL
-from tests.manifests import make_manifest
+from tests.edgeprune.cli.conftest import snapshot
+from tests.manifests import make_manifest, write_bundle
 from tests.runtime.backends.tensorrt import fakes
 from tests.runtime.test_child import running
 
@@ -185,6 +186,20 @@ def test_a_timing_cache_that_cannot_be_is_refused_before_the_build(
     with pytest.raises(OutputError, match="in a folder that exists"):
         build(bundle, backend="tensorrt", timing_cache=tmp_path / "none" / "times")
     assert (bundle / "language.onnx").read_bytes() == weights
+
+
+def test_weights_that_the_target_cannot_read_are_refused_before_the_build(
+    tensorrt: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_run", None)
+    monkeypatch.setattr(building, "check_source", None)
+    fp4 = {"weights": "nvfp4", "block": 16, "method": "nearest"}
+    precision = make_manifest().precision.model_copy(update=fp4)
+    bundle = write_bundle(tmp_path / "bundle", precision=precision, opset=23)
+    before = snapshot(bundle)
+    with pytest.raises(InputError, match=r"nvfp4 weights, .*from Blackwell \(sm100\) on, .* is sm89: export"):
+        build(bundle, backend="tensorrt", targets=["sm89"])
+    assert snapshot(bundle) == before
 
 
 def test_a_killed_build_takes_its_child_along(bundle: Path, tensorrt: object, tmp_path: Path) -> None:
