@@ -99,6 +99,11 @@ class Precision(Part):
         return cls(compute=dtype, cache=dtype, weights=dtype, scoring=dtype, head=dtype, other=dtype)
 
     @property
+    def kinds(self) -> tuple[WeightKind, WeightKind, WeightKind]:
+        """Of the linear layers: most, those in front of the first selection, the head."""
+        return (self.weights, self.scoring, self.head)
+
+    @property
     def in_blocks(self) -> bool:
         """Whether weights are stored in blocks."""
         return self.block is not None
@@ -106,7 +111,7 @@ class Precision(Part):
     @property
     def beyond_onnxruntime(self) -> str | None:
         """What ONNX Runtime's CPU kernels do not run; None where they run all."""
-        if "nvfp4" in (self.weights, self.scoring, self.head):
+        if "nvfp4" in self.kinds:
             return "nvfp4 weights"
         return "bfloat16" if self.compute == "bf16" else None
 
@@ -126,7 +131,7 @@ class Precision(Part):
 
     @model_validator(mode="after")
     def _blocks_are_told(self) -> Precision:
-        kinds = {self.weights, self.scoring, self.head}
+        kinds = set(self.kinds)
         if bool(kinds & set(get_args(BlockKind))) != self.in_blocks or self.in_blocks != bool(self.method):
             raise ValueError(
                 f"weights are {', '.join(sorted(kinds))}, the block is {self.block}, the method {self.method}"

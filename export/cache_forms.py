@@ -9,6 +9,7 @@ room than is filled, and only the new keys and values are written.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,11 @@ def write(path: Path, manifest: Manifest, two_way: bool) -> dict[CacheForm, str]
     """
     traced = onnx.load(path, load_external_data=False)
     onnx.save(_lowered(traced, _Portable(manifest)), path)
+    values = _Traced(traced.graph)
     files: dict[CacheForm, str] = {}
     for form in forms_of(manifest):
         files[form] = f"{path.stem}.{form}{path.suffix}"
-        onnx.save(_lowered(traced, _InPlace(manifest, two_way)), path.with_name(files[form]))
+        onnx.save(_lowered(traced, _InPlace(manifest, values, two_way)), path.with_name(files[form]))
     return files
 
 
@@ -121,10 +123,13 @@ class _Traced:
         self._constants = {value.name: value for value in graph.initializer}
         self._shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
 
-    def inputs(self, value: str, kind: str) -> Sequence[str]:
+    def inputs(self, value: str, kind: str, **attributes: Any) -> Sequence[str]:
         """What the operator of that kind reads that makes a value; `_OtherError` where it is another one."""
         node = self._makers.get(value)
         if node is None or (node.domain, node.op_type) != ("", kind):
+            raise _OtherError
+        found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if any(found.get(name) != wanted for name, wanted in attributes.items()):
             raise _OtherError
         return node.input
 
@@ -139,16 +144,11 @@ class _Traced:
         shape = self._shapes.get(value, ())
         return len(shape) == 3 and shape[2].dim_value == width
 
-    def permutation(self, value: str) -> list[int]:
-        """By which a value was transposed."""
-        return list(self._makers[value].attribute[0].ints)
-
 
 class _Lowering:
     """What becomes of each layer's attention. Shared values are computed where the first node needs them.
 
     Attributes:
-        traced: what is read.
         graph: what is made.
         renamed: what later nodes read instead of a traced node's outputs.
     """
@@ -157,7 +157,6 @@ class _Lowering:
         info = manifest.model
         self.heads, self.kv_heads, self.width = info.heads, info.kv_heads, info.head_dim
         self.half = manifest.precision.compute != "fp32"
-        self.traced = _Traced(onnx.GraphProto())
         self.graph = onnx.GraphProto()
         self.renamed: dict[str, str] = {}
         self._made: set[str] = set()
@@ -249,8 +248,9 @@ class _InPlace(_Lowering):
     alone.
     """
 
-    def __init__(self, manifest: Manifest, two_way: bool) -> None:
+    def __init__(self, manifest: Manifest, traced: _Traced, two_way: bool) -> None:
         super().__init__(manifest)
+        self._traced = traced
         self._two_way = two_way
         self._groups = manifest.cache_groups
         self._flat_forms: dict[str, str] = {}
@@ -302,7 +302,7 @@ class _InPlace(_Lowering):
         As transformers does it: x * cos + concat(-x[second half], x[first half]) * sin. For that to be a
         rotation, cosines and sines are the same in both halves.
         """
-        inputs = self.traced.inputs
+        inputs = self._traced.inputs
         plain, turned = inputs(value, "Add")
         source, cosine = inputs(plain, "Mul")
         halves, sine = inputs(turned, "Mul")
@@ -311,11 +311,11 @@ class _InPlace(_Lowering):
         half = self.width // 2
         for part, start, end in ((first, 0, half), (second, half, self.width)):
             whole, starts, ends, axes, *_ = inputs(part, "Slice")
-            (found,), (until,), (axis,) = map(self.traced.constant, (starts, ends, axes))
+            (found,), (until,), (axis,) = map(self._traced.constant, (starts, ends, axes))
             if whole != source or axis not in (3, -1) or (found, min(until, self.width)) != (start, end):
                 raise _OtherError
         by_head = [inputs(angle, "Unsqueeze") for angle in (cosine, sine)]
-        if any(self.traced.constant(axes) != [1] for _, axes in by_head):
+        if any(self._traced.constant(axes) != [1] for _, axes in by_head):
             raise _OtherError
         return source, by_head[0][0], by_head[1][0]
 
@@ -335,19 +335,16 @@ class _InPlace(_Lowering):
 
     def _flat(self, value: str, heads: int) -> str:
         """[B, heads, S, width] as [B, S, heads * width], which most often is what it was made of."""
-        shape = self.constant(f"flat.{heads}", [0, 0, heads * self.width])
+        by_token = [0, 2, 1, 3]
         try:
-            (turned,) = self.traced.inputs(value, "Transpose")
-            if self.traced.permutation(value) != [0, 2, 1, 3]:
-                raise _OtherError
+            (turned,) = self._traced.inputs(value, "Transpose", perm=by_token)
         except _OtherError:
-            turned = self.add("Transpose", [value], f"{value}.turned", perm=[0, 2, 1, 3])
-        try:
-            whole, _ = self.traced.inputs(turned, "Reshape")
-            if self.traced.is_flat(whole, heads * self.width):
+            turned = self.add("Transpose", [value], f"{value}.turned", perm=by_token)
+        with suppress(_OtherError):
+            whole, _ = self._traced.inputs(turned, "Reshape")
+            if self._traced.is_flat(whole, heads * self.width):
                 return whole
-        except _OtherError:
-            pass
+        shape = self.constant(f"flat.{heads}", [0, 0, heads * self.width])
         return self.add("Reshape", [turned, shape], f"{turned}.flat")
 
     def _lengths(self, mask: str) -> tuple[str, str]:
@@ -370,7 +367,7 @@ class _InPlace(_Lowering):
             # What a stage leaves of earlier layers' caches: whoever runs the graph cuts its buffers to that.
             return
         reshaped = self._flat_forms.get(node.input[0]) if node.op_type == "Reshape" else None
-        if reshaped and self.traced.is_flat(node.output[0], self.heads * self.width):
+        if reshaped and self._traced.is_flat(node.output[0], self.heads * self.width):
             self.renamed[node.output[0]] = reshaped
             return
         super().other(node)
@@ -418,22 +415,21 @@ def _score_where_visual(graph: onnx.GraphProto) -> None:
         helper.make_node("Cast", ["scores.count"], ["scores.wanted"], to=onnx.TensorProto.BOOL),
         helper.make_node("Shape", [INPUT_IDS], ["scores.shape"]),
     ]
-    nodes = list(graph.node)
+    nodes, outputs = list(graph.node), {value.name for value in graph.output}
     for scores in (stage.input[1] for stage in stages):
-        branch = _needed_by(nodes, scores, {value.name for value in graph.output})
-        inner = [onnx.NodeProto.FromString(node.SerializeToString()) for node in branch]
-        inner[-1].output[0] = f"{scores}.paid"
+        branch = _needed_by(nodes, scores, outputs)
+        made = branch[-1]
+        made.output[0] = f"{scores}.paid"
         none = helper.make_node("ConstantOfShape", ["scores.shape"], [f"{scores}.none"])
         then, otherwise = (
             helper.make_graph(part, name, [], [_scores_of_branch(part[-1].output[0])])
-            for part, name in ((inner, "visual"), ([none], "text"))
+            for part, name in ((branch, "visual"), ([none], "text"))
         )
         choice = helper.make_node(
             "If", ["scores.wanted"], [scores], name=scores, then_branch=then, else_branch=otherwise
         )
-        nodes[nodes.index(branch[-1])] = choice
-        moved = {id(node) for node in branch}
-        nodes = [node for node in nodes if id(node) not in moved]
+        moved = {id(node) for node in branch[:-1]}
+        nodes = [choice if node is made else node for node in nodes if id(node) not in moved]
     del graph.node[:]
     graph.node.extend([*asked, *nodes])
 
@@ -463,7 +459,6 @@ def _needed_by(nodes: Sequence[onnx.NodeProto], value: str, outputs: Container[s
 
 def _lowered(traced: onnx.ModelProto, lowering: _Lowering) -> onnx.ModelProto:
     """A copy of a traced graph with other nodes in the places of its attention."""
-    lowering.traced = _Traced(traced.graph)
     for node in traced.graph.node:
         if (node.domain, node.op_type) == (OP_DOMAIN, NAME):
             lowering.attention(node, node.attribute[0].f)

@@ -249,8 +249,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def _opset(asked: int | None, precision: Precision) -> int:
     """The least that has the operators, where nothing was asked for: the older, the more runtimes take it."""
-    kinds = (precision.weights, precision.scoring, precision.head)
-    least = NVFP4_OPSET if "nvfp4" in kinds else BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
+    least = NVFP4_OPSET if "nvfp4" in precision.kinds else BLOCKS_OPSET if precision.in_blocks else MIN_OPSET
     if asked is not None and asked < least:
         raise InputError(
             f"opset {asked} has no {precision.weights} weights in blocks: expected {least} at least; "

@@ -15,8 +15,9 @@ from torch import nn
 from edgeprune import interface
 from edgeprune.exporter.families import ModelParts
 from edgeprune.exporter.graph import TORCH_DTYPES
+from edgeprune.exporter.precision.blocks import BITS
 from edgeprune.exporter.precision.linears import stored_blocks
-from edgeprune.manifest import BlockKind, Manifest, Precision
+from edgeprune.manifest import BlockKind, Manifest, Precision, WeightKind
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,18 @@ LIMITS: dict[BlockKind, Limits] = {
 
 def weakest(precision: Precision) -> Limits | None:
     """The limits of a precision; None where no weight is in blocks."""
-    kinds = {precision.weights, precision.scoring, precision.head}
-    return next((limits for kind, limits in reversed(LIMITS.items()) if kind in kinds), None)
+    return next((limits for kind, limits in reversed(LIMITS.items()) if kind in precision.kinds), None)
 
 
 def times_wider(precision: Precision) -> int:
     """How many times as many bits most weights have in the original, in the type that is computed in."""
-    bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "nvfp4": 4}
-    return max(1, bits[precision.compute] // bits[precision.weights])
+    return max(1, _bits(precision.compute) // _bits(precision.weights))
+
+
+def _bits(kind: WeightKind) -> int:
+    if kind == "fp32" or kind == "fp16" or kind == "bf16":
+        return 8 * TORCH_DTYPES[kind].itemsize
+    return BITS[kind]
 
 
 @torch.no_grad()

@@ -29,13 +29,18 @@ EXPORTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def bundle_of(name: str, factory: pytest.TempPathFactory) -> Path:
+    """A golden bundle, or one of `EXPORTS`."""
+    if name not in EXPORTS:
+        return GOLDEN / name
+    saver, model, options = EXPORTS[name]
+    folder = saver(factory.mktemp("forms") / "model", **model)
+    return export(folder, output=folder.parent / "bundle", verify=False, **options)
+
+
 @pytest.fixture(scope="module", params=[*BUNDLES, *EXPORTS])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param not in EXPORTS:
-        return GOLDEN / request.param
-    saver, model, options = EXPORTS[request.param]
-    folder = saver(tmp_path_factory.mktemp("forms") / "model", **model)
-    return export(folder, output=folder.parent / "bundle", verify=False, **options)
+    return bundle_of(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

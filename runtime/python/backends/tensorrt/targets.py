@@ -73,7 +73,7 @@ def check_weights(precision: Precision, targets: Sequence[str]) -> None:
         InputError: names the first such target, and kinds of weights that all of them take.
     """
     numbers = {name: int(name[2:]) for name in targets}
-    for kind in (precision.weights, precision.scoring, precision.head):
+    for kind in precision.kinds:
         least, title = _LEAST.get(kind, (0, ""))
         for name, number in numbers.items():
             if number < least:

@@ -11,7 +11,6 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgeprune import export
 from edgeprune.bundle import read_manifest
 from edgeprune.errors import BackendError
 from edgeprune.interface import is_cache
@@ -19,21 +18,15 @@ from edgeprune.runtime import load
 from edgeprune.runtime.backends.tensorrt import build, compile, flavours
 from edgeprune.runtime.backends.tensorrt.token_major import make_token_major, token_major
 from tests.export.families import decode_alike
-from tests.export.test_cache_forms import EXPORTS
+from tests.export.test_cache_forms import bundle_of
 from tests.golden.make import BUNDLES, GOLDEN
 from tests.runtime.backends.tensorrt.test_building import RTX, needs_rtx
 
-# Earlier caches are cut, which no golden bundle's are.
-TRIMMED = "trimmed"
 
-
-@pytest.fixture(scope="module", params=[*BUNDLES, TRIMMED])
+# Of the last one earlier caches are cut, which no golden bundle's are.
+@pytest.fixture(scope="module", params=[*BUNDLES, "trimmed"])
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param != TRIMMED:
-        return GOLDEN / request.param
-    saver, model, options = EXPORTS[request.param]
-    folder = saver(tmp_path_factory.mktemp("forms") / "model", **model)
-    return export(folder, output=folder.parent / "bundle", verify=False, **options)
+    return bundle_of(request.param, tmp_path_factory)
 
 
 def read(bundle: Path) -> onnx.ModelProto:
